@@ -1,0 +1,1 @@
+"""One module a backend; the only place that imports its client library."""

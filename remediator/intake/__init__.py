@@ -1,0 +1,1 @@
+"""RECEIVE and NORMALISE: from bytes on a socket to stored deliveries and alerts."""

@@ -1,0 +1,1 @@
+"""DECIDE, ACT and VERIFY: from a proposal to one bounded change that is judged."""

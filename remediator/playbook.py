@@ -1,0 +1,307 @@
+"""What a playbook is, and how playbooks are found.
+
+A playbook reads through read-only ports and returns values. It cannot change anything: the
+engine decides, reserves, acts and asks it whether that helped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import inspect
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import ClassVar, Literal, TypeVar, cast
+
+import structlog
+from pydantic import ConfigDict, ValidationError
+
+from remediator.errors import ConfigError, PermanentError, TemporaryError
+from remediator.model import (
+    Alert,
+    Finding,
+    FindingStatus,
+    Incident,
+    Limits,
+    Mitigation,
+    Proposal,
+    Sample,
+    Target,
+    Value,
+    Verification,
+)
+from remediator.ports import Endpoint, Metrics, Port, Sessions
+
+ENTRY_POINTS = "remediator.playbooks"
+CHECK_TIMEOUT = 5.0
+"""Seconds that one check of a diagnosis may take (procedures: connectivity checks, 5 s)."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Matcher(Value):
+    """A condition on one label, with Alertmanager's operators; regexes are anchored."""
+
+    label: str
+    op: Literal["=", "!=", "=~", "!~"] = "="
+    value: str
+
+    def holds(self, labels: Mapping[str, str]) -> bool:
+        """Say whether ``labels`` satisfy it; a missing label counts as empty."""
+        actual = labels.get(self.label, "")
+        match self.op:
+            case "=":
+                return actual == self.value
+            case "!=":
+                return actual != self.value
+            case "=~":
+                return re.fullmatch(self.value, actual) is not None
+            case "!~":
+                return re.fullmatch(self.value, actual) is None
+
+
+def alertnames(*names: str) -> Matcher:
+    """Match alerts of any of these names."""
+    return Matcher(label="alertname", op="=~", value="|".join(re.escape(name) for name in names))
+
+
+class Parameters(Value):
+    """What a service may set for a playbook; subclass it inside the playbook as ``Parameters``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    verification: Verification = Verification()
+
+
+T = TypeVar("T", bound=Value)
+
+
+class Findings(dict[str, Finding]):
+    """The findings of one diagnosis by name."""
+
+    def evidence(self, name: str, kind: type[T]) -> T | None:
+        """Return the typed evidence of one finding; None when it is missing or unknown."""
+        finding = self.get(name)
+        value = finding.value if finding is not None else None
+        return value if isinstance(value, kind) else None
+
+    def unknown(self, *names: str) -> list[str]:
+        """Say, a sentence each, which of ``names`` could not be found out."""
+        return [
+            f"{name}: {self[name].summary if name in self else 'was not checked'}"
+            for name in names
+            if name not in self or self[name].status is FindingStatus.UNKNOWN
+        ]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a playbook sees: the incident, its service's read ports, its parameters, the time."""
+
+    incident: Incident
+    alerts: tuple[Alert, ...]
+    targets: Mapping[str, Target]
+    """The service's targets by role, from the catalogue."""
+    ports: Mapping[str, Port] = field(repr=False)
+    """Read ports by role of the target; ``prometheus`` where the service has one."""
+    now: datetime
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """The service's Prometheus, or None where none is configured."""
+        return cast("Metrics | None", self.ports.get("prometheus"))
+
+    def sessions(self, role: str = "database") -> Sessions:
+        """Return the reader of the database in that role; ``PermanentError`` if there is none."""
+        return cast("Sessions", self._port(role))
+
+    def endpoint(self, role: str = "admin") -> Endpoint | None:
+        """Return the HTTP service in that role, or None where none is configured."""
+        return cast("Endpoint | None", self.ports.get(role))
+
+    def _port(self, role: str) -> Port:
+        try:
+            return self.ports[role]
+        except KeyError:
+            raise PermanentError(f"the service has no target in the role {role!r}") from None
+
+    async def gather(
+        self, checks: Mapping[str, Awaitable[Finding]], within: float = CHECK_TIMEOUT
+    ) -> Findings:
+        """Run read-only checks in parallel, each with its own timeout in seconds.
+
+        A check that fails or is late becomes an ``unknown`` finding with the reason; its
+        neighbours go on. Programming errors become ``unknown`` too, and are logged loudly.
+        """
+        names = list(checks)
+        results = await asyncio.gather(*(_check(n, checks[n], within) for n in names))
+        return Findings(zip(names, results, strict=True))
+
+
+async def _check(name: str, check: Awaitable[Finding], within: float) -> Finding:
+    try:
+        async with asyncio.timeout(within):
+            return await check
+    except TimeoutError:
+        reason = f"no answer within {within:g} s"
+    except (TemporaryError, PermanentError) as error:
+        reason = str(error)
+    except Exception as error:  # author's code: its failure is a finding, not ours
+        _log.exception("check_failed", check=name)
+        reason = f"the check itself failed: {type(error).__name__}"
+    return Finding(name=name, status=FindingStatus.UNKNOWN, summary=reason)
+
+
+class Playbook(ABC):
+    """One automated procedure. Subclass it, one class a file, and import only ``remediator``."""
+
+    name: ClassVar[str]
+    """Name in configuration and reports; the class name unless set."""
+    matches: ClassVar[tuple[Matcher, ...]]
+    """Conditions on the alert's labels; all must hold."""
+    targets: ClassVar[Mapping[str, str]]
+    """Roles that the service must have, with the kind of backend: ``{"database": "postgres"}``."""
+    senses: ClassVar[frozenset[str]]
+    """Roles (or ``prometheus``) that must be readable and sane before anything is changed.
+
+    A role that the service does not have is absent, which is not impaired."""
+    levers: ClassVar[frozenset[str]]
+    """Kinds of the mitigations that it may propose; anything else is refused."""
+    explains: ClassVar[frozenset[str]] = frozenset()
+    """Playbooks whose symptom this one's cause explains."""
+    limits: ClassVar[Limits] = Limits(
+        budget=3, window=timedelta(hours=1), cooldown=timedelta(minutes=5), concurrency=1
+    )
+    """Bounds of this playbook on one service where the configuration says nothing."""
+    Parameters: ClassVar[type[Parameters]] = Parameters
+
+    def __init_subclass__(cls) -> None:
+        """Name the playbook after its class."""
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
+    def __init__(self, parameters: Parameters) -> None:
+        """Keep the service's parameters, already validated by ``Parameters``."""
+        self.parameters = parameters
+
+    @abstractmethod
+    async def diagnose(self, context: Context) -> Findings:
+        """Read, in parallel (``context.gather``); change nothing."""
+
+    @abstractmethod
+    def propose(self, context: Context, findings: Findings) -> Proposal:
+        """Choose levers, best first. Pure: no I/O. What is not proven is not proposed."""
+
+    @abstractmethod
+    async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
+        """Look once whether ``mitigation`` helped. Missing data is ``cannot_tell``."""
+
+
+class PlaybookSet:
+    """The playbook classes that were found, by name."""
+
+    def __init__(self, classes: Iterable[type[Playbook]]) -> None:
+        """Keep ``classes``; two of one name are a ``ConfigError``."""
+        self._classes: dict[str, type[Playbook]] = {}
+        for cls in classes:
+            other = self._classes.setdefault(cls.name, cls)
+            if other is not cls:
+                raise ConfigError(
+                    f"two playbooks are named {cls.name}: {_origin(other)} and {_origin(cls)};"
+                    " rename one of them"
+                )
+
+    def __iter__(self) -> Iterator[type[Playbook]]:
+        """Iterate over the classes by name."""
+        return iter(sorted(self._classes.values(), key=lambda cls: cls.name))
+
+    def get(self, name: str) -> type[Playbook] | None:
+        """Return the class of that name."""
+        return self._classes.get(name)
+
+    def build(self, name: str, parameters: Mapping[str, object]) -> Playbook:
+        """Make the playbook ``name`` with a service's parameters.
+
+        Raises ``ConfigError`` for an unknown name and for unknown or wrong parameters.
+        """
+        cls = self._classes.get(name)
+        if cls is None:
+            known = ", ".join(sorted(self._classes)) or "none"
+            raise ConfigError(f"there is no playbook {name!r}; known are: {known}")
+        try:
+            return cls(cls.Parameters.model_validate(dict(parameters)))
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+            )
+            raise ConfigError(f"parameters of playbook {name}: {problems}") from error
+
+
+def load_playbooks(folders: Iterable[Path] = ()) -> PlaybookSet:
+    """Load the built-in playbooks, those of ``folders`` and those of installed packages.
+
+    Files are loaded by path, so a folder named ``playbooks`` in the working folder is never
+    imported by accident. Raises ``ConfigError`` for a folder that is missing or a file that
+    cannot be loaded.
+    """
+    classes: dict[str, type[Playbook]] = {}
+    for folder in (builtin_folder(), *folders):
+        if not folder.is_dir():
+            raise ConfigError(f"playbook folder {folder} does not exist or is not a folder")
+        for file in sorted(folder.glob("*.py")):
+            if not file.name.startswith("_"):
+                classes |= {f"{file}:{cls.__name__}": cls for cls in _load_file(file)}
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        classes[f"{entry.value}"] = _load_entry(entry)
+    return PlaybookSet(classes.values())
+
+
+def builtin_folder() -> Path:
+    """Return where the built-in playbooks are: in the wheel, or ``playbooks/`` of a checkout."""
+    packaged = Path(__file__).parent / "_builtin"
+    return packaged if packaged.is_dir() else Path(__file__).parent.parent / "playbooks"
+
+
+def _load_file(file: Path) -> list[type[Playbook]]:
+    name = f"remediator_playbook_{file.stem}_{abs(hash(file.resolve())):x}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{file} cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # pydantic resolves annotations through it
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
+    return [
+        cls
+        for cls in vars(module).values()
+        if inspect.isclass(cls)
+        and issubclass(cls, Playbook)
+        and cls.__module__ == name
+        and not inspect.isabstract(cls)
+    ]
+
+
+def _load_entry(entry: importlib.metadata.EntryPoint) -> type[Playbook]:
+    try:
+        cls = entry.load()
+    except Exception as error:
+        raise ConfigError(
+            f"entry point {entry.name} ({entry.value}) cannot be loaded:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+    if not (inspect.isclass(cls) and issubclass(cls, Playbook)):
+        raise ConfigError(f"entry point {entry.name} ({entry.value}) is not a Playbook class")
+    return cls
+
+
+def _origin(cls: type[Playbook]) -> str:
+    return inspect.getsourcefile(cls) or cls.__module__

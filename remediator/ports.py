@@ -1,0 +1,188 @@
+"""What the engine and the playbooks need of the outside, one Protocol a role.
+
+Readers are all that a playbook ever sees. A ``Lever`` is held by ``mitigation/act.py`` alone.
+Every method raises only ``BackendUnavailable`` (ask again later) or ``BackendRefused``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from pydantic import AwareDatetime
+
+from remediator.model import (
+    Mitigation,
+    Outcome,
+    Preparation,
+    Sense,
+    Value,
+)
+from remediator.views import Report
+
+# --- readers ----------------------------------------------------------------------------------
+
+
+class Point(Value):
+    """One sample of one series; never NaN (NaN is no data, and no data is an error)."""
+
+    labels: dict[str, str]
+    at: AwareDatetime
+    value: float
+
+
+class Metrics(Protocol):
+    """Reads Prometheus. Empty, NaN, error and timeout all raise ``BackendUnavailable``."""
+
+    async def probe(self) -> Sense:
+        """Say whether what it answers can be trusted: reachable, not empty, not stale."""
+        ...
+
+    async def instant(self, query: str) -> tuple[Point, ...]:
+        """Evaluate ``query`` now; at least one point."""
+        ...
+
+    async def scalar(self, query: str) -> float:
+        """Evaluate ``query`` now and require exactly one point."""
+        ...
+
+    async def range(
+        self, query: str, *, start: datetime, end: datetime, step: timedelta
+    ) -> tuple[Point, ...]:
+        """Evaluate ``query`` over a time; at least one point."""
+        ...
+
+
+class ConnectionUsage(Value):
+    """Use of a database server's connection slots and of one database's share of them."""
+
+    used: int
+    """Client backends of the whole server."""
+    available: int
+    """max_connections less the slots reserved for superusers."""
+    by_state: dict[str, int]
+    """Client backends of this database by state."""
+
+    @property
+    def ratio(self) -> float:
+        """Used share of the server's slots, 0..1."""
+        return self.used / self.available if self.available > 0 else 1.0
+
+
+class Session(Value):
+    """One client backend of the target database, with what identifies it beyond doubt."""
+
+    pid: int
+    role: str
+    application: str
+    state: str
+    """As pg_stat_activity has it: ``active``, ``idle``, ``idle in transaction``..."""
+    backend_start: AwareDatetime
+    state_change: AwareDatetime
+    xact_start: AwareDatetime | None
+    query_start: AwareDatetime | None
+    state_age: timedelta
+    """Time since ``state_change``, by the server's clock."""
+    query_age: timedelta | None
+    """Time since ``query_start``, by the server's clock."""
+    statement: str
+    """First keyword of the query only: query text may hold personal data."""
+    protected: str | None
+    """Why it may never be ended (not an application's role, a dump, a replication...), or None."""
+    blocked_by: tuple[int, ...]
+    """pids that it waits for (pg_blocking_pids), of any backend type."""
+
+
+class Sessions(Protocol):
+    """Reads the sessions of one PostgreSQL database."""
+
+    async def probe(self) -> Sense:
+        """Say whether the server answers and lets us see other roles' sessions."""
+        ...
+
+    async def usage(self) -> ConnectionUsage:
+        """Count connections against the server's limit."""
+        ...
+
+    async def sessions(self, *, app_roles: tuple[str, ...]) -> tuple[Session, ...]:
+        """List the client backends of the database, our own excluded.
+
+        ``app_roles`` are the application's roles; empty means every login role that is
+        neither superuser, nor replication, nor a member of a predefined ``pg_`` role.
+        """
+        ...
+
+    async def connect_once(self) -> float:
+        """Open a new connection, run ``SELECT 1``, close it; return the seconds it took."""
+        ...
+
+
+class Endpoint(Protocol):
+    """Reads one HTTP service of the catalogue. Stays on its host; answers are size-limited."""
+
+    async def probe(self) -> Sense:
+        """Say whether the host answers HTTP at all."""
+        ...
+
+    async def get_json(self, path: str, params: dict[str, str] | None = None) -> Any:
+        """GET ``path`` below the configured URL; 2xx and JSON or an error."""
+        ...
+
+
+# --- writers ----------------------------------------------------------------------------------
+
+
+class Lever(Protocol):
+    """The four verbs of the mitigations that one backend can make, for the kinds it names."""
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The mitigations' kinds that this lever makes."""
+        ...
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the backend itself refuses a late or second application."""
+        ...
+
+    async def prepare(self, mitigation: Mitigation) -> Preparation:
+        """Read the live state, refuse (``BackendRefused``) what is out of bounds or already so.
+
+        Changes nothing. The preparation never holds more items than ``mitigation`` does.
+        """
+        ...
+
+    async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Make the change once. Never raises for a lost answer: that is ``unknown``."""
+        ...
+
+    async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Look whether the change was made. Changes nothing."""
+        ...
+
+    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Put back what ``preparation.undo`` says. ``BackendRefused`` where there is no undo."""
+        ...
+
+
+class Handle(Value):
+    """Where a notifier's message is, so that it can be edited."""
+
+    channel: str
+    message: str
+    """Message timestamp; empty where messages cannot be edited."""
+    detailed: bool = False
+    """Whether the detail was posted into its thread."""
+
+
+class Notifier(Protocol):
+    """Tells humans. Raises ``TemporaryError`` (with ``retry_after``) or ``PermanentError``."""
+
+    async def send(self, report: Report, handle: Handle | None) -> Handle | None:
+        """Post ``report``, or edit the message at ``handle``; return where it is now."""
+        ...
+
+
+# --- for the playbooks' context ----------------------------------------------------------------
+
+Port = Metrics | Sessions | Endpoint

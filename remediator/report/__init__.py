@@ -1,0 +1,1 @@
+"""REPORT: what is said to humans about an incident."""

@@ -1,0 +1,1 @@
+"""Tables, migrations, the one writer, the claim and the ledger."""

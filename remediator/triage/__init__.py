@@ -1,0 +1,1 @@
+"""CORRELATE, MATCH and DIAGNOSE: from alerts to an incident with its findings."""

@@ -1,0 +1,211 @@
+"""What humans and machines outside are shown of an incident; the API's JSON shapes."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import AwareDatetime, Field
+
+from remediator.model import (
+    AlertId,
+    AlertStatus,
+    Assessment,
+    DeliveryId,
+    FindingStatus,
+    IncidentId,
+    IncidentOutcome,
+    IncidentState,
+    ItemOutcome,
+    Limits,
+    MitigationId,
+    MitigationState,
+    Mode,
+    Phase,
+    Risk,
+    Source,
+    Value,
+)
+
+T = TypeVar("T")
+
+
+class TimelineEvent(Value):
+    """One line of the journal."""
+
+    at: AwareDatetime
+    step: str
+    event: str
+    reason: str = ""
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class AlertView(Value):
+    """An alert as the operator's API shows it: one episode."""
+
+    id: AlertId
+    fingerprint: str
+    status: AlertStatus
+    labels: dict[str, str]
+    annotations: dict[str, str]
+    starts_at: AwareDatetime
+    last_seen_at: AwareDatetime
+    resolved_at: AwareDatetime | None
+    notifications: int
+
+
+class FindingView(Value):
+    """A finding as stored: its evidence is plain JSON."""
+
+    round: int
+    at: AwareDatetime
+    name: str
+    status: FindingStatus
+    summary: str
+    value: dict[str, Any] | None = None
+
+
+class MitigationView(Value):
+    """A ledger row as the operator's API shows it."""
+
+    id: MitigationId
+    kind: str
+    target: str
+    state: MitigationState
+    effect_key: str
+    reason: str
+    """Why this lever was chosen, or why it was not pulled."""
+    mode: Mode
+    risk: Risk
+    plan_hash: str
+    summary: str
+    """What it does, in the playbook's words."""
+    items: list[ItemOutcome]
+    verdict: Assessment | None = None
+    evidence: str = ""
+    created_at: AwareDatetime
+    expires_at: AwareDatetime | None = None
+    decided_by: str | None = None
+
+
+class IncidentSummary(Value):
+    """A row of the list of incidents."""
+
+    id: IncidentId
+    state: IncidentState
+    phase: Phase
+    outcome: IncidentOutcome | None
+    system: str | None
+    service: str | None
+    playbook: str | None
+    reason: str
+    dry_run: bool
+    replay_of: str | None
+    opened_at: AwareDatetime
+    closed_at: AwareDatetime | None
+
+
+class IncidentView(IncidentSummary):
+    """Everything that is known of one incident."""
+
+    alerts: list[AlertView]
+    findings: list[FindingView]
+    mitigations: list[MitigationView]
+    timeline: list[TimelineEvent]
+
+
+class Report(Value):
+    """What is said to humans about an incident, free of any chat's format."""
+
+    incident: IncidentView
+    headline: str
+    happened: tuple[str, ...]
+    found: tuple[str, ...]
+    done: tuple[str, ...]
+    helped: str
+    next_step: str
+    urgent: bool
+    """A human is needed now."""
+    final: bool
+    """The incident is closed; nothing follows but corrections."""
+
+
+# --- the rest of the operator's API ------------------------------------------------------------
+
+
+class DeliveryView(Value):
+    """One HTTP call received, without its body."""
+
+    id: DeliveryId
+    source: Source
+    received_at: AwareDatetime
+    credential: str | None
+    size: int
+    digest: str
+    alerts: int
+    dead: int
+    triaged_at: AwareDatetime | None
+    incidents: list[IncidentId]
+    """Incidents that its alerts opened, joined or left."""
+
+
+class DeadLetterView(Value):
+    """Something received that could not be used."""
+
+    id: str
+    delivery_id: DeliveryId
+    source: Source
+    at: AwareDatetime
+    position: int | None
+    reason: str
+    excerpt: str
+
+
+class Page(Value, Generic[T]):
+    """One page of a list; ``next`` is what to pass as ``after`` for the following one."""
+
+    items: list[T]
+    next: str | None = None
+
+
+class PlaybookUse(Value):
+    """One service that a playbook is switched on for."""
+
+    system: str
+    service: str
+    modes: dict[Risk, Mode]
+    limits: Limits
+    parameters: dict[str, Any]
+
+
+class PlaybookView(Value):
+    """A loaded playbook and where it is used."""
+
+    name: str
+    summary: str
+    """First line of its docstring."""
+    matches: list[str]
+    """Its matchers, as Alertmanager writes them: ``alertname=~"A|B"``."""
+    targets: dict[str, str]
+    levers: list[str]
+    origin: str
+    services: list[PlaybookUse]
+
+
+class LimitView(Value):
+    """One bound and how much of it is used now."""
+
+    scope: str
+    limits: Limits
+    reserved: int
+    """Mitigations reserved in the last ``limits.window``."""
+    in_flight: int
+
+
+class PauseView(Value):
+    """A stop switch that is on."""
+
+    scope: str
+    """``global``, ``SYSTEM`` or ``SYSTEM/SERVICE``."""
+    by: str
+    reason: str
+    since: AwareDatetime
