@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import structlog
 from pydantic import ConfigDict, ValidationError
@@ -72,7 +72,7 @@ def alertnames(*names: str) -> Matcher:
 
 
 class Parameters(Value):
-    """What a service may set for a playbook; subclass it inside the playbook as ``Parameters``."""
+    """What a service may set for a playbook; subclass it to add keys of your own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,6 +80,7 @@ class Parameters(Value):
 
 
 T = TypeVar("T", bound=Value)
+P = TypeVar("P", bound=Parameters)
 
 
 class Findings(dict[str, Finding]):
@@ -152,13 +153,13 @@ async def _check(name: str, check: Awaitable[Finding], within: float) -> Finding
         reason = f"no answer within {within:g} s"
     except (TemporaryError, PermanentError) as error:
         reason = str(error)
-    except Exception as error:  # author's code: its failure is a finding, not ours
+    except Exception as error:  # noqa: BLE001 - author's code: its failure is a finding
         _log.exception("check_failed", check=name)
         reason = f"the check itself failed: {type(error).__name__}"
     return Finding(name=name, status=FindingStatus.UNKNOWN, summary=reason)
 
 
-class Playbook(ABC):
+class Playbook(ABC, Generic[P]):
     """One automated procedure. Subclass it, one class a file, and import only ``remediator``."""
 
     name: ClassVar[str]
@@ -179,15 +180,16 @@ class Playbook(ABC):
         budget=3, window=timedelta(hours=1), cooldown=timedelta(minutes=5), concurrency=1
     )
     """Bounds of this playbook on one service where the configuration says nothing."""
-    Parameters: ClassVar[type[Parameters]] = Parameters
+    parameters_type: ClassVar[type[Parameters]] = Parameters
+    """The model of what a service may set; the same class as in ``Playbook[...]``."""
 
     def __init_subclass__(cls) -> None:
         """Name the playbook after its class."""
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
 
-    def __init__(self, parameters: Parameters) -> None:
-        """Keep the service's parameters, already validated by ``Parameters``."""
+    def __init__(self, parameters: P) -> None:
+        """Keep the service's parameters, already validated by ``parameters_type``."""
         self.parameters = parameters
 
     @abstractmethod
@@ -206,9 +208,9 @@ class Playbook(ABC):
 class PlaybookSet:
     """The playbook classes that were found, by name."""
 
-    def __init__(self, classes: Iterable[type[Playbook]]) -> None:
+    def __init__(self, classes: Iterable[type[Playbook[Any]]]) -> None:
         """Keep ``classes``; two of one name are a ``ConfigError``."""
-        self._classes: dict[str, type[Playbook]] = {}
+        self._classes: dict[str, type[Playbook[Any]]] = {}
         for cls in classes:
             other = self._classes.setdefault(cls.name, cls)
             if other is not cls:
@@ -217,15 +219,15 @@ class PlaybookSet:
                     " rename one of them"
                 )
 
-    def __iter__(self) -> Iterator[type[Playbook]]:
+    def __iter__(self) -> Iterator[type[Playbook[Any]]]:
         """Iterate over the classes by name."""
         return iter(sorted(self._classes.values(), key=lambda cls: cls.name))
 
-    def get(self, name: str) -> type[Playbook] | None:
+    def get(self, name: str) -> type[Playbook[Any]] | None:
         """Return the class of that name."""
         return self._classes.get(name)
 
-    def build(self, name: str, parameters: Mapping[str, object]) -> Playbook:
+    def build(self, name: str, parameters: Mapping[str, object]) -> Playbook[Any]:
         """Make the playbook ``name`` with a service's parameters.
 
         Raises ``ConfigError`` for an unknown name and for unknown or wrong parameters.
@@ -235,7 +237,7 @@ class PlaybookSet:
             known = ", ".join(sorted(self._classes)) or "none"
             raise ConfigError(f"there is no playbook {name!r}; known are: {known}")
         try:
-            return cls(cls.Parameters.model_validate(dict(parameters)))
+            return cls(cls.parameters_type.model_validate(dict(parameters)))
         except ValidationError as error:
             problems = "; ".join(
                 f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
@@ -250,7 +252,7 @@ def load_playbooks(folders: Iterable[Path] = ()) -> PlaybookSet:
     imported by accident. Raises ``ConfigError`` for a folder that is missing or a file that
     cannot be loaded.
     """
-    classes: dict[str, type[Playbook]] = {}
+    classes: dict[str, type[Playbook[Any]]] = {}
     for folder in (builtin_folder(), *folders):
         if not folder.is_dir():
             raise ConfigError(f"playbook folder {folder} does not exist or is not a folder")
@@ -268,7 +270,7 @@ def builtin_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parent.parent / "playbooks"
 
 
-def _load_file(file: Path) -> list[type[Playbook]]:
+def _load_file(file: Path) -> list[type[Playbook[Any]]]:
     name = f"remediator_playbook_{file.stem}_{abs(hash(file.resolve())):x}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
@@ -290,7 +292,7 @@ def _load_file(file: Path) -> list[type[Playbook]]:
     ]
 
 
-def _load_entry(entry: importlib.metadata.EntryPoint) -> type[Playbook]:
+def _load_entry(entry: importlib.metadata.EntryPoint) -> type[Playbook[Any]]:
     try:
         cls = entry.load()
     except Exception as error:
@@ -303,5 +305,5 @@ def _load_entry(entry: importlib.metadata.EntryPoint) -> type[Playbook]:
     return cls
 
 
-def _origin(cls: type[Playbook]) -> str:
+def _origin(cls: type[Playbook[Any]]) -> str:
     return inspect.getsourcefile(cls) or cls.__module__
