@@ -196,8 +196,6 @@ class Usage(Value):
     reserved: int
     """Mitigations reserved within the scope's window."""
     in_flight: int
-    last_on_target: AwareDatetime | None = None
-    """Last reservation by another incident on the target in question."""
 
 
 class Verification(Value):

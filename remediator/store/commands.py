@@ -1,0 +1,198 @@
+"""What operators order: pause, resume, approve, reject, cancel. Each is journalled with its name."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.errors import Refused
+from remediator.model import (
+    IncidentId,
+    IncidentOutcome,
+    IncidentState,
+    MitigationState,
+    Phase,
+)
+from remediator.store import tables as t
+from remediator.store.database import Database
+from remediator.store.ledger import close_entries
+from remediator.store.queue import request_notice
+from remediator.views import PauseView
+
+
+class Commands:
+    """Operators' orders, applied in one transaction each. ``by`` is a credential's name."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def pause(self, scope: str, by: str, reason: str) -> PauseView:
+        """Stop every mutation in ``scope``; no reservation is made after this returns."""
+
+        async def operation(connection: AsyncConnection) -> PauseView:
+            now = await self._database.now(connection)
+            await connection.execute(delete(t.pauses).where(t.pauses.c.scope == scope))
+            view = PauseView(scope=scope, by=by, reason=reason, since=now)
+            await connection.execute(insert(t.pauses), view.model_dump())
+            await _journal(connection, None, now, f"paused {scope}", by, reason)
+            return view
+
+        return await self._database.write(operation, serial=True)
+
+    async def resume(self, scope: str, by: str) -> None:
+        """Allow mutations in ``scope`` again; ``Refused`` when it is not paused."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            gone = await connection.execute(delete(t.pauses).where(t.pauses.c.scope == scope))
+            if gone.rowcount == 0:
+                raise Refused(409, f"{scope} is not paused")
+            await _journal(connection, None, now, f"resumed {scope}", by, "")
+
+        await self._database.write(operation, serial=True)
+
+    async def approve(self, incident_id: str, plan_hash: str | None, by: str) -> None:
+        """Let exactly the waiting plan go ahead; ``Refused`` when it changed or expired."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            row = await _waiting_plan(connection, incident_id, plan_hash, now)
+            await _decide(connection, row["id"], MitigationState.APPROVED, by, now)
+            await _move(connection, incident_id, now, phase=Phase.ACT, phase_since=now)
+            await _journal(connection, incident_id, now, "approved", by, row["plan_hash"])
+
+        await self._database.write(operation, serial=True)
+
+    async def reject(self, incident_id: str, plan_hash: str | None, by: str, reason: str) -> None:
+        """Turn the waiting plan down; the incident closes and a human has it."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            row = await _waiting_plan(connection, incident_id, plan_hash, now)
+            await _decide(connection, row["id"], MitigationState.REJECTED, by, now)
+            why = f"rejected by {by}: {reason or 'no reason given'}"
+            await _close(connection, incident_id, now, IncidentOutcome.DENIED, why)
+            await _journal(connection, incident_id, now, "rejected", by, reason)
+
+        await self._database.write(operation, serial=True)
+
+    async def cancel(self, incident_id: str, by: str, reason: str) -> None:
+        """Take the incident away from the service; ``Refused`` while a change is being made."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            await _open_incident(connection, incident_id)
+            await _refuse_under_way(connection, incident_id)
+            why = f"cancelled by {by}: {reason or 'no reason given'}"
+            await _close(connection, incident_id, now, IncidentOutcome.SUPPRESSED, why)
+            await _journal(connection, incident_id, now, "cancelled", by, reason)
+
+        await self._database.write(operation, serial=True)
+
+
+async def _open_incident(connection: AsyncConnection, incident_id: str) -> Any:
+    query = select(t.incidents).where(t.incidents.c.id == incident_id)
+    row = (await connection.execute(query)).mappings().first()
+    if row is None:
+        raise Refused(404, f"there is no incident {incident_id}")
+    if row["state"] != IncidentState.OPEN:
+        raise Refused(409, f"incident {incident_id} is closed: {row['outcome']}, {row['reason']}")
+    return row
+
+
+async def _refuse_under_way(connection: AsyncConnection, incident_id: str) -> None:
+    query = select(t.mitigations.c.effect_key).where(
+        t.mitigations.c.incident_id == incident_id,
+        t.mitigations.c.state == MitigationState.RESERVED,
+    )
+    key = (await connection.execute(query)).scalar()
+    if key is not None:
+        raise Refused(409, f"{key} is being made right now; ask again when its outcome is known")
+
+
+async def _waiting_plan(
+    connection: AsyncConnection, incident_id: str, plan_hash: str | None, now: datetime
+) -> Any:
+    incident = await _open_incident(connection, incident_id)
+    query = select(t.mitigations).where(
+        t.mitigations.c.incident_id == incident_id,
+        t.mitigations.c.state == MitigationState.AWAITING_APPROVAL,
+    )
+    row = (await connection.execute(query)).mappings().first()
+    if row is None:
+        raise Refused(
+            409, f"incident {incident_id} waits for no approval: it is at {incident['phase']}"
+        )
+    if row["expires_at"] is not None and row["expires_at"] <= now:
+        raise Refused(409, f"the plan expired at {row['expires_at'].isoformat()}")
+    if plan_hash is not None and plan_hash != row["plan_hash"]:
+        raise Refused(409, f"the plan has changed: it is {row['plan_hash']} now; look at it again")
+    return row
+
+
+async def _decide(
+    connection: AsyncConnection, entry: str, state: MitigationState, by: str, now: datetime
+) -> None:
+    values: dict[str, Any] = {"state": state, "decided_by": by}
+    if state is MitigationState.REJECTED:
+        values["finished_at"] = now
+    await connection.execute(
+        update(t.mitigations).where(t.mitigations.c.id == entry).values(**values)
+    )
+
+
+async def _close(
+    connection: AsyncConnection,
+    incident_id: str,
+    now: datetime,
+    outcome: IncidentOutcome,
+    reason: str,
+) -> None:
+    await close_entries(connection, IncidentId(incident_id), now)
+    await _move(
+        connection,
+        incident_id,
+        now,
+        state=IncidentState.CLOSED,
+        phase=Phase.DONE,
+        phase_since=now,
+        outcome=outcome,
+        reason=reason,
+        closed_at=now,
+        due_at=None,
+    )
+
+
+async def _move(
+    connection: AsyncConnection, incident_id: str, now: datetime, **values: Any
+) -> None:
+    # a higher epoch: whoever works on the incident at this moment may not write any more
+    columns: dict[str, Any] = {"due_at": now, "poked": False, "lease_until": None} | values
+    await connection.execute(
+        update(t.incidents)
+        .where(t.incidents.c.id == incident_id)
+        .values(epoch=t.incidents.c.epoch + 1, **columns)
+    )
+    await request_notice(connection, incident_id, now)
+
+
+async def _journal(
+    connection: AsyncConnection,
+    incident_id: str | None,
+    now: datetime,
+    event: str,
+    by: str,
+    reason: str,
+) -> None:
+    line = {
+        "incident_id": incident_id,
+        "at": now,
+        "step": "operator",
+        "event": event,
+        "reason": f"{by}: {reason}" if reason else by,
+        "data": {"by": by},
+    }
+    await connection.execute(insert(t.journal), line)

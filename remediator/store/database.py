@@ -1,0 +1,240 @@
+"""One database, two dialects: the readers' pool and the one writer with its group commit.
+
+Every state change of the service goes through ``Database.write``. The writer takes all that
+waits, commits it in one transaction, answers, and repeats; there is no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+import structlog
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from remediator.errors import StoreUnavailable
+
+T = TypeVar("T")
+Operation = Callable[[AsyncConnection], Awaitable[T]]
+"""A state change. May run more than once, so it touches nothing but its connection."""
+
+BATCH = 256
+"""Most operations in one commit; bounds the time that the first of them waits."""
+SERIAL_LOCK = 0x52454D45
+"""Advisory lock of PostgreSQL under which reservations, pauses and triage are serial."""
+STATEMENT_TIMEOUT = 15.0
+"""Seconds after which a statement on PostgreSQL is given up: nothing may hang."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Job:
+    operation: Operation[Any]
+    serial: bool
+    done: asyncio.Future[Any]
+
+
+class Database:
+    """Opens connections and owns the writer. Use ``open_database``."""
+
+    def __init__(
+        self,
+        reader: AsyncEngine,
+        writer: AsyncEngine,
+        clock: Callable[[], datetime] | None,
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._clock = clock
+        self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
+        self.is_postgres = writer.dialect.name == "postgresql"
+
+    @property
+    def backlog(self) -> int:
+        """Operations that wait for a commit."""
+        return self._waiting.qsize()
+
+    async def write(self, operation: Operation[T], *, serial: bool = False) -> T:
+        """Run ``operation`` in a transaction shared with others; return once it is durable.
+
+        ``serial`` operations never run at the same time as another replica's. Raises what the
+        operation raises (its changes are then undone), or ``StoreUnavailable``.
+        """
+        job = _Job(operation, serial, asyncio.get_running_loop().create_future())
+        self._waiting.put_nowait(job)
+        result: T = await job.done
+        return result
+
+    @contextlib.asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """Open a read-only connection with one consistent view; ``StoreUnavailable`` if down."""
+        with translated():
+            async with self._reader.connect() as connection:
+                yield connection
+
+    async def now(self, connection: AsyncConnection) -> datetime:
+        """Return the store's time: the database's clock, so that all replicas agree."""
+        if self._clock is not None:
+            return self._clock()
+        if not self.is_postgres:
+            return datetime.now(UTC)
+        micros = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+        value = (await connection.execute(micros)).scalar_one()
+        return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(value))
+
+    async def run_writer(self) -> None:
+        """Commit what waits, for ever. One task of the app."""
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < BATCH and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            batch = [job for job in batch if not job.done.done()]
+            try:
+                await self._settle(batch)
+            except asyncio.CancelledError:
+                for job in batch:
+                    _fail(job, StoreUnavailable("the store is closing"))
+                raise
+
+    def refuse_waiting(self) -> None:
+        """Answer everything that still waits: the writer has ended."""
+        while not self._waiting.empty():
+            _fail(self._waiting.get_nowait(), StoreUnavailable("the store is closing"))
+
+    async def _settle(self, batch: list[_Job]) -> None:
+        try:
+            results = await self._commit(batch)
+        except StoreUnavailable as error:
+            for job in batch:
+                _fail(job, error)
+        except Exception as error:  # noqa: BLE001 - handed to whoever asked for the operation
+            if len(batch) == 1:
+                _fail(batch[0], error)
+                return
+            for job in batch:  # one bad operation undid its neighbours: each on its own
+                await self._settle([job])
+        else:
+            for job, result in zip(batch, results, strict=True):
+                _answer(job, result)
+
+    async def _commit(self, batch: list[_Job]) -> list[Any]:
+        with translated():
+            async with self._writer.begin() as connection:
+                if self.is_postgres and any(job.serial for job in batch):
+                    # first of all, so that no row lock is held while waiting for it
+                    lock = text("SELECT pg_advisory_xact_lock(:key)")
+                    await connection.execute(lock, {"key": SERIAL_LOCK})
+                return [await job.operation(connection) for job in batch]
+
+
+def _answer(job: _Job, result: object) -> None:
+    if not job.done.done():
+        job.done.set_result(result)
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.done.done():
+        job.done.set_exception(error)
+
+
+@contextlib.contextmanager
+def translated() -> Any:
+    """Turn a lost or refusing database into ``StoreUnavailable``; let everything else through."""
+    try:
+        yield
+    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+        raise StoreUnavailable(f"the store does not answer: {type(error).__name__}") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise StoreUnavailable("the store's connection was lost") from error
+        raise
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise StoreUnavailable(f"the store cannot be reached: {type(error).__name__}") from error
+
+
+@contextlib.asynccontextmanager
+async def open_database(
+    url: str, *, clock: Callable[[], datetime] | None = None
+) -> AsyncIterator[Database]:
+    """Open ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN) and run its writer until exit.
+
+    ``clock`` replaces the database's clock, for tests in which time is an argument.
+    """
+    make = _postgres_engine if url.startswith(("postgres:", "postgresql:")) else _sqlite_engine
+    reader, writer = make(url, read_only=True), make(url, read_only=False)
+    database = Database(reader, writer, clock)
+    task = asyncio.create_task(database.run_writer(), name="store-writer")
+    try:
+        yield database
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        database.refuse_waiting()
+        await reader.dispose()
+        await writer.dispose()
+
+
+def _sqlite_engine(url: str, *, read_only: bool) -> AsyncEngine:
+    path = Path(url.removeprefix("sqlite:///"))
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///{path}",
+        pool_size=4 if read_only else 1,
+        max_overflow=0,
+        pool_timeout=STATEMENT_TIMEOUT,
+    )
+
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we begin transactions, not the driver
+        cursor = connection.cursor()
+        for pragma in (
+            "busy_timeout=5000",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            f"query_only={'ON' if read_only else 'OFF'}",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    def begun(connection: Any) -> None:
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+    event.listen(engine.sync_engine, "connect", connected)
+    event.listen(engine.sync_engine, "begin", begun)
+    return engine
+
+
+def _postgres_engine(url: str, *, read_only: bool) -> AsyncEngine:
+    async def connect() -> asyncpg.Connection[asyncpg.Record]:
+        return await asyncpg.connect(
+            url,
+            timeout=5,
+            command_timeout=STATEMENT_TIMEOUT,
+            server_settings={
+                "application_name": "remediator-store",
+                "default_transaction_read_only": "on" if read_only else "off",
+                # a stopped process must not hold the serial lock for long
+                "idle_in_transaction_session_timeout": "5000",
+            },
+        )
+
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        pool_size=4 if read_only else 1,
+        max_overflow=0,
+        pool_timeout=STATEMENT_TIMEOUT,
+        pool_pre_ping=False,
+        isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
+    )

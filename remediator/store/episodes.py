@@ -1,0 +1,231 @@
+"""Episodes of alerts: what triage needs to know of them, and the writing of what it decides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import AwareDatetime
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.model import (
+    Alert,
+    AlertId,
+    AlertStatus,
+    Delivery,
+    DeliveryId,
+    IncidentId,
+    IncidentOutcome,
+    IncidentState,
+    Phase,
+    Value,
+)
+from remediator.store import tables as t
+
+_CHUNK = 500
+"""Values in one IN list, below every database's limit of bound parameters."""
+
+
+class Episode(Value):
+    """The latest episode of a fingerprint, as triage needs it."""
+
+    id: AlertId
+    incident_id: IncidentId
+    fingerprint: str
+    status: AlertStatus
+    starts_at: AwareDatetime
+    resolved_at: AwareDatetime | None
+
+
+class Opening(Value):
+    """An incident to open."""
+
+    id: IncidentId
+    correlation_key: str
+    system: str | None
+    service: str | None
+    playbook: str | None
+    outcome: IncidentOutcome | None
+    """Set when it is closed at once, as a record of why nothing is done."""
+    reason: str
+    dry_run: bool = False
+    replay_of: str | None = None
+
+
+class Joining(Value):
+    """A new episode that becomes part of an incident."""
+
+    id: AlertId
+    incident_id: IncidentId
+    alert: Alert
+    latest: bool
+    """False for replays, which are no part of a fingerprint's history."""
+
+
+class Correlation(Value):
+    """What triage decided for a batch of deliveries."""
+
+    opened: tuple[Opening, ...] = ()
+    joined: tuple[Joining, ...] = ()
+    resent: tuple[AlertId, ...] = ()
+    """Episodes that were notified again; nothing else changes."""
+    left: tuple[tuple[AlertId, AwareDatetime | None], ...] = ()
+    """Episodes that resolved, with the sender's time of it."""
+    superseded: tuple[AlertId, ...] = ()
+    """Resolved episodes that are not their fingerprint's latest any more."""
+    ignored: int = 0
+    """Notifications that change nothing: late, stale, or a resolve of what is not open."""
+    deliveries: dict[DeliveryId, tuple[IncidentId, ...]]
+    """Every delivery of the batch, with the incidents that it touched."""
+
+
+class Snapshot(Value):
+    """What is stored that the decision depends on."""
+
+    episodes: dict[str, Episode]
+    """By fingerprint."""
+    open_incidents: dict[str, IncidentId]
+    """By correlation key; also unmatched records whose alerts still fire."""
+
+
+Batch = Sequence[tuple[Delivery, Sequence[Alert]]]
+Keys = Callable[[Alert, Delivery], str]
+Correlate = Callable[[Batch, Snapshot, datetime], Correlation]
+
+
+def _chunks(values: Iterable[str]) -> Iterable[list[str]]:
+    ordered = sorted(set(values))
+    return (ordered[i : i + _CHUNK] for i in range(0, len(ordered), _CHUNK))
+
+
+async def snapshot_of(connection: AsyncConnection, batch: Batch, keys: Keys) -> Snapshot:
+    """Read what the decision about ``batch`` depends on; cost follows the batch."""
+    episodes: dict[str, Episode] = {}
+    columns = [t.alerts.c[name] for name in Episode.model_fields]
+    for chunk in _chunks(alert.fingerprint for _, alerts in batch for alert in alerts):
+        query = select(*columns).where(t.alerts.c.latest, t.alerts.c.fingerprint.in_(chunk))
+        for row in (await connection.execute(query)).mappings():
+            episodes[row["fingerprint"]] = Episode.model_validate(dict(row))
+    incidents: dict[str, IncidentId] = {}
+    for chunk in _chunks(keys(alert, delivery) for delivery, alerts in batch for alert in alerts):
+        still_open = (t.incidents.c.state == IncidentState.OPEN) & (
+            t.incidents.c.replay_of.is_(None)
+        )
+        unmatched = (t.incidents.c.outcome == IncidentOutcome.NO_MATCH) & (
+            select(t.alerts.c.id)
+            .where(
+                t.alerts.c.incident_id == t.incidents.c.id,
+                t.alerts.c.latest,
+                t.alerts.c.status == AlertStatus.FIRING,
+            )
+            .exists()
+        )
+        query = select(t.incidents.c.correlation_key, t.incidents.c.id).where(
+            t.incidents.c.correlation_key.in_(chunk), still_open | unmatched
+        )
+        incidents |= {key: IncidentId(found) for key, found in await connection.execute(query)}
+    return Snapshot(episodes=episodes, open_incidents=incidents)
+
+
+async def apply(connection: AsyncConnection, decided: Correlation, now: datetime) -> None:
+    """Write what was decided; wake the open incidents that it touches."""
+    if decided.opened:
+        await connection.execute(insert(t.incidents), [_opened(o, now) for o in decided.opened])
+    touched = await _touched(connection, decided)
+    await _write_alerts(connection, decided, now)
+    events = _events(decided, touched, now)
+    if events:
+        await connection.execute(insert(t.journal), events)
+    for chunk in _chunks({*touched.values(), *(j.incident_id for j in decided.joined)}):
+        await connection.execute(
+            update(t.incidents)
+            .where(t.incidents.c.id.in_(chunk), t.incidents.c.state == IncidentState.OPEN)
+            .values(due_at=now, poked=True)
+        )
+    for delivery_id, incident_ids in decided.deliveries.items():
+        await connection.execute(
+            update(t.deliveries)
+            .where(t.deliveries.c.id == delivery_id)
+            .values(triaged_at=now, incidents=list(incident_ids))
+        )
+
+
+async def _write_alerts(connection: AsyncConnection, decided: Correlation, now: datetime) -> None:
+    again = {"last_seen_at": now, "notifications": t.alerts.c.notifications + 1}
+    for chunk in _chunks(decided.superseded):
+        await connection.execute(
+            update(t.alerts).where(t.alerts.c.id.in_(chunk)).values(latest=False)
+        )
+    if decided.joined:
+        await connection.execute(insert(t.alerts), [_joined(j, now) for j in decided.joined])
+    for chunk in _chunks(decided.resent):
+        await connection.execute(update(t.alerts).where(t.alerts.c.id.in_(chunk)).values(**again))
+    for alert_id, ends_at in decided.left:
+        resolved = {"status": AlertStatus.RESOLVED, "ends_at": ends_at, "resolved_at": now}
+        await connection.execute(
+            update(t.alerts).where(t.alerts.c.id == alert_id).values(**again, **resolved)
+        )
+
+
+async def _touched(connection: AsyncConnection, decided: Correlation) -> dict[AlertId, IncidentId]:
+    found: dict[AlertId, IncidentId] = {}
+    for chunk in _chunks(alert_id for alert_id, _ in decided.left):
+        query = select(t.alerts.c.id, t.alerts.c.incident_id).where(t.alerts.c.id.in_(chunk))
+        rows = await connection.execute(query)
+        found |= {AlertId(alert): IncidentId(incident) for alert, incident in rows}
+    return found
+
+
+def _opened(opening: Opening, now: datetime) -> dict[str, Any]:
+    closed = opening.outcome is not None
+    return opening.model_dump() | {
+        "state": IncidentState.CLOSED if closed else IncidentState.OPEN,
+        "phase": Phase.DONE if closed else Phase.DIAGNOSE,
+        "phase_since": now,
+        "round": 0,
+        "opened_at": now,
+        "closed_at": now if closed else None,
+        "due_at": None if closed else now,
+        "poked": False,
+        "epoch": 0,
+        "failures": 0,
+    }
+
+
+def _joined(joining: Joining, now: datetime) -> dict[str, Any]:
+    alert = joining.alert
+    resolved = alert.status is AlertStatus.RESOLVED
+    return alert.model_dump() | {
+        "id": joining.id,
+        "incident_id": joining.incident_id,
+        "latest": joining.latest,
+        "first_seen_at": now,
+        "last_seen_at": now,
+        "resolved_at": now if resolved else None,
+        "notifications": 1,
+    }
+
+
+def _events(
+    decided: Correlation, touched: dict[AlertId, IncidentId], now: datetime
+) -> list[dict[str, Any]]:
+    def line(incident: IncidentId, event: str, reason: str) -> dict[str, Any]:
+        columns = {"incident_id": incident, "at": now, "step": "triage", "data": {}}
+        return columns | {"event": event, "reason": reason}
+
+    def counted(event: str, incidents: Iterable[IncidentId], reason: str) -> list[dict[str, Any]]:
+        return [
+            line(incident, event, f"{count} alert{'s' if count > 1 else ''} {reason}")
+            for incident, count in Counter(incidents).items()
+        ]
+
+    opened = [
+        line(o.id, "opened" if o.outcome is None else f"closed as {o.outcome}", o.reason)
+        for o in decided.opened
+    ]
+    joined = counted("alerts joined", (j.incident_id for j in decided.joined), "began")
+    left = counted("alerts resolved", touched.values(), "resolved, says the sender")
+    return opened + joined + left

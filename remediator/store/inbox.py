@@ -1,0 +1,130 @@
+"""The durable inbox, and the transaction in which alerts become incidents.
+
+Intake puts deliveries in; the pipeline takes them out through ``triage``, which applies what
+the pure function it is given decides, in the transaction that marks the deliveries done.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Select, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, new_id
+from remediator.store import tables as t
+from remediator.store.database import Database
+from remediator.store.episodes import Correlate, Correlation, Keys, apply, snapshot_of
+
+HANDED_OVER = 256
+"""Deliveries whose decoded alerts are kept in memory until triage takes them."""
+EXCERPT = 64 * 1024
+"""Bytes of a body that a dead letter keeps."""
+TRIAGE_BATCH = 64
+"""Deliveries in one triage transaction."""
+
+
+class Inbox:
+    """Takes deliveries in and turns them into incidents."""
+
+    def __init__(self, database: Database, arrived: Callable[[], None]) -> None:
+        """Call ``arrived`` after each delivery is durable: the doorbell of triage."""
+        self._database = database
+        self._arrived = arrived
+        self._decoded: OrderedDict[DeliveryId, Sequence[Alert]] = OrderedDict()
+
+    async def put(
+        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
+    ) -> None:
+        """Make ``delivery`` durable, and hand its alerts to triage.
+
+        Raises ``StoreUnavailable``; then nothing was taken.
+        """
+        await self._database.write(lambda c: _insert_delivery(c, delivery, len(alerts), dead))
+        self._decoded[delivery.id] = alerts
+        while len(self._decoded) > HANDED_OVER:
+            self._decoded.popitem(last=False)
+        self._arrived()
+
+    async def triage(
+        self,
+        decode: Callable[[Delivery], Sequence[Alert]],
+        keys: Keys,
+        correlate: Correlate,
+        only: DeliveryId | None = None,
+    ) -> Correlation | None:
+        """Take a batch of deliveries through ``correlate``; None when there is none.
+
+        ``decode`` reads a stored body again where the alerts are not at hand (after a restart).
+        """
+
+        async def operation(connection: AsyncConnection) -> Correlation | None:
+            rows = (await connection.execute(_untriaged(self._database, only))).mappings().all()
+            if not rows:
+                return None
+            now = await self._database.now(connection)
+            deliveries = [delivery_of(row) for row in rows]
+            batch = [(d, self._decoded.get(d.id) or decode(d)) for d in deliveries]
+            snapshot = await snapshot_of(connection, batch, keys)
+            correlation = correlate(batch, snapshot, now)
+            await apply(connection, correlation, now)
+            return correlation
+
+        correlation = await self._database.write(operation, serial=True)
+        for delivery in correlation.deliveries if correlation else ():
+            self._decoded.pop(delivery, None)
+        return correlation
+
+    async def bury(self, delivery: DeliveryId, reason: str) -> None:
+        """Make a delivery that triage cannot digest a dead letter, so that it blocks nothing."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            mine = t.deliveries.c.id == delivery
+            row = (await connection.execute(select(t.deliveries).where(mine))).mappings().one()
+            await connection.execute(update(t.deliveries).where(mine).values(triaged_at=now))
+            excerpt = bytes(row["body"][:EXCERPT]).decode(errors="replace").replace("\0", "")
+            letter = DeadLetter(reason=reason, excerpt=excerpt)
+            await _insert_dead(connection, delivery_of(row), [letter])
+
+        await self._database.write(operation)
+
+
+def _untriaged(database: Database, only: DeliveryId | None) -> Select[Any]:
+    query = select(t.deliveries).where(t.deliveries.c.triaged_at.is_(None))
+    if only is not None:
+        query = query.where(t.deliveries.c.id == only)
+    query = query.order_by(t.deliveries.c.received_at, t.deliveries.c.id).limit(TRIAGE_BATCH)
+    return query.with_for_update(skip_locked=True) if database.is_postgres else query
+
+
+async def _insert_delivery(
+    connection: AsyncConnection, delivery: Delivery, alerts: int, dead: Sequence[DeadLetter]
+) -> None:
+    row = delivery.model_dump() | {"alerts": alerts, "dead": len(dead), "incidents": []}
+    row["triaged_at"] = None if alerts else delivery.received_at
+    await connection.execute(insert(t.deliveries), row)
+    if dead:
+        await _insert_dead(connection, delivery, dead)
+
+
+async def _insert_dead(
+    connection: AsyncConnection, delivery: Delivery, dead: Sequence[DeadLetter]
+) -> None:
+    common = {
+        "delivery_id": delivery.id,
+        "source": delivery.source,
+        "at": delivery.received_at,
+    }
+    rows = [
+        letter.model_dump() | common | {"id": new_id("dead", delivery.received_at)}
+        for letter in dead
+    ]
+    await connection.execute(insert(t.dead_letters), rows)
+
+
+def delivery_of(row: Any) -> Delivery:
+    """Read a stored delivery."""
+    return Delivery.model_validate({name: row[name] for name in Delivery.model_fields})

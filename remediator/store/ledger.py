@@ -1,0 +1,280 @@
+"""The ledger: every mitigation is a row before it is a call.
+
+The reservation is serial: under one lock it reads what the bounds depend on, lets a pure
+function judge, and inserts. Whatever was decided before is advice; this has the last word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import AwareDatetime
+from sqlalchemy import ColumnElement, func, insert, or_, select, true, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.errors import OwnershipLost
+from remediator.model import (
+    AlertStatus,
+    Assessment,
+    Bound,
+    Decision,
+    Effect,
+    Incident,
+    IncidentId,
+    IncidentState,
+    ItemOutcome,
+    LedgerEntry,
+    MitigationId,
+    MitigationState,
+    Usage,
+    Value,
+)
+from remediator.store import tables as t
+from remediator.store.database import Database
+
+APPLY_WITHIN = timedelta(seconds=5)
+"""Time after the reservation in which the call may begin; later it is dropped."""
+_COUNTED = (
+    MitigationState.RESERVED,
+    MitigationState.APPLIED,
+    MitigationState.UNKNOWN,
+    MitigationState.REVERTED,
+)
+
+
+class Standing(Value):
+    """What the bounds depend on, read in one transaction."""
+
+    now: AwareDatetime
+    paused: str | None
+    """Why nothing may be changed now: scope, who and why; None when nothing is paused."""
+    firing: bool
+    """Whether the incident's alert still fires; replays count as firing."""
+    usages: tuple[Usage, ...]
+    """One for each bound, in the same order."""
+    busy_with: IncidentId | None
+    """The incident whose mitigation of the same target is in flight."""
+    last_on_target: AwareDatetime | None
+    """When another incident last reserved a mitigation of the same target."""
+
+
+class Settlement(Value):
+    """What became of a reserved mitigation."""
+
+    id: MitigationId
+    state: MitigationState
+    reason: str | None = None
+    items: tuple[ItemOutcome, ...] | None = None
+    in_flight: bool
+    """False once it is judged, or known not to have happened."""
+    verdict: Assessment | None = None
+    evidence: str | None = None
+
+
+Judge = Callable[[Standing], Decision]
+
+
+class Ledger:
+    """Reservations and their outcomes."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def standing(
+        self, incident: Incident, target_key: str, bounds: Sequence[Bound]
+    ) -> Standing:
+        """Read how things stand, without any lock: good for a reason, not for a reservation."""
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+            return await _standing(connection, incident, target_key, bounds, now)
+
+    async def reserve(
+        self, incident: Incident, entry: LedgerEntry, bounds: Sequence[Bound], judge: Judge
+    ) -> tuple[Decision, LedgerEntry | None]:
+        """Count ``entry`` against every bound and commit it, or say why not.
+
+        An entry whose id is already stored (an approved one) is moved to ``reserved``. Raises
+        ``OwnershipLost`` when ``incident`` is no longer ours.
+        """
+
+        async def operation(
+            connection: AsyncConnection,
+        ) -> tuple[Decision, LedgerEntry | None]:
+            await _own(connection, incident)
+            now = await self._database.now(connection)
+            key = entry.mitigation.target.key
+            decision = judge(await _standing(connection, incident, key, bounds, now))
+            if decision.effect is not Effect.ALLOW:
+                return decision, None
+            reserved = entry.model_copy(
+                update={
+                    "state": MitigationState.RESERVED,
+                    "reserved_at": now,
+                    "apply_before": now + APPLY_WITHIN,
+                }
+            )
+            await _upsert_reserved(connection, reserved)
+            return decision, reserved
+
+        return await self._database.write(operation, serial=True)
+
+    async def paused(self, incident: Incident) -> str | None:
+        """Say why nothing may be changed right now; None when nothing is paused."""
+        async with self._database.read() as connection:
+            return await _pause_reason(connection, incident)
+
+    async def usage(self, bounds: Sequence[Bound]) -> list[Usage]:
+        """Count what is used of ``bounds`` now."""
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+            return [await _usage(connection, bound, now) for bound in bounds]
+
+
+async def _own(connection: AsyncConnection, incident: Incident) -> None:
+    mine = (
+        (t.incidents.c.id == incident.id)
+        & (t.incidents.c.epoch == incident.epoch)
+        & (t.incidents.c.state == IncidentState.OPEN)
+    )
+    if (await connection.execute(select(t.incidents.c.id).where(mine))).first() is None:
+        raise OwnershipLost(f"incident {incident.id} has been claimed or closed by another")
+
+
+async def _standing(
+    connection: AsyncConnection,
+    incident: Incident,
+    target_key: str,
+    bounds: Sequence[Bound],
+    now: datetime,
+) -> Standing:
+    firing = select(t.alerts.c.id).where(
+        t.alerts.c.incident_id == incident.id, t.alerts.c.status == AlertStatus.FIRING
+    )
+    on_target = t.mitigations.c.target_key == target_key
+    busy = select(t.mitigations.c.incident_id).where(on_target, t.mitigations.c.in_flight)
+    last = select(func.max(t.mitigations.c.reserved_at)).where(
+        on_target,
+        t.mitigations.c.incident_id != incident.id,
+        t.mitigations.c.state.in_(_COUNTED),
+    )
+    return Standing(
+        now=now,
+        paused=await _pause_reason(connection, incident),
+        firing=(await connection.execute(firing.limit(1))).first() is not None,
+        usages=tuple([await _usage(connection, bound, now) for bound in bounds]),
+        busy_with=(await connection.execute(busy)).scalar(),
+        last_on_target=(await connection.execute(last)).scalar(),
+    )
+
+
+async def _pause_reason(connection: AsyncConnection, incident: Incident) -> str | None:
+    scopes = ("global", f"{incident.system}", f"{incident.system}/{incident.service}")
+    query = select(t.pauses).where(t.pauses.c.scope.in_(scopes)).order_by(t.pauses.c.since)
+    row = (await connection.execute(query)).mappings().first()
+    if row is None:
+        return None
+    return f"{row['scope']} is paused by {row['by']}: {row['reason'] or 'no reason given'}"
+
+
+async def _usage(connection: AsyncConnection, bound: Bound, now: datetime) -> Usage:
+    within = _in_scope(bound.scope)
+    reserved = select(func.count()).where(
+        within,
+        t.mitigations.c.reserved_at > now - bound.limits.window,
+        t.mitigations.c.state.in_(_COUNTED),
+    )
+    in_flight = select(func.count()).where(within, t.mitigations.c.in_flight)
+    return Usage(
+        scope=bound.scope,
+        reserved=(await connection.execute(reserved)).scalar_one(),
+        in_flight=(await connection.execute(in_flight)).scalar_one(),
+    )
+
+
+def _in_scope(scope: str) -> ColumnElement[bool]:
+    kind, _, rest = scope.partition("/")
+    if kind == "global":
+        return true()
+    if kind == "target":
+        return t.mitigations.c.target_key == rest
+    columns = {
+        "system": (t.mitigations.c.system,),
+        "service": (t.mitigations.c.system, t.mitigations.c.service),
+        "playbook": (t.mitigations.c.system, t.mitigations.c.service, t.mitigations.c.playbook),
+    }[kind]
+    clause: ColumnElement[bool] = true()
+    for column, value in zip(columns, rest.split("/"), strict=True):
+        clause = clause & (column == value)
+    return clause
+
+
+def _row(entry: LedgerEntry) -> dict[str, Any]:
+    json_columns = {"mitigation", "before", "undo", "items"}
+    row = entry.model_dump(exclude=json_columns)
+    row |= entry.model_dump(mode="json", include=json_columns)
+    return row | {
+        "target_key": entry.mitigation.target.key,
+        "in_flight": entry.state is MitigationState.RESERVED,
+        "evidence": "",
+    }
+
+
+async def insert_entry(connection: AsyncConnection, entry: LedgerEntry) -> None:
+    """Add a row that is not a reservation."""
+    await connection.execute(insert(t.mitigations), _row(entry))
+
+
+async def _upsert_reserved(connection: AsyncConnection, entry: LedgerEntry) -> None:
+    row = _row(entry)
+    changed = await connection.execute(
+        update(t.mitigations)
+        .where(
+            t.mitigations.c.id == entry.id,
+            t.mitigations.c.state == MitigationState.APPROVED,
+        )
+        .values(**row)
+    )
+    if changed.rowcount == 0:
+        await connection.execute(insert(t.mitigations), row)
+
+
+async def settle(
+    connection: AsyncConnection, incident: IncidentId, settlement: Settlement, now: datetime
+) -> None:
+    """Write what became of a mitigation of ``incident``."""
+    values: dict[str, Any] = {
+        "state": settlement.state,
+        "in_flight": settlement.in_flight,
+        "finished_at": now,
+    }
+    for name in ("reason", "verdict", "evidence"):
+        if getattr(settlement, name) is not None:
+            values[name] = getattr(settlement, name)
+    if settlement.items is not None:
+        values["items"] = [item.model_dump(mode="json") for item in settlement.items]
+    mine = (t.mitigations.c.id == settlement.id) & (t.mitigations.c.incident_id == incident)
+    await connection.execute(update(t.mitigations).where(mine).values(**values))
+
+
+async def close_entries(connection: AsyncConnection, incident: IncidentId, now: datetime) -> None:
+    """Leave nothing of a closed incident in flight or waiting for an answer."""
+    mine = t.mitigations.c.incident_id == incident
+    await connection.execute(
+        update(t.mitigations).where(mine, t.mitigations.c.in_flight).values(in_flight=False)
+    )
+    waiting = or_(
+        t.mitigations.c.state == MitigationState.AWAITING_APPROVAL,
+        t.mitigations.c.state == MitigationState.APPROVED,
+    )
+    await connection.execute(
+        update(t.mitigations)
+        .where(mine, waiting)
+        .values(state=MitigationState.EXPIRED, finished_at=now)
+    )
+
+
+def entry_of(row: Any) -> LedgerEntry:
+    """Read a row of the ledger."""
+    return LedgerEntry.model_validate({name: row[name] for name in LedgerEntry.model_fields})

@@ -1,0 +1,101 @@
+"""The outbox of what humans are to be told: one row an incident, so nothing is told twice.
+
+A notice is claimed as an incident is: by due time, lease and epoch. It always tells how the
+incident stands when it is sent, so a slow chat skips states and never shows a stale one.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import case, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.errors import OwnershipLost
+from remediator.model import IncidentId, Value
+from remediator.ports import Handle
+from remediator.store import tables as t
+from remediator.store.database import Database
+
+LEASE = timedelta(seconds=60)
+"""Longer than a notifier may take; a claim that is never finished is sent again after it."""
+
+
+class Notice(Value):
+    """One incident of which humans are to be told."""
+
+    incident_id: IncidentId
+    epoch: int
+    wanted: int
+    attempts: int
+    handle: Handle | None
+
+
+class Notices:
+    """Hands out notices that are due, and takes what became of them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def claim(self, limit: int) -> list[Notice]:
+        """Claim up to ``limit`` due notices, oldest first."""
+
+        async def operation(connection: AsyncConnection) -> list[Notice]:
+            now = await self._database.now(connection)
+            due = (
+                select(t.notices.c.incident_id)
+                .where(t.notices.c.due_at <= now)
+                .where(or_(t.notices.c.lease_until.is_(None), t.notices.c.lease_until <= now))
+                .order_by(t.notices.c.due_at)
+                .limit(limit)
+            )
+            if self._database.is_postgres:
+                due = due.with_for_update(skip_locked=True)
+            rows = await connection.execute(
+                update(t.notices)
+                .where(t.notices.c.incident_id.in_(due.scalar_subquery()))
+                .values(epoch=t.notices.c.epoch + 1, lease_until=now + LEASE)
+                .returning(*(t.notices.c[name] for name in Notice.model_fields))
+            )
+            return [Notice.model_validate(dict(row)) for row in rows.mappings()]
+
+        return await self._database.write(operation)
+
+    async def sent(self, notice: Notice, handle: Handle | None) -> None:
+        """Record where the message is; what was asked for meanwhile stays due."""
+        stored = None if handle is None else handle.model_dump(mode="json")
+        await self._finish(
+            notice,
+            sent=notice.wanted,
+            attempts=0,
+            handle=stored,
+            last_error="",
+            due_at=case((t.notices.c.wanted > notice.wanted, t.notices.c.due_at), else_=None),
+        )
+
+    async def failed(self, notice: Notice, reason: str, again_in: timedelta | None) -> None:
+        """Record why it was not sent, and when it is tried again (None: never)."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            due = None if again_in is None else now + again_in
+            await _write(
+                connection,
+                notice,
+                {"attempts": notice.attempts + 1, "last_error": reason, "due_at": due},
+            )
+
+        await self._database.write(operation)
+
+    async def _finish(self, notice: Notice, **values: Any) -> None:
+        await self._database.write(lambda connection: _write(connection, notice, values))
+
+
+async def _write(connection: AsyncConnection, notice: Notice, values: dict[str, Any]) -> None:
+    mine = (t.notices.c.incident_id == notice.incident_id) & (t.notices.c.epoch == notice.epoch)
+    done = await connection.execute(
+        update(t.notices).where(mine).values(**values, lease_until=None)
+    )
+    if done.rowcount != 1:
+        raise OwnershipLost(f"the notice of {notice.incident_id} was claimed by another worker")

@@ -1,0 +1,292 @@
+"""The incident row as the queue: claim, renew, and the one write that ends a step.
+
+A claim raises the row's epoch; every later write of that step says ``WHERE epoch = ...`` and
+touches no row when somebody else has claimed since. A timer is a later ``due_at``.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import AwareDatetime, Field
+from sqlalchemy import case, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.errors import OwnershipLost
+from remediator.model import (
+    Alert,
+    AlertStatus,
+    Duration,
+    Finding,
+    Incident,
+    IncidentOutcome,
+    IncidentState,
+    LedgerEntry,
+    MitigationId,
+    Phase,
+    Proposal,
+    Sample,
+    Value,
+)
+from remediator.store import tables as t
+from remediator.store.database import Database
+from remediator.store.ledger import Settlement, close_entries, entry_of, insert_entry, settle
+from remediator.views import TimelineEvent
+
+LEASE = timedelta(seconds=5)
+"""Time after which a silent owner's incident is taken over; renewed at a third of it."""
+
+
+class Claim(Value):
+    """One incident to take one step with, and the right to write its result."""
+
+    incident: Incident
+    alerts: tuple[Alert, ...]
+    proposal: Proposal | None
+    entries: tuple[LedgerEntry, ...]
+    """Its rows in the ledger, oldest first."""
+    samples: tuple[Sample, ...]
+    """Looks at the mitigation that is in flight."""
+    paused: bool
+    now: AwareDatetime
+    """The store's time at the claim."""
+
+    @property
+    def firing(self) -> bool:
+        """Whether any of its alerts still fires."""
+        return any(alert.status is AlertStatus.FIRING for alert in self.alerts)
+
+
+class Transition(Value):
+    """The result of one step: what is written, in one transaction, and when to go on."""
+
+    phase: Phase
+    due_in: Duration | None = timedelta(0)
+    """Time until the next step; None waits for an event."""
+    outcome: IncidentOutcome | None = None
+    """Set, with phase ``done``, to close the incident."""
+    reason: str = ""
+    """Becomes the incident's reason when it is not empty."""
+    next_round: bool = False
+    events: tuple[TimelineEvent, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    proposal: Proposal | None = None
+    entry: LedgerEntry | None = None
+    """A row to add that is not a reservation: shadowed, denied, awaiting approval."""
+    settlement: Settlement | None = None
+    sample: tuple[MitigationId, Sample] | None = None
+    notify: bool = Field(default=True)
+    """Whether humans are told of the change."""
+
+
+class Queue:
+    """Hands out incidents that are due, and takes the results of steps."""
+
+    def __init__(self, database: Database, owner: str) -> None:
+        """Claim in the name of ``owner``, unique to this process."""
+        self._database = database
+        self._owner = owner
+
+    async def claim(self, limit: int) -> list[Claim]:
+        """Claim up to ``limit`` due incidents, oldest first; each for one step."""
+
+        async def operation(connection: AsyncConnection) -> list[Claim]:
+            now = await self._database.now(connection)
+            due = (
+                select(t.incidents.c.id)
+                .where(t.incidents.c.due_at <= now)
+                .where(or_(t.incidents.c.lease_until.is_(None), t.incidents.c.lease_until <= now))
+                .order_by(t.incidents.c.due_at)
+                .limit(limit)
+            )
+            if self._database.is_postgres:
+                due = due.with_for_update(skip_locked=True)
+            rows = await connection.execute(
+                update(t.incidents)
+                .where(t.incidents.c.id.in_(due.scalar_subquery()))
+                .values(
+                    epoch=t.incidents.c.epoch + 1,
+                    owner=self._owner,
+                    lease_until=now + LEASE,
+                    poked=False,
+                )
+                .returning(t.incidents)
+            )
+            return [await _load(connection, row, now) for row in rows.mappings().all()]
+
+        return await self._database.write(operation)
+
+    async def renew(self, claim: Claim) -> None:
+        """Keep ``claim`` for another lease; ``OwnershipLost`` when it is somebody else's."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            await _write(connection, claim, {"lease_until": now + LEASE})
+
+        await self._database.write(operation)
+
+    async def finish(self, claim: Claim, result: Transition) -> None:
+        """End the step: write its whole result, release the lease, keep earlier wake-ups.
+
+        Raises ``OwnershipLost`` and writes nothing when the incident was claimed since.
+        """
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            await _write(connection, claim, _columns(claim, result, now))
+            await _write_details(connection, claim.incident, result, now)
+            if result.outcome is not None:
+                await close_entries(connection, claim.incident.id, now)
+            if result.notify:
+                await request_notice(connection, claim.incident.id, now)
+
+        await self._database.write(operation)
+
+    async def retry_later(self, claim: Claim, delay: timedelta) -> int:
+        """Give a step that failed unexpectedly another chance; return how often it failed."""
+
+        async def operation(connection: AsyncConnection) -> int:
+            now = await self._database.now(connection)
+            failures = t.incidents.c.failures + 1
+            values = {"failures": failures, "due_at": now + delay, "lease_until": None}
+            await _write(connection, claim, values)
+            query = select(t.incidents.c.failures).where(t.incidents.c.id == claim.incident.id)
+            return int((await connection.execute(query)).scalar_one())
+
+        return await self._database.write(operation)
+
+    async def release(self, claim: Claim) -> None:
+        """Give an unfinished claim back at once, for whoever comes next."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            await _write(connection, claim, {"lease_until": None})
+
+        await self._database.write(operation)
+
+    async def next_due(self) -> datetime | None:
+        """Return when the next incident is due, by the store's clock; None when none is."""
+        async with self._database.read() as connection:
+            when: datetime | None = (
+                await connection.execute(select(func.min(t.incidents.c.due_at)))
+            ).scalar_one()
+            return when
+
+
+async def _write(connection: AsyncConnection, claim: Claim, values: dict[str, Any]) -> None:
+    mine = (t.incidents.c.id == claim.incident.id) & (t.incidents.c.epoch == claim.incident.epoch)
+    done = await connection.execute(update(t.incidents).where(mine).values(**values))
+    if done.rowcount != 1:
+        raise OwnershipLost(f"incident {claim.incident.id} has been claimed by another worker")
+
+
+def _columns(claim: Claim, result: Transition, now: datetime) -> dict[str, Any]:
+    closes = result.outcome is not None
+    later = None if closes or result.due_in is None else now + result.due_in
+    values: dict[str, Any] = {
+        "phase": Phase.DONE if closes else result.phase,
+        "lease_until": None,
+        "failures": 0,
+        # an event that came while the step ran is not lost: it stays due
+        "due_at": later if closes else case((t.incidents.c.poked, now), else_=later),
+    }
+    if result.phase is not claim.incident.phase or result.next_round or closes:
+        values["phase_since"] = now
+    if result.reason:
+        values["reason"] = result.reason
+    if result.proposal is not None:
+        values["proposal"] = result.proposal.model_dump(mode="json")
+    if result.next_round:
+        values["round"] = claim.incident.round + 1
+    if closes:
+        values |= {"state": IncidentState.CLOSED, "outcome": result.outcome, "closed_at": now}
+    return values
+
+
+async def _write_details(
+    connection: AsyncConnection, incident: Incident, result: Transition, now: datetime
+) -> None:
+    mine = {"incident_id": incident.id}
+    if result.findings:
+        rows = [
+            finding.model_dump(mode="json") | mine | {"round": incident.round, "at": now}
+            for finding in result.findings
+        ]
+        await connection.execute(insert(t.findings), rows)
+    if result.entry is not None:
+        await insert_entry(connection, result.entry)
+    if result.settlement is not None:
+        await settle(connection, incident.id, result.settlement, now)
+    if result.sample is not None:
+        mitigation, sample = result.sample
+        row = sample.model_dump() | {"mitigation_id": mitigation}
+        await connection.execute(insert(t.samples), row)
+    if result.events:
+        lines = [event.model_dump() | mine | {"at": now} for event in result.events]
+        await connection.execute(insert(t.journal), lines)
+
+
+async def request_notice(connection: AsyncConnection, incident: str, now: datetime) -> None:
+    """Ask for humans to be told how the incident stands; never waits for any of them."""
+    wanted = {"wanted": t.notices.c.wanted + 1, "due_at": func.coalesce(t.notices.c.due_at, now)}
+    found = await connection.execute(
+        update(t.notices).where(t.notices.c.incident_id == incident).values(**wanted)
+    )
+    if found.rowcount == 0:
+        await connection.execute(
+            insert(t.notices).values(
+                incident_id=incident,
+                wanted=1,
+                sent=0,
+                due_at=now,
+                epoch=0,
+                attempts=0,
+                last_error="",
+            )
+        )
+
+
+async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
+    incident = incident_of(row)
+    mine = t.mitigations.c.incident_id == incident.id
+    entries = await connection.execute(
+        select(t.mitigations).where(mine).order_by(t.mitigations.c.created_at, t.mitigations.c.id)
+    )
+    samples = await connection.execute(
+        select(t.samples)
+        .join(t.mitigations, t.mitigations.c.id == t.samples.c.mitigation_id)
+        .where(mine, t.mitigations.c.in_flight)
+        .order_by(t.samples.c.at)
+    )
+    scopes = ("global", f"{incident.system}", f"{incident.system}/{incident.service}")
+    paused = await connection.execute(select(t.pauses.c.scope).where(t.pauses.c.scope.in_(scopes)))
+    return Claim(
+        incident=incident,
+        alerts=await incident_alerts(connection, incident.id),
+        proposal=None if row["proposal"] is None else Proposal.model_validate(row["proposal"]),
+        entries=tuple(entry_of(entry) for entry in entries.mappings()),
+        samples=tuple(
+            Sample.model_validate({name: sample[name] for name in Sample.model_fields})
+            for sample in samples.mappings()
+        ),
+        paused=paused.first() is not None,
+        now=now,
+    )
+
+
+async def incident_alerts(connection: AsyncConnection, incident: str) -> tuple[Alert, ...]:
+    """Return the incident's alerts as they stand, oldest first."""
+    rows = await connection.execute(
+        select(t.alerts)
+        .where(t.alerts.c.incident_id == incident)
+        .order_by(t.alerts.c.first_seen_at, t.alerts.c.id)
+    )
+    return tuple(
+        Alert.model_validate({name: row[name] for name in Alert.model_fields})
+        for row in rows.mappings()
+    )
+
+
+def incident_of(row: Any) -> Incident:
+    """Read an incident's row."""
+    return Incident.model_validate({name: row[name] for name in Incident.model_fields})

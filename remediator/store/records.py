@@ -1,0 +1,268 @@
+"""What is read for the operator's API: pages of records and one incident whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Table, func, select, text, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.model import (
+    Alert,
+    AlertStatus,
+    Bound,
+    Delivery,
+    IncidentState,
+    Mitigation,
+)
+from remediator.store import tables as t
+from remediator.store.database import Database
+from remediator.store.inbox import delivery_of
+from remediator.store.ledger import Ledger
+from remediator.store.queue import incident_alerts
+from remediator.views import (
+    AlertView,
+    DeadLetterView,
+    DeliveryView,
+    FindingView,
+    IncidentSummary,
+    IncidentView,
+    LimitView,
+    MitigationView,
+    Page,
+    PauseView,
+    TimelineEvent,
+)
+
+SHOWN_ALERTS = 200
+"""Alerts of one incident that are shown; a storm's incident may have thousands."""
+
+
+class Backlog:
+    """Figures for the service's own metrics."""
+
+    def __init__(self, open_incidents: int, untriaged: int, paused: int, oldest_due: float) -> None:
+        """Keep the counts; ``oldest_due`` is in seconds."""
+        self.open_incidents = open_incidents
+        self.untriaged = untriaged
+        self.paused = paused
+        self.oldest_due = oldest_due
+
+
+class Records:
+    """Reads, never writes. ``bounds`` are the ones that ``limits`` shows."""
+
+    def __init__(self, database: Database, ledger: Ledger, bounds: Sequence[Bound]) -> None:
+        self._database = database
+        self._ledger = ledger
+        self._bounds = tuple(bounds)
+
+    async def ping(self) -> None:
+        """Raise ``StoreUnavailable`` unless the store answers."""
+        async with self._database.read() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def incidents(
+        self,
+        *,
+        state: str | None = None,
+        service: str | None = None,
+        system: str | None = None,
+        outcome: str | None = None,
+        after: str | None = None,
+        limit: int = 50,
+    ) -> Page[IncidentSummary]:
+        """List incidents, newest first."""
+        filters = {"state": state, "service": service, "system": system, "outcome": outcome}
+        where = {name: value for name, value in filters.items() if value is not None}
+        async with self._database.read() as connection:
+            rows, following = await _page(
+                connection, t.incidents, t.incidents.c.opened_at, after, limit, where
+            )
+        return Page(items=[_summary(row) for row in rows], next=following)
+
+    async def incident(self, incident_id: str) -> IncidentView | None:
+        """Return everything that is known of one incident; None when there is no such id."""
+        async with self._database.read() as connection:
+            query = select(t.incidents).where(t.incidents.c.id == incident_id)
+            row = (await connection.execute(query)).mappings().first()
+            if row is None:
+                return None
+            return IncidentView(
+                **_summary(row).model_dump(),
+                alerts=await _alerts(connection, incident_id),
+                findings=await _findings(connection, incident_id),
+                mitigations=await _mitigations(connection, incident_id),
+                timeline=await _timeline(connection, incident_id),
+            )
+
+    async def deliveries(self, *, after: str | None = None, limit: int = 50) -> Page[DeliveryView]:
+        """List deliveries without their bodies, newest first."""
+        async with self._database.read() as connection:
+            rows, following = await _page(
+                connection, t.deliveries, t.deliveries.c.received_at, after, limit, {}
+            )
+        return Page(items=[_view(DeliveryView, row) for row in rows], next=following)
+
+    async def dead_letters(
+        self, *, after: str | None = None, limit: int = 50
+    ) -> Page[DeadLetterView]:
+        """List what was received and could not be used, newest first."""
+        async with self._database.read() as connection:
+            rows, following = await _page(
+                connection, t.dead_letters, t.dead_letters.c.at, after, limit, {}
+            )
+        return Page(items=[_view(DeadLetterView, row) for row in rows], next=following)
+
+    async def delivery(self, delivery_id: str) -> Delivery | None:
+        """Return one delivery with its body; None when there is no such id."""
+        async with self._database.read() as connection:
+            query = select(t.deliveries).where(t.deliveries.c.id == delivery_id)
+            row = (await connection.execute(query)).mappings().first()
+            return None if row is None else delivery_of(row)
+
+    async def alerts_of(self, some_id: str) -> tuple[Alert, ...] | None:
+        """Return the alerts of an incident, or the one alert, of that id; None if neither."""
+        async with self._database.read() as connection:
+            query = select(t.alerts).where(t.alerts.c.id == some_id)
+            row = (await connection.execute(query)).mappings().first()
+            if row is not None:
+                return (_alert(row),)
+            return await incident_alerts(connection, some_id) or None
+
+    async def pauses(self) -> list[PauseView]:
+        """List the stop switches that are on."""
+        async with self._database.read() as connection:
+            rows = await connection.execute(select(t.pauses).order_by(t.pauses.c.since))
+            return [_view(PauseView, row) for row in rows.mappings()]
+
+    async def limits(self) -> list[LimitView]:
+        """List every bound with how much of it is used now."""
+        usages = await self._ledger.usage(self._bounds)
+        return [
+            LimitView(
+                scope=bound.scope,
+                limits=bound.limits,
+                reserved=usage.reserved,
+                in_flight=usage.in_flight,
+            )
+            for bound, usage in zip(self._bounds, usages, strict=True)
+        ]
+
+    async def backlog(self) -> Backlog:
+        """Count what waits; each count reads a small partial index."""
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+            is_open = t.incidents.c.state == IncidentState.OPEN
+            waiting = t.deliveries.c.triaged_at.is_(None)
+            oldest: datetime | None = await _scalar(connection, func.min(t.incidents.c.due_at))
+            late = max((now - oldest).total_seconds(), 0.0) if oldest is not None else 0.0
+            return Backlog(
+                open_incidents=await _count(connection, t.incidents, is_open),
+                untriaged=await _count(connection, t.deliveries, waiting),
+                paused=await _count(connection, t.pauses),
+                oldest_due=late,
+            )
+
+
+async def _scalar(connection: AsyncConnection, expression: Any) -> Any:
+    return (await connection.execute(select(expression))).scalar_one()
+
+
+async def _count(connection: AsyncConnection, table: Table, *where: Any) -> int:
+    query = select(func.count()).select_from(table).where(*where)
+    return int((await connection.execute(query)).scalar_one())
+
+
+async def _page(
+    connection: AsyncConnection,
+    table: Table,
+    at: Any,
+    after: str | None,
+    limit: int,
+    where: dict[str, str],
+) -> tuple[list[Any], str | None]:
+    query = select(table).order_by(at.desc(), table.c.id.desc()).limit(limit + 1)
+    for name, value in where.items():
+        query = query.where(table.c[name] == value)
+    if after is not None:
+        last = select(at).where(table.c.id == after).scalar_subquery()
+        query = query.where(tuple_(at, table.c.id) < tuple_(last, after))
+    rows = list((await connection.execute(query)).mappings())
+    return rows[:limit], rows[limit - 1]["id"] if len(rows) > limit else None
+
+
+def _view(kind: Any, row: Any) -> Any:
+    return kind.model_validate({name: row[name] for name in kind.model_fields})
+
+
+def _summary(row: Any) -> IncidentSummary:
+    summary: IncidentSummary = _view(IncidentSummary, row)
+    return summary
+
+
+def _alert(row: Any) -> Alert:
+    alert: Alert = _view(Alert, row)
+    return alert
+
+
+async def _alerts(connection: AsyncConnection, incident_id: str) -> list[AlertView]:
+    firing_first = (
+        t.alerts.c.status != AlertStatus.FIRING,
+        t.alerts.c.first_seen_at,
+        t.alerts.c.id,
+    )
+    rows = await connection.execute(
+        select(t.alerts)
+        .where(t.alerts.c.incident_id == incident_id)
+        .order_by(*firing_first)
+        .limit(SHOWN_ALERTS)
+    )
+    return [_view(AlertView, row) for row in rows.mappings()]
+
+
+async def _findings(connection: AsyncConnection, incident_id: str) -> list[FindingView]:
+    rows = await connection.execute(
+        select(t.findings).where(t.findings.c.incident_id == incident_id).order_by(t.findings.c.id)
+    )
+    return [_view(FindingView, row) for row in rows.mappings()]
+
+
+async def _mitigations(connection: AsyncConnection, incident_id: str) -> list[MitigationView]:
+    rows = await connection.execute(
+        select(t.mitigations)
+        .where(t.mitigations.c.incident_id == incident_id)
+        .order_by(t.mitigations.c.created_at, t.mitigations.c.id)
+    )
+    return [_mitigation(row) for row in rows.mappings()]
+
+
+def _mitigation(row: Any) -> MitigationView:
+    mitigation = Mitigation.model_validate(row["mitigation"])
+    return MitigationView(
+        id=row["id"],
+        kind=mitigation.kind,
+        target=mitigation.target.key,
+        state=row["state"],
+        effect_key=row["effect_key"],
+        reason=row["reason"],
+        mode=row["mode"],
+        risk=mitigation.risk,
+        plan_hash=row["plan_hash"],
+        summary=mitigation.reason,
+        items=row["items"],
+        verdict=row["verdict"],
+        evidence=row["evidence"],
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        decided_by=row["decided_by"],
+    )
+
+
+async def _timeline(connection: AsyncConnection, incident_id: str) -> list[TimelineEvent]:
+    rows = await connection.execute(
+        select(t.journal).where(t.journal.c.incident_id == incident_id).order_by(t.journal.c.id)
+    )
+    return [_view(TimelineEvent, row) for row in rows.mappings()]

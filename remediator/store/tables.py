@@ -1,0 +1,254 @@
+"""The schema, once for SQLite and PostgreSQL.
+
+Instants are whole microseconds since 1970 in UTC, so that both databases compare and store
+them alike. An incident's row is its place in the queue; a mitigation's row is its ledger entry.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, stored as microseconds since 1970."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        """Refuse naive times: they mean something else on another machine."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a time zone cannot be stored")
+        return (value - _EPOCH) // timedelta(microseconds=1)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        """Read it back in UTC."""
+        return None if value is None else _EPOCH + timedelta(microseconds=value)
+
+
+Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+RowId = BigInteger().with_variant(Integer, "sqlite")
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Index:
+    clause = text(where)
+    return Index(name, *columns, unique=unique, sqlite_where=clause, postgresql_where=clause)
+
+
+def _incident_id(**options: Any) -> Column[Any]:
+    return Column("incident_id", String(40), ForeignKey("incidents.id"), nullable=False, **options)
+
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("source", String(20), nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("credential", String(200)),
+    Column("digest", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("replay_of", String(200)),
+    Column("dry_run", Boolean, nullable=False),
+    Column("playbook", String(200)),
+    Column("alerts", Integer, nullable=False),
+    Column("dead", Integer, nullable=False),
+    Column("triaged_at", Instant),
+    Column("incidents", Json, nullable=False),
+    _partial("ix_deliveries_untriaged", "received_at", where="triaged_at IS NULL"),
+)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("delivery_id", String(40), ForeignKey("deliveries.id"), nullable=False, index=True),
+    Column("source", String(20), nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("position", Integer),
+    Column("reason", Text, nullable=False),
+    Column("excerpt", Text, nullable=False),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("correlation_key", Text, nullable=False, index=True),
+    Column("state", String(10), nullable=False),
+    Column("phase", String(20), nullable=False),
+    Column("phase_since", Instant, nullable=False),
+    Column("outcome", String(20)),
+    Column("reason", Text, nullable=False),
+    Column("system", Text),
+    Column("service", Text),
+    Column("playbook", Text),
+    Column("dry_run", Boolean, nullable=False),
+    Column("replay_of", String(200)),
+    Column("round", Integer, nullable=False),
+    Column("proposal", Json),
+    Column("opened_at", Instant, nullable=False),
+    Column("closed_at", Instant),
+    Column("due_at", Instant),
+    Column("poked", Boolean, nullable=False),
+    Column("lease_until", Instant),
+    Column("owner", String(100)),
+    Column("epoch", BigInteger, nullable=False),
+    Column("failures", Integer, nullable=False),
+    _partial(
+        "ux_incidents_open",
+        "correlation_key",
+        where="state = 'open' AND replay_of IS NULL",
+        unique=True,
+    ),
+    _partial("ix_incidents_due", "due_at", where="due_at IS NOT NULL"),
+    Index("ix_incidents_opened", "opened_at", "id"),
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    _incident_id(index=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("source", String(20), nullable=False),
+    Column("status", String(10), nullable=False),
+    Column("labels", Json, nullable=False),
+    Column("annotations", Json, nullable=False),
+    Column("group_key", Text),
+    Column("starts_at", Instant, nullable=False),
+    Column("ends_at", Instant),
+    Column("first_seen_at", Instant, nullable=False),
+    Column("last_seen_at", Instant, nullable=False),
+    Column("resolved_at", Instant),
+    Column("notifications", Integer, nullable=False),
+    Column("latest", Boolean, nullable=False),
+    _partial("ux_alerts_latest", "fingerprint", where="latest", unique=True),
+)
+
+findings = Table(
+    "findings",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    _incident_id(index=True),
+    Column("round", Integer, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("status", String(10), nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("value", Json),
+)
+
+mitigations = Table(
+    "mitigations",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    _incident_id(index=True),
+    Column("effect_key", Text, nullable=False),
+    Column("system", Text, nullable=False),
+    Column("service", Text, nullable=False),
+    Column("playbook", Text, nullable=False),
+    Column("target_key", Text, nullable=False),
+    Column("mitigation", Json, nullable=False),
+    Column("mode", String(10), nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("in_flight", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("plan_hash", String(16), nullable=False),
+    Column("before", Json, nullable=False),
+    Column("undo", Json),
+    Column("items", Json, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("reserved_at", Instant),
+    Column("apply_before", Instant),
+    Column("expires_at", Instant),
+    Column("finished_at", Instant),
+    Column("decided_by", String(200)),
+    Column("verdict", String(20)),
+    Column("evidence", Text, nullable=False),
+    UniqueConstraint("effect_key"),
+    _partial("ux_mitigations_in_flight", "target_key", where="in_flight", unique=True),
+    _partial("ix_mitigations_reserved", "reserved_at", where="reserved_at IS NOT NULL"),
+)
+
+samples = Table(
+    "samples",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    Column("mitigation_id", String(40), ForeignKey("mitigations.id"), nullable=False, index=True),
+    Column("at", Instant, nullable=False),
+    Column("assessment", String(20), nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("data", Json, nullable=False),
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("id", RowId, primary_key=True, autoincrement=True),
+    Column("incident_id", String(40), ForeignKey("incidents.id"), index=True),
+    Column("at", Instant, nullable=False),
+    Column("step", String(20), nullable=False),
+    Column("event", String(60), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("data", Json, nullable=False),
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("scope", String(400), primary_key=True),
+    Column("by", String(200), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("since", Instant, nullable=False),
+)
+
+notices = Table(
+    "notices",
+    metadata,
+    Column("incident_id", String(40), ForeignKey("incidents.id"), primary_key=True),
+    Column("wanted", Integer, nullable=False),
+    Column("sent", Integer, nullable=False),
+    Column("due_at", Instant),
+    Column("lease_until", Instant),
+    Column("epoch", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("handle", Json),
+    Column("last_error", Text, nullable=False),
+    _partial("ix_notices_due", "due_at", where="due_at IS NOT NULL"),
+)
