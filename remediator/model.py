@@ -374,6 +374,8 @@ class Proposal(Value):
     mitigations: tuple[Mitigation, ...] = ()
     reason: str
     """Why these, or why nothing."""
+    impaired: tuple[str, ...] = ()
+    """Filled by the engine: senses that could not be trusted when this was proposed."""
 
 
 class Effect(StrEnum):

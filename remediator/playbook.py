@@ -112,6 +112,8 @@ class Context:
     ports: Mapping[str, Port] = field(repr=False)
     """Read ports by role of the target; ``prometheus`` where the service has one."""
     now: datetime
+    tried: tuple[Mitigation, ...] = ()
+    """Mitigations of this incident whose lever was pulled in earlier rounds, oldest first."""
 
     @property
     def metrics(self) -> Metrics | None:

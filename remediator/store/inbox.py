@@ -61,7 +61,7 @@ class Inbox:
         """
 
         async def operation(connection: AsyncConnection) -> Correlation | None:
-            rows = (await connection.execute(_untriaged(self._database, only))).mappings().all()
+            rows = (await connection.execute(_untriaged(only))).mappings().all()
             if not rows:
                 return None
             now = await self._database.now(connection)
@@ -76,6 +76,12 @@ class Inbox:
         for delivery in correlation.deliveries if correlation else ():
             self._decoded.pop(delivery, None)
         return correlation
+
+    async def waiting(self) -> list[DeliveryId]:
+        """Return the ids of the oldest deliveries that wait for triage."""
+        async with self._database.read() as connection:
+            rows = await connection.execute(_untriaged(None))
+            return [DeliveryId(row["id"]) for row in rows.mappings()]
 
     async def bury(self, delivery: DeliveryId, reason: str) -> None:
         """Make a delivery that triage cannot digest a dead letter, so that it blocks nothing."""
@@ -92,12 +98,11 @@ class Inbox:
         await self._database.write(operation)
 
 
-def _untriaged(database: Database, only: DeliveryId | None) -> Select[Any]:
+def _untriaged(only: DeliveryId | None) -> Select[Any]:
     query = select(t.deliveries).where(t.deliveries.c.triaged_at.is_(None))
     if only is not None:
         query = query.where(t.deliveries.c.id == only)
-    query = query.order_by(t.deliveries.c.received_at, t.deliveries.c.id).limit(TRIAGE_BATCH)
-    return query.with_for_update(skip_locked=True) if database.is_postgres else query
+    return query.order_by(t.deliveries.c.received_at, t.deliveries.c.id).limit(TRIAGE_BATCH)
 
 
 async def _insert_delivery(

@@ -1,5 +1,7 @@
 """Create the first schema."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -13,7 +15,7 @@ def instant() -> sa.BigInteger:
     return sa.BigInteger()
 
 
-def document() -> sa.types.TypeEngine[object]:
+def document() -> sa.types.TypeEngine[Any]:
     """JSON; jsonb on PostgreSQL."""
     return sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 

@@ -1,0 +1,125 @@
+"""ACT: the only module that holds a lever. One attempt gives one outcome.
+
+What happens around the call (the reservation before, the outcome after) is the pipeline's;
+here are the call itself, its deadline, and looking whether a lost call took effect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import structlog
+
+from remediator.errors import BackendUnavailable, PermanentError, TemporaryError
+from remediator.model import (
+    LedgerEntry,
+    Mitigation,
+    MitigationState,
+    Outcome,
+    Preparation,
+)
+from remediator.ports import Lever
+from remediator.store.ledger import APPLY_WITHIN, Settlement
+from remediator.store.queue import Transition
+from remediator.work import SEEN_AGAIN, Work
+
+CALL_TIMEOUT = 30.0
+"""Seconds that one verb of a lever may take; a later answer counts as lost."""
+SETTLE_TIME = timedelta(seconds=2)
+"""Time past ``apply_before`` after which a call begun in time has reached its backend."""
+
+_log = structlog.get_logger(__name__)
+
+
+async def prepare(lever: Lever, mitigation: Mitigation) -> Preparation:
+    """Read the live state and the way back. Raises ``BackendUnavailable``/``BackendRefused``."""
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT):
+            preparation = await lever.prepare(mitigation)
+    except TimeoutError as error:
+        raise BackendUnavailable(f"no answer within {CALL_TIMEOUT:g} s") from error
+    proposed = {item.key for item in mitigation.items}
+    grown = [item.key for item in preparation.mitigation.items if item.key not in proposed]
+    if grown or preparation.mitigation.target != mitigation.target:
+        raise PermanentError(f"the lever prepared more than was proposed: {', '.join(grown)}")
+    return preparation
+
+
+def apply_deadline(started: float) -> float:
+    """Return the monotonic second until which a call reserved from ``started`` may begin."""
+    return started + APPLY_WITHIN.total_seconds()
+
+
+async def pull(
+    lever: Lever,
+    entry: LedgerEntry,
+    deadline: float,
+    paused: Callable[[], Awaitable[str | None]],
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Make the reserved change, unless it is too late or has been paused meanwhile.
+
+    ``deadline`` is on ``clock``. Whatever goes wrong after the call began is ``unknown``.
+    """
+    reason = await paused()
+    if reason is not None:
+        return Outcome(state=MitigationState.NOT_APPLIED, detail=f"not begun: {reason}")
+    if clock() >= deadline:
+        detail = "not begun: the time in which it might be applied was over"
+        return Outcome(state=MitigationState.NOT_APPLIED, detail=detail)
+    return await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key))
+
+
+async def observe(lever: Lever, entry: LedgerEntry) -> Outcome:
+    """Look whether the reserved change was made; ``unknown`` when it cannot be seen."""
+    return await _called(lambda: lever.observe(preparation_of(entry), entry.effect_key))
+
+
+async def revert(lever: Lever, entry: LedgerEntry) -> Outcome:
+    """Put back what the change did; ``unknown`` when the answer is lost."""
+    return await _called(lambda: lever.revert(preparation_of(entry), entry.effect_key))
+
+
+def preparation_of(entry: LedgerEntry) -> Preparation:
+    """Read back what was prepared before the reservation."""
+    return Preparation(mitigation=entry.mitigation, before=entry.before, undo=entry.undo)
+
+
+def not_prepared(
+    work: Work,
+    mitigation: Mitigation,
+    error: BackendUnavailable | PermanentError,
+    approved: LedgerEntry | None = None,
+) -> Transition:
+    """Look again where the backend did not answer; look afresh where it refused."""
+    if isinstance(error, BackendUnavailable) and not work.out_of_patience:
+        return work.wait(str(error), SEEN_AGAIN, code="backend")
+    event = work.event(f"{mitigation.kind}: not made", str(error))
+    if approved is not None:
+        settlement = Settlement(
+            id=approved.id,
+            state=MitigationState.NOT_APPLIED,
+            reason=str(error),
+            in_flight=False,
+        )
+        return work.again(str(error), event, settlement)
+    preparation = Preparation(mitigation=mitigation)
+    entry = work.entry(preparation, MitigationState.NOT_APPLIED, str(error))
+    return work.again(str(error), event).model_copy(update={"entry": entry})
+
+
+async def _called(call: Callable[[], Awaitable[Outcome]]) -> Outcome:
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT):
+            return await call()
+    except TimeoutError:
+        detail = f"no answer within {CALL_TIMEOUT:g} s"
+    except (TemporaryError, PermanentError) as error:
+        detail = str(error)
+    except Exception as error:  # noqa: BLE001 - whatever happened, the change may have been made
+        _log.exception("lever_failed")
+        detail = f"the lever failed: {type(error).__name__}"
+    return Outcome(state=MitigationState.UNKNOWN, detail=detail)

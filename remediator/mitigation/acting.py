@@ -1,0 +1,179 @@
+"""The step ACT: reserve, re-check, write once; or look at what somebody left unfinished."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from remediator.errors import BackendUnavailable, PermanentError
+from remediator.mitigation import deciding
+from remediator.mitigation.act import (
+    SETTLE_TIME,
+    apply_deadline,
+    not_prepared,
+    observe,
+    prepare,
+    pull,
+)
+from remediator.mitigation.decide import choose
+from remediator.mitigation.limits import judge
+from remediator.model import (
+    Decision,
+    Effect,
+    IncidentOutcome,
+    LedgerEntry,
+    Mitigation,
+    MitigationState,
+    Mode,
+    Outcome,
+    Phase,
+    Preparation,
+    SenseState,
+)
+from remediator.store.ledger import Settlement
+from remediator.store.queue import Transition
+from remediator.work import SEEN_AGAIN, Work, close, probe
+
+
+async def act(work: Work) -> Transition:
+    """Make the allowed or approved change, once."""
+    reserved = work.find(MitigationState.RESERVED)
+    if reserved is not None:
+        return await _look(work, reserved)
+    if not work.claim.firing:
+        return work.resolved_by_itself()
+    approved = work.find(MitigationState.APPROVED)
+    mitigation = (
+        choose(work.claim.proposal, work.claim.entries) if approved is None else approved.mitigation
+    )
+    needed = Mode.AUTO if approved is None else Mode.APPROVE
+    if mitigation is None or not _reaches(work.mode(mitigation), needed):
+        return _mode_changed(work, approved)
+    impaired = await _impaired(work)
+    if impaired is not None:
+        decision = Decision(effect=Effect.WAIT, code="senses", reason=impaired)
+        return _refused(work, mitigation, decision, approved)
+    try:
+        preparation = await prepare(work.lever(mitigation), mitigation)
+    except (BackendUnavailable, PermanentError) as error:
+        return not_prepared(work, mitigation, error, approved)
+    return await _reserve_and_pull(work, preparation, approved)
+
+
+async def _reserve_and_pull(
+    work: Work, preparation: Preparation, approved: LedgerEntry | None
+) -> Transition:
+    mitigation, incident = preparation.mitigation, work.claim.incident
+    bounds = work.bounds(mitigation)
+    entry = work.entry(preparation, MitigationState.RESERVED, mitigation.reason)
+    if approved is not None:
+        live = {"mitigation": mitigation, "before": entry.before, "undo": entry.undo}
+        entry = approved.model_copy(update=live)
+    deadline = apply_deadline(work.around.monotonic())
+    decision, reserved = await work.around.ledger.reserve(
+        incident, entry, bounds, lambda standing: judge(standing, bounds)
+    )
+    if reserved is None:
+        return _refused(work, mitigation, decision, approved)
+    outcome = await pull(
+        work.lever(mitigation),
+        reserved,
+        deadline,
+        lambda: work.around.ledger.paused(incident),
+        work.around.monotonic,
+    )
+    return _after(work, reserved, outcome)
+
+
+async def _look(work: Work, entry: LedgerEntry) -> Transition:
+    # a reservation without an outcome: somebody died, or an answer was lost
+    left = _certain_in(work, entry)
+    if left > timedelta(0):
+        return Transition(phase=Phase.ACT, due_in=left, notify=False)
+    try:
+        lever = work.lever(entry.mitigation)
+    except PermanentError as error:
+        return _unknown(work, entry, str(error))
+    outcome = await observe(lever, entry)
+    if outcome.state is MitigationState.UNKNOWN:
+        if not work.out_of_patience:
+            return work.wait(outcome.detail, SEEN_AGAIN, code="outcome unknown")
+        return _unknown(work, entry, outcome.detail)
+    if outcome.state is MitigationState.NOT_APPLIED and not lever.conditional:
+        return _unknown(work, entry, f"not seen in the world: {outcome.detail}")
+    detail = f"{outcome.detail} (found by looking: the answer was lost)"
+    return _after(work, entry, outcome.model_copy(update={"detail": detail}))
+
+
+def _after(work: Work, entry: LedgerEntry, outcome: Outcome) -> Transition:
+    event = work.event(f"{entry.mitigation.kind}: {outcome.state}", outcome.detail)
+    settlement = Settlement(
+        id=entry.id,
+        state=outcome.state,
+        items=outcome.items,
+        in_flight=outcome.state is MitigationState.APPLIED,
+        evidence=outcome.detail,
+    )
+    match outcome.state:
+        case MitigationState.APPLIED:
+            return Transition(
+                phase=Phase.VERIFY,
+                due_in=work.playbook.parameters.verification.interval,
+                reason=outcome.detail,
+                settlement=settlement,
+                events=(event,),
+            )
+        case MitigationState.NOT_APPLIED:
+            return work.again(outcome.detail, event, settlement)
+        case _:  # it stays reserved: whoever claims it next looks
+            due = max(_certain_in(work, entry), deciding.RECHECK)
+            return Transition(phase=Phase.ACT, due_in=due, events=(event,))
+
+
+def _certain_in(work: Work, entry: LedgerEntry) -> timedelta:
+    """Return the time until a call that was begun in time has reached its backend."""
+    return (entry.apply_before or work.claim.now) + SETTLE_TIME - work.claim.now
+
+
+def _unknown(work: Work, entry: LedgerEntry, reason: str) -> Transition:
+    settlement = Settlement(
+        id=entry.id, state=MitigationState.UNKNOWN, in_flight=False, evidence=reason
+    )
+    why = f"whether {entry.mitigation.kind} was carried out is unknown ({reason})"
+    escalation = work.escalate(f"{why}; it is not repeated")
+    return escalation.model_copy(update={"settlement": settlement})
+
+
+def _refused(
+    work: Work, mitigation: Mitigation, decision: Decision, approved: LedgerEntry | None
+) -> Transition:
+    if approved is None:
+        return deciding.refused(work, mitigation, decision)
+    if decision.effect is Effect.WAIT and not work.out_of_patience:
+        return work.wait(decision.reason, deciding.RECHECK, code=decision.code)
+    settlement = Settlement(
+        id=approved.id,
+        state=MitigationState.DENIED,
+        reason=f"approved, but refused: {decision.reason}",
+        in_flight=False,
+    )
+    closing = close(work.claim, IncidentOutcome.DENIED, f"{decision.code}: {decision.reason}")
+    return closing.model_copy(update={"settlement": settlement})
+
+
+def _reaches(mode: Mode, needed: Mode) -> bool:
+    order = list(Mode)
+    return order.index(mode) >= order.index(needed)
+
+
+def _mode_changed(work: Work, approved: LedgerEntry | None) -> Transition:
+    if approved is None:  # the configuration changed since the decision: decide again
+        return Transition(phase=Phase.DECIDE, notify=False)
+    reason = "approved, but the mode no longer allows it"
+    decision = Decision(effect=Effect.DENY, code="mode", reason=reason)
+    return _refused(work, approved.mitigation, decision, approved)
+
+
+async def _impaired(work: Work) -> str | None:
+    senses = await probe(work.context.ports, work.playbook.senses)
+    bad = [f"{s.name}: {s.reason}" for s in senses if s.state is SenseState.IMPAIRED]
+    return f"our senses are impaired, so nothing is changed: {'; '.join(bad)}" if bad else None

@@ -1,0 +1,83 @@
+"""DECIDE: may this mitigation be made now? Pure, and always with a reason.
+
+The reservation asks the bounds again under its lock and has the last word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+
+from remediator.mitigation.limits import judge
+from remediator.model import (
+    Bound,
+    Decision,
+    Effect,
+    Item,
+    LedgerEntry,
+    Mitigation,
+    MitigationState,
+    Mode,
+    Proposal,
+)
+from remediator.store.ledger import Standing
+
+_APPROVAL_TIMES = {
+    "critical": timedelta(minutes=5),
+    "page": timedelta(minutes=5),
+    "warning": timedelta(minutes=15),
+}
+_APPROVAL_TIME = timedelta(minutes=60)
+
+
+def approval_time(severity: str) -> timedelta:
+    """Return how long an approval is waited for (procedures, section 0: 5, 15, 60 minutes)."""
+    return _APPROVAL_TIMES.get(severity.lower(), _APPROVAL_TIME)
+
+
+def choose(proposal: Proposal | None, entries: Iterable[LedgerEntry]) -> Mitigation | None:
+    """Return the best proposed mitigation that this incident has not made already."""
+    made = [
+        (entry.mitigation.kind, entry.mitigation.target.key, _identities(entry.mitigation.items))
+        for entry in entries
+        if entry.state in (MitigationState.APPLIED, MitigationState.UNKNOWN)
+    ]
+    for mitigation in proposal.mitigations if proposal is not None else ():
+        this = (mitigation.kind, mitigation.target.key, _identities(mitigation.items))
+        if this not in made:
+            return mitigation
+    return None
+
+
+def _identities(items: Sequence[Item]) -> list[dict[str, object]]:
+    return [dict(item.identity) for item in items]
+
+
+def decide(
+    mode: Mode,
+    *,
+    dry_run: bool,
+    impaired: Sequence[str],
+    standing: Standing,
+    bounds: Sequence[Bound],
+) -> Decision:
+    """Say what policy, senses and bounds make of a mitigation at this moment."""
+    limits = judge(standing, bounds)
+    if dry_run or mode in (Mode.OBSERVE, Mode.SHADOW):
+        why = "this is a dry run" if dry_run else f"the mode is {mode}"
+        hindrance = "; ".join(impaired) if impaired else limits.reason
+        allowed = limits.effect is Effect.ALLOW and not impaired
+        would = (
+            "it would have been made" if allowed else f"it would not have been made: {hindrance}"
+        )
+        code = "dry_run" if dry_run else str(mode)
+        return Decision(effect=Effect.SHADOW, code=code, reason=f"{why}; otherwise {would}")
+    if impaired:
+        reason = f"our senses are impaired, so nothing is changed: {'; '.join(impaired)}"
+        return Decision(effect=Effect.WAIT, code="senses", reason=reason)
+    if limits.effect is not Effect.ALLOW:
+        return limits
+    if mode is Mode.APPROVE:
+        reason = "the mode is approve: a human has to agree first"
+        return Decision(effect=Effect.ASK, code="approve", reason=reason)
+    return limits

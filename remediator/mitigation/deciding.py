@@ -1,0 +1,134 @@
+"""The steps DECIDE and APPROVAL: what policy makes of the best proposal, and its consequences."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from remediator.errors import BackendUnavailable, PermanentError
+from remediator.mitigation import decide as policy
+from remediator.mitigation.act import not_prepared, prepare
+from remediator.model import (
+    Decision,
+    Effect,
+    IncidentOutcome,
+    Mitigation,
+    MitigationState,
+    Phase,
+    Preparation,
+    Proposal,
+)
+from remediator.store.queue import Transition
+from remediator.work import Work, close
+
+MUTATIONS_PER_INCIDENT = 3
+"""Most changes that one incident may make (procedures, section 0)."""
+RECHECK = timedelta(seconds=2)
+"""Time between two decisions while waiting; an event wakes it earlier."""
+FRESH = timedelta(seconds=30)
+"""Age up to which a diagnosis may be acted upon without looking again."""
+
+
+async def decide(work: Work) -> Transition:
+    """Decide about the best proposal that this incident has not tried yet."""
+    claim = work.claim
+    if not claim.firing:
+        return work.resolved_by_itself()
+    if claim.now - claim.incident.phase_since > FRESH:
+        return Transition(phase=Phase.DIAGNOSE, notify=False)
+    proposal = claim.proposal or Proposal(reason="the playbook proposed nothing")
+    mitigation = policy.choose(proposal, claim.entries)
+    if mitigation is None:
+        return _nothing_left(work, proposal)
+    if len(work.made) >= MUTATIONS_PER_INCIDENT:
+        return work.escalate(f"{MUTATIONS_PER_INCIDENT} mitigations did not cure it")
+    bounds = work.bounds(mitigation)
+    decision = policy.decide(
+        work.enabled.modes[mitigation.risk],
+        dry_run=claim.incident.dry_run,
+        impaired=proposal.impaired,
+        standing=await work.around.ledger.standing(claim.incident, mitigation.target.key, bounds),
+        bounds=bounds,
+    )
+    return await _follow(work, mitigation, decision)
+
+
+async def await_approval(work: Work) -> Transition:
+    """Wait for a human; no answer in time is a no, and a human is told."""
+    entry = work.find(MitigationState.AWAITING_APPROVAL)
+    if not work.claim.firing:
+        return work.resolved_by_itself()
+    if entry is None or entry.expires_at is None or work.claim.now >= entry.expires_at:
+        return work.escalate("nobody approved the plan in its time; it was not carried out")
+    return Transition(phase=Phase.APPROVAL, due_in=entry.expires_at - work.claim.now, notify=False)
+
+
+async def _follow(work: Work, mitigation: Mitigation, decision: Decision) -> Transition:
+    match decision.effect:
+        case Effect.ALLOW:
+            event = work.event("allowed", decision.reason)
+            return Transition(phase=Phase.ACT, reason=mitigation.reason, events=(event,))
+        case Effect.ASK:
+            return await _ask(work, mitigation, decision)
+        case Effect.SHADOW:
+            return await _shadow(work, mitigation, decision)
+        case Effect.DENY | Effect.WAIT:
+            return refused(work, mitigation, decision)
+
+
+def refused(work: Work, mitigation: Mitigation, decision: Decision) -> Transition:
+    """Wait for what passes; close as denied, with the reason, for what does not."""
+    if decision.code == "resolved":
+        return work.resolved_by_itself()
+    if decision.effect is Effect.WAIT and not work.out_of_patience:
+        return work.wait(decision.reason, RECHECK, code=decision.code)
+    preparation = Preparation(mitigation=mitigation)
+    entry = work.entry(preparation, MitigationState.DENIED, decision.reason)
+    reason = f"{decision.code}: {decision.reason}"
+    closing = close(work.claim, IncidentOutcome.DENIED, reason)
+    return closing.model_copy(update={"entry": entry})
+
+
+async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transition:
+    try:
+        preparation = await prepare(work.lever(mitigation), mitigation)
+    except (BackendUnavailable, PermanentError) as error:
+        return not_prepared(work, mitigation, error)
+    within = policy.approval_time(_severity(work))
+    waiting = MitigationState.AWAITING_APPROVAL
+    entry = work.entry(preparation, waiting, decision.reason)
+    return Transition(
+        phase=Phase.APPROVAL,
+        due_in=within,
+        reason=f"waiting for approval: {mitigation.reason}",
+        entry=entry.model_copy(update={"expires_at": work.claim.now + within}),
+        events=(work.event("approval asked", mitigation.reason, plan=entry.plan_hash),),
+    )
+
+
+async def _shadow(work: Work, mitigation: Mitigation, decision: Decision) -> Transition:
+    reason, preparation = decision.reason, Preparation(mitigation=mitigation)
+    try:
+        preparation = await prepare(work.lever(mitigation), mitigation)
+    except (BackendUnavailable, PermanentError) as error:
+        reason = f"{reason}; not validated: {error}"
+    entry = work.entry(preparation, MitigationState.SHADOWED, reason)
+    summary = f"{reason} ({mitigation.reason})"
+    closing = close(work.claim, IncidentOutcome.SHADOWED, summary)
+    return closing.model_copy(update={"entry": entry})
+
+
+def _nothing_left(work: Work, proposal: Proposal) -> Transition:
+    made = work.made
+    reason = f"{proposal.reason}; changes made before: {len(made)}" if made else proposal.reason
+    if proposal.impaired:
+        reason = f"{reason}; impaired: {'; '.join(proposal.impaired)}"
+    if work.never_changes:
+        return close(work.claim, IncidentOutcome.SHADOWED, f"nothing would be done: {reason}")
+    if any(entry.state is MitigationState.REVERTED for entry in made):
+        return close(work.claim, IncidentOutcome.REVERTED, reason)
+    return work.escalate(reason)
+
+
+def _severity(work: Work) -> str:
+    labels = (alert.labels for alert in work.claim.alerts)
+    return next((found["severity"] for found in labels if "severity" in found), "")

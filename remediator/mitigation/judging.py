@@ -1,0 +1,113 @@
+"""The steps VERIFY, REVERT and SETTLE: did it help, and what follows from that."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from remediator.errors import PermanentError
+from remediator.mitigation import act
+from remediator.mitigation.verify import take_sample, verdict
+from remediator.model import (
+    Assessment,
+    IncidentOutcome,
+    MitigationState,
+    Phase,
+    Sample,
+    Verdict,
+)
+from remediator.store.ledger import Settlement
+from remediator.store.queue import Transition
+from remediator.work import SEEN_AGAIN, Work, close
+
+
+async def verify(work: Work) -> Transition:
+    """Take one sample, and judge once there is enough."""
+    entry = work.find(MitigationState.APPLIED)
+    if entry is None:
+        return work.escalate("nothing is in flight that could be verified")
+    sample = await take_sample(work.playbook, work.context, entry.mitigation)
+    judged = verdict(
+        (*work.claim.samples, sample),
+        work.playbook.parameters.verification,
+        resolved=not work.claim.firing,
+        since=work.claim.incident.phase_since,
+        now=work.claim.now,
+    )
+    if judged is None:
+        return _look_again(work, sample).model_copy(update={"sample": (entry.id, sample)})
+    undo = judged.assessment is Assessment.NOT_BETTER and entry.undo is not None
+    settlement = Settlement(
+        id=entry.id,
+        state=entry.state,
+        in_flight=undo,
+        verdict=judged.assessment,
+        evidence=judged.reason,
+    )
+    following = _revert_next(work, judged) if undo else _follow(work, judged)
+    return following.model_copy(update={"settlement": settlement, "sample": (entry.id, sample)})
+
+
+async def revert(work: Work) -> Transition:
+    """Put the change back, then look afresh; what cannot be put back is a human's."""
+    entry = work.find(MitigationState.APPLIED)
+    if entry is None:
+        return work.escalate("nothing is in flight that could be put back")
+    try:
+        outcome = await act.revert(work.lever(entry.mitigation), entry)
+    except PermanentError as error:
+        return work.escalate(f"the change could not be put back: {error}")
+    if outcome.state is not MitigationState.REVERTED:
+        if not work.out_of_patience:
+            return work.wait(outcome.detail, SEEN_AGAIN, code="revert")
+        return work.escalate(f"the change could not be put back: {outcome.detail}")
+    settlement = Settlement(
+        id=entry.id, state=MitigationState.REVERTED, items=outcome.items, in_flight=False
+    )
+    reason = f"it did not help and was put back: {outcome.detail}"
+    return work.again(reason, work.event("put back", outcome.detail), settlement)
+
+
+async def settle(work: Work) -> Transition:
+    """Wait for the sender to say that the alert resolved: nothing is fixed while it fires."""
+    incident = work.claim.incident
+    if not work.claim.firing:
+        return close(work.claim, IncidentOutcome.MITIGATED, incident.reason)
+    within = work.playbook.parameters.verification.resolve_within
+    left = incident.phase_since + within - work.claim.now
+    if left > timedelta(0):
+        return Transition(phase=Phase.SETTLE, due_in=left, notify=False)
+    return work.escalate(
+        f"the measurements are good ({incident.reason}), but the alert still fires:"
+        " it may mean something else"
+    )
+
+
+def _look_again(work: Work, sample: Sample) -> Transition:
+    return Transition(
+        phase=Phase.VERIFY,
+        due_in=work.playbook.parameters.verification.interval,
+        events=(work.event(f"looks {sample.assessment}", sample.evidence),),
+        notify=False,
+    )
+
+
+def _revert_next(work: Work, judged: Verdict) -> Transition:
+    event = work.event(f"verdict: {judged.assessment}", judged.reason)
+    return Transition(phase=Phase.REVERT, reason=judged.reason, events=(event,))
+
+
+def _follow(work: Work, judged: Verdict) -> Transition:
+    event = work.event(f"verdict: {judged.assessment}", judged.reason)
+    match judged.assessment:
+        case Assessment.CANNOT_TELL:
+            return work.escalate(f"whether it helped cannot be told: {judged.reason}")
+        case Assessment.NOT_BETTER:
+            return work.again(f"it did not help: {judged.reason}", event)
+        case Assessment.BETTER:
+            if not work.claim.firing or work.claim.incident.replay_of is not None:
+                closing = close(work.claim, IncidentOutcome.MITIGATED, judged.reason)
+                return closing.model_copy(update={"events": (event, *closing.events)})
+            within = work.playbook.parameters.verification.resolve_within
+            return Transition(
+                phase=Phase.SETTLE, due_in=within, reason=judged.reason, events=(event,)
+            )

@@ -1,0 +1,64 @@
+"""LIMIT: what the bounds say to one more mitigation. Pure; the reservation asks it under lock.
+
+Refusals for good come first, so that nobody waits for what will be refused anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from remediator.model import Bound, Decision, Effect, format_duration
+from remediator.store.ledger import Standing
+
+
+def judge(standing: Standing, bounds: Sequence[Bound]) -> Decision:
+    """Allow one more mitigation, deny it for good, or say what has to pass first."""
+    if standing.paused is not None:
+        return Decision(effect=Effect.WAIT, code="paused", reason=standing.paused)
+    if not standing.firing:
+        reason = "no alert of the incident fires any more"
+        return Decision(effect=Effect.DENY, code="resolved", reason=reason)
+    return (
+        _over_budget(standing, bounds)
+        or _cooling_down(standing, bounds)
+        or _busy(standing, bounds)
+        or Decision(effect=Effect.ALLOW, code="allowed", reason="within every bound")
+    )
+
+
+def _over_budget(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:
+    for bound, usage in zip(bounds, standing.usages, strict=True):
+        limits = bound.limits
+        if usage.reserved >= limits.budget:
+            reason = (
+                f"the budget of {bound.scope} is used up: {usage.reserved} of {limits.budget}"
+                f" mitigations in {format_duration(limits.window)}"
+            )
+            return Decision(effect=Effect.DENY, code="budget", reason=reason)
+    return None
+
+
+def _cooling_down(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:
+    if standing.last_on_target is None:
+        return None
+    longest = max(bounds, key=lambda bound: bound.limits.cooldown)
+    passed = standing.now - standing.last_on_target
+    if passed >= longest.limits.cooldown:
+        return None
+    reason = (
+        f"another incident changed this target {int(passed.total_seconds())} s ago; the cooldown"
+        f" of {longest.scope} is {format_duration(longest.limits.cooldown)}"
+    )
+    return Decision(effect=Effect.DENY, code="cooldown", reason=reason)
+
+
+def _busy(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:
+    if standing.busy_with is not None:
+        reason = f"a mitigation of {standing.busy_with} on the same target is in flight"
+        return Decision(effect=Effect.WAIT, code="target_busy", reason=reason)
+    for bound, usage in zip(bounds, standing.usages, strict=True):
+        if usage.in_flight >= bound.limits.concurrency:
+            reason = f"{usage.in_flight} mitigations of {bound.scope} are in flight already"
+            effect = Effect.WAIT if bound.limits.concurrency else Effect.DENY
+            return Decision(effect=effect, code="concurrency", reason=reason)
+    return None

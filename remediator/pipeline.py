@@ -1,0 +1,47 @@
+"""The pipeline: which step an incident takes next. The only module that knows all steps.
+
+    DIAGNOSE -> DECIDE -> (APPROVAL ->) ACT -> VERIFY -> SETTLE -> closed
+        ^                               |        |
+        +---- not made, or not better --+--------+ (after REVERT where there is an undo)
+
+Each step reads a claim and returns one ``Transition``; the worker writes it in one transaction.
+A crash repeats the step, except ACT: a reservation without an outcome is looked at instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from remediator.errors import ConfigError
+from remediator.mitigation import acting, deciding, judging
+from remediator.model import IncidentOutcome, Phase
+from remediator.store.queue import Claim, Transition
+from remediator.triage import diagnosing
+from remediator.work import Surroundings, Work, close
+
+Step = Callable[[Work], Awaitable[Transition]]
+
+STEPS: Mapping[Phase, Step] = {
+    Phase.DIAGNOSE: diagnosing.diagnose,
+    Phase.DECIDE: deciding.decide,
+    Phase.APPROVAL: deciding.await_approval,
+    Phase.ACT: acting.act,
+    Phase.VERIFY: judging.verify,
+    Phase.REVERT: judging.revert,
+    Phase.SETTLE: judging.settle,
+}
+
+
+async def take_step(around: Surroundings, claim: Claim) -> Transition:
+    """Take the one step that ``claim`` is at."""
+    incident = claim.incident
+    service = around.catalogue.service(incident.system, incident.service)
+    enabled = service.playbooks.get(incident.playbook or "") if service is not None else None
+    if service is None or enabled is None:
+        reason = f"the configuration no longer has {incident.playbook} for {incident.service}"
+        return close(claim, IncidentOutcome.ESCALATED, reason)
+    try:
+        playbook = around.playbooks.build(enabled.name, enabled.parameters)
+    except ConfigError as error:
+        return close(claim, IncidentOutcome.ESCALATED, str(error))
+    return await STEPS[incident.phase](Work(around, claim, service, enabled, playbook))

@@ -1,0 +1,83 @@
+"""REPORT: tell humans how an incident stands, without ever holding a remediation up.
+
+Notices have their own rows, leases and retries: a chat that is slow, limiting or down makes
+messages late and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+
+import structlog
+
+from remediator.errors import OwnershipLost, PermanentError, TemporaryError
+from remediator.ports import Handle, Notifier
+from remediator.report.summary import summarise
+from remediator.store import Store
+from remediator.store.notices import Notice
+from remediator.views import Report
+
+SEND_TIMEOUT = 30.0
+"""Seconds that a notifier may take; less than the lease of a notice."""
+_LONGEST = 300.0
+"""Seconds between attempts once a chat has been away for long."""
+_log = structlog.get_logger(__name__)
+
+
+async def deliver(store: Store, notifier: Notifier, count: Callable[[str], None]) -> bool:
+    """Send what is due; return whether there may be more."""
+    notices = await store.notices.claim(1)
+    for notice in notices:
+        try:
+            await _deliver(store, notifier, notice, count)
+        except OwnershipLost as error:
+            _log.warning("notice_lost", reason=str(error))
+    return bool(notices)
+
+
+async def _deliver(
+    store: Store, notifier: Notifier, notice: Notice, count: Callable[[str], None]
+) -> None:
+    view = await store.records.incident(notice.incident_id)
+    if view is None:
+        await store.notices.sent(notice, notice.handle)
+        return
+    try:
+        async with asyncio.timeout(SEND_TIMEOUT):
+            handle = await notifier.send(summarise(view), notice.handle)
+    except TimeoutError:
+        await _later(store, notice, f"no answer within {SEND_TIMEOUT:g} s", None)
+        count("delayed")
+    except TemporaryError as error:
+        await _later(store, notice, str(error), error.retry_after)
+        count("delayed")
+    except PermanentError as error:
+        _log.error("notice_refused", reason=str(error), incident_id=notice.incident_id)
+        await store.notices.failed(notice, str(error), timedelta(seconds=_LONGEST))
+        count("failed")
+    else:
+        await store.notices.sent(notice, handle)
+        count("sent")
+
+
+async def _later(store: Store, notice: Notice, reason: str, after: float | None) -> None:
+    seconds = min(2.0**notice.attempts, _LONGEST) if after is None else after
+    _log.warning("notice_delayed", reason=reason, again_in=seconds)
+    await store.notices.failed(notice, reason, timedelta(seconds=seconds))
+
+
+class LogNotifier:
+    """Tells the log, where no chat is configured."""
+
+    async def send(self, report: Report, handle: Handle | None) -> Handle | None:
+        """Write the headline and the next step as one line."""
+        _log.info(
+            "report",
+            incident_id=report.incident.id,
+            headline=report.headline,
+            urgent=report.urgent,
+            next_step=report.next_step,
+        )
+        return handle

@@ -1,0 +1,94 @@
+"""DIAGNOSE: probe the senses, let the playbook look, and ask it what it would do."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from remediator.errors import PermanentError, TemporaryError
+from remediator.model import Finding, FindingStatus, Proposal, Sense, SenseState, Value
+from remediator.playbook import Context, Findings, Parameters, Playbook
+from remediator.work import probe
+
+DIAGNOSIS_TIMEOUT = 30.0
+"""Seconds that a whole diagnosis may take, whatever its checks do."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Diagnosis(Value):
+    """What was seen, and what the playbook would do about it."""
+
+    findings: tuple[Finding, ...]
+    proposal: Proposal
+    impaired: tuple[str, ...]
+    """Senses that the playbook needs and that cannot be trusted now, a sentence each."""
+
+
+async def diagnose(playbook: Playbook[Parameters], context: Context) -> Diagnosis:
+    """Look, in parallel and within a bound; whatever fails is an unknown finding."""
+    senses, findings = await asyncio.gather(
+        probe(context.ports, playbook.senses), _look(playbook, context)
+    )
+    impaired = tuple(
+        f"{sense.name}: {sense.reason}" for sense in senses if sense.state is SenseState.IMPAIRED
+    )
+    seen = (*_as_findings(senses), *findings.values())
+    return Diagnosis(
+        findings=seen, proposal=_propose(playbook, context, findings), impaired=impaired
+    )
+
+
+def _as_findings(senses: list[Sense]) -> list[Finding]:
+    status = {SenseState.OK: FindingStatus.FINE, SenseState.IMPAIRED: FindingStatus.PROBLEM}
+    return [
+        Finding(
+            name=f"sense {sense.name}",
+            status=status[sense.state],
+            summary=f"{sense.name} can be trusted" if not sense.reason else sense.reason,
+            value=sense,
+        )
+        for sense in senses
+        if sense.state in status
+    ]
+
+
+async def _look(playbook: Playbook[Parameters], context: Context) -> Findings:
+    try:
+        async with asyncio.timeout(DIAGNOSIS_TIMEOUT):
+            return await playbook.diagnose(context)
+    except TimeoutError:
+        reason = f"the diagnosis took longer than {DIAGNOSIS_TIMEOUT:g} s"
+    except (TemporaryError, PermanentError) as error:
+        reason = str(error)
+    except Exception as error:  # noqa: BLE001 - author's code: its failure is a finding
+        _log.exception("diagnosis_failed", playbook=playbook.name)
+        reason = f"the playbook itself failed: {type(error).__name__}"
+    unknown = Finding(name="diagnosis", status=FindingStatus.UNKNOWN, summary=reason)
+    return Findings({unknown.name: unknown})
+
+
+def _propose(playbook: Playbook[Parameters], context: Context, findings: Findings) -> Proposal:
+    if "diagnosis" in findings and findings["diagnosis"].status is FindingStatus.UNKNOWN:
+        return Proposal(reason=f"nothing is proposed: {findings['diagnosis'].summary}")
+    try:
+        proposal = playbook.propose(context, findings)
+    except Exception as error:  # noqa: BLE001 - author's code: its failure is no reason to act
+        _log.exception("proposal_failed", playbook=playbook.name)
+        return Proposal(reason=f"the playbook itself failed: {type(error).__name__}")
+    return _checked(playbook, context, proposal)
+
+
+def _checked(playbook: Playbook[Parameters], context: Context, proposal: Proposal) -> Proposal:
+    """Drop what the playbook may not propose: undeclared levers, foreign or empty targets."""
+    allowed = list(context.targets.values())
+    kept = tuple(
+        mitigation
+        for mitigation in proposal.mitigations
+        if mitigation.kind in playbook.levers and mitigation.target in allowed
+    )
+    if len(kept) == len(proposal.mitigations):
+        return proposal
+    reason = f"{proposal.reason}; left out: levers or targets that {playbook.name} does not declare"
+    return Proposal(mitigations=kept, reason=reason)

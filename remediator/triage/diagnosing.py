@@ -1,0 +1,31 @@
+"""The step DIAGNOSE: look, and ask the playbook what it would do."""
+
+from __future__ import annotations
+
+from remediator.model import Phase
+from remediator.store.queue import Transition
+from remediator.triage import diagnose as look
+from remediator.work import SEEN_AGAIN, Work
+
+ROUNDS = 8
+"""Most rounds of one incident, whatever they find."""
+
+
+async def diagnose(work: Work) -> Transition:
+    """Diagnose; where our senses are impaired and something might be changed, look again later."""
+    if not work.claim.firing:
+        return work.resolved_by_itself()
+    if work.claim.incident.round >= ROUNDS:
+        return work.escalate(f"{ROUNDS} diagnoses did not lead to a mitigation that helped")
+    seen = await look.diagnose(work.playbook, work.context)
+    if seen.impaired and not work.never_changes and not work.out_of_patience:
+        reason = f"our senses are impaired, so nothing is changed: {'; '.join(seen.impaired)}"
+        return work.wait(reason, SEEN_AGAIN, code="senses", findings=seen.findings)
+    proposal = seen.proposal.model_copy(update={"impaired": seen.impaired})
+    return Transition(
+        phase=Phase.DECIDE,
+        reason=proposal.reason,
+        findings=seen.findings,
+        proposal=proposal,
+        events=(work.event("diagnosed", proposal.reason),),
+    )

@@ -1,0 +1,55 @@
+"""MATCH: which service of the catalogue, and which of its playbooks, an alert is for. Pure."""
+
+from __future__ import annotations
+
+from remediator.catalogue import Catalogue, Service
+from remediator.model import Alert, Value
+from remediator.playbook import PlaybookSet
+
+
+class Match(Value):
+    """Where an alert belongs; ``reason`` says why, above all when nothing takes it."""
+
+    system: str | None
+    service: str | None
+    playbook: str | None
+    reason: str
+
+    def key(self, alert: Alert) -> str:
+        """Return the correlation key: alerts of one service with one cause share it."""
+        cause = self.playbook or alert.name
+        return f"{self.system or '-'}/{self.service or '-'}/{cause}"
+
+
+def match(
+    alert: Alert, catalogue: Catalogue, playbooks: PlaybookSet, asked_for: str | None = None
+) -> Match:
+    """Find the service and the playbook for ``alert``.
+
+    ``asked_for`` names the playbook of a replay, which then need not match the alert's name.
+    """
+    service = catalogue.locate(alert.labels)
+    if service is None:
+        shown = ", ".join(f"{k}={v}" for k, v in sorted(alert.labels.items())[:8])
+        reason = f"no service of the catalogue matches the labels of {alert.name} ({shown})"
+        return Match(system=None, service=None, playbook=None, reason=reason)
+    where = {"system": service.system, "service": service.name}
+    name = asked_for if asked_for is not None else _first(alert, service, playbooks)
+    if name is None:
+        enabled = ", ".join(service.playbooks) or "none"
+        reason = f"no playbook of {service.name} takes {alert.name} (switched on: {enabled})"
+        return Match(**where, playbook=None, reason=reason)
+    if name not in service.playbooks:
+        reason = f"playbook {name} is not switched on for {service.system}/{service.name}"
+        return Match(**where, playbook=None, reason=reason)
+    return Match(**where, playbook=name, reason=f"{alert.name} is for {name}")
+
+
+def _first(alert: Alert, service: Service, playbooks: PlaybookSet) -> str | None:
+    for name, enabled in service.playbooks.items():
+        cls = playbooks.get(name)
+        if alert.name in enabled.alertnames:
+            return name
+        if cls is not None and all(matcher.holds(alert.labels) for matcher in cls.matches):
+            return name
+    return None

@@ -1,0 +1,243 @@
+"""One claimed incident with everything that its next step may use.
+
+Made by the pipeline for each claim and handed to the step. Steps return a ``Transition``; the
+phrases that several steps share (wait, try again, escalate, close) are methods here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from remediator.catalogue import Catalogue, EnabledPlaybook, Service
+from remediator.errors import PermanentError, TemporaryError
+from remediator.model import (
+    Bound,
+    Finding,
+    IncidentOutcome,
+    LedgerEntry,
+    Mitigation,
+    MitigationId,
+    MitigationState,
+    Mode,
+    Phase,
+    Preparation,
+    Sense,
+    SenseState,
+    Target,
+    new_id,
+)
+from remediator.playbook import CHECK_TIMEOUT, Context, Parameters, Playbook, PlaybookSet
+from remediator.ports import Lever, Port
+from remediator.store.ledger import Ledger, Settlement
+from remediator.store.queue import Claim, Transition
+from remediator.views import TimelineEvent
+
+PATIENCE = timedelta(minutes=10)
+"""Time that a remediation waits for a passing cause (paused, busy, impaired) to pass."""
+SEEN_AGAIN = timedelta(seconds=10)
+"""Time after which impaired senses or an unreachable backend are looked at again."""
+
+_MADE = (MitigationState.APPLIED, MitigationState.REVERTED, MitigationState.UNKNOWN)
+
+
+class Levers:
+    """The levers of every writable backend, by kind and name of the backend."""
+
+    def __init__(self, levers: Mapping[tuple[str, str], Lever]) -> None:
+        self._levers = dict(levers)
+
+    def find(self, target: Target, kind: str) -> Lever:
+        """Return the lever for ``kind`` on ``target``; ``PermanentError`` says what is missing."""
+        lever = self._levers.get((target.kind, target.name))
+        if lever is None:
+            raise PermanentError(
+                f"{target.kind}/{target.name} has no writer configured, so nothing can be changed"
+            )
+        if kind not in lever.kinds:
+            raise PermanentError(f"{target.kind}/{target.name} has no lever {kind!r}")
+        return lever
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all steps work with, for the life of the process."""
+
+    catalogue: Catalogue
+    playbooks: PlaybookSet
+    ports: Callable[[Service], Mapping[str, Port]]
+    """The read ports of a service, by role."""
+    levers: Levers
+    ledger: Ledger
+    monotonic: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class Work:
+    """One claim, its service and its playbook."""
+
+    around: Surroundings
+    claim: Claim
+    service: Service
+    enabled: EnabledPlaybook
+    playbook: Playbook[Parameters]
+
+    @property
+    def context(self) -> Context:
+        """What the playbook may see."""
+        return Context(
+            incident=self.claim.incident,
+            alerts=self.claim.alerts,
+            targets=self.service.targets,
+            ports=self.around.ports(self.service),
+            now=self.claim.now,
+            tried=tuple(entry.mitigation for entry in self.made),
+        )
+
+    @property
+    def made(self) -> list[LedgerEntry]:
+        """Changes of this incident that happened, or may have."""
+        return [entry for entry in self.claim.entries if entry.state in _MADE]
+
+    def find(self, state: MitigationState) -> LedgerEntry | None:
+        """Return the latest ledger entry in ``state``."""
+        return next((e for e in reversed(self.claim.entries) if e.state is state), None)
+
+    def mode(self, mitigation: Mitigation) -> Mode:
+        """Return how far a mitigation of this risk may go here; a dry run goes no further."""
+        mode = self.enabled.modes[mitigation.risk]
+        if self.claim.incident.dry_run and mode is not Mode.OBSERVE:
+            return Mode.SHADOW
+        return mode
+
+    @property
+    def never_changes(self) -> bool:
+        """Whether no mitigation of any risk could be made in the modes that hold here."""
+        silent = {Mode.OBSERVE, Mode.SHADOW}
+        return self.claim.incident.dry_run or set(self.enabled.modes.values()) <= silent
+
+    def bounds(self, mitigation: Mitigation) -> tuple[Bound, ...]:
+        """List every bound that ``mitigation`` has to keep."""
+        own = self.enabled.limits.over(self.playbook.limits)
+        everywhere = self.around.catalogue.limits
+        return self.service.bounds(everywhere, self.enabled.name, own, mitigation.target)
+
+    def lever(self, mitigation: Mitigation) -> Lever:
+        """Return the lever; ``PermanentError`` when there is none."""
+        return self.around.levers.find(mitigation.target, mitigation.kind)
+
+    def entry(self, preparation: Preparation, state: MitigationState, reason: str) -> LedgerEntry:
+        """Make a row for the ledger, with the next effect key of this incident."""
+        incident, mitigation = self.claim.incident, preparation.mitigation
+        number = len(self.claim.entries)
+        key = (
+            f"{incident.id}/{self.enabled.name}/{number}/{mitigation.kind}/{mitigation.target.key}"
+        )
+        return LedgerEntry(
+            id=MitigationId(new_id("mit", self.claim.now)),
+            incident_id=incident.id,
+            effect_key=key,
+            system=self.service.system,
+            service=self.service.name,
+            playbook=self.enabled.name,
+            mitigation=mitigation,
+            mode=self.mode(mitigation),
+            state=state,
+            reason=reason,
+            plan_hash=mitigation.plan_hash,
+            before=preparation.before,
+            undo=preparation.undo,
+            created_at=self.claim.now,
+        )
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether too much time has passed since the incident last got anywhere."""
+        incident = self.claim.incident
+        progress = [incident.opened_at]
+        progress += [e.finished_at for e in self.claim.entries if e.finished_at is not None]
+        if incident.phase in (Phase.ACT, Phase.REVERT):
+            progress.append(incident.phase_since)
+        return self.claim.now - max(progress) > PATIENCE
+
+    # --- transitions that several steps make --------------------------------------------------
+
+    def event(self, event: str, reason: str, **data: str) -> TimelineEvent:
+        """Make a line for the journal."""
+        step = self.claim.incident.phase
+        return TimelineEvent(at=self.claim.now, step=step, event=event, reason=reason, data=data)
+
+    def wait(
+        self,
+        reason: str,
+        due_in: timedelta,
+        *,
+        code: str = "waiting",
+        findings: tuple[Finding, ...] = (),
+    ) -> Transition:
+        """Stay at this step and look again later; said once for each reason."""
+        known = self.claim.incident.reason == reason
+        return Transition(
+            phase=self.claim.incident.phase,
+            due_in=due_in,
+            reason=reason,
+            findings=() if known else findings,
+            events=() if known else (self.event(f"waiting: {code}", reason),),
+            notify=not known,
+        )
+
+    def again(
+        self, reason: str, event: TimelineEvent, settlement: Settlement | None = None
+    ) -> Transition:
+        """Look afresh: the next round begins with a diagnosis."""
+        return Transition(
+            phase=Phase.DIAGNOSE,
+            next_round=True,
+            reason=reason,
+            settlement=settlement,
+            events=(event,),
+        )
+
+    def escalate(self, reason: str) -> Transition:
+        """Hand over to a human."""
+        return close(self.claim, IncidentOutcome.ESCALATED, reason)
+
+    def resolved_by_itself(self) -> Transition:
+        """Close: nothing fires any more and nothing is being judged."""
+        reason = "the alert resolved before anything was changed"
+        if self.made:
+            reason = "the alert resolved, but not while a mitigation was being judged"
+        return close(self.claim, IncidentOutcome.RESOLVED_BY_ITSELF, reason)
+
+
+def close(claim: Claim, outcome: IncidentOutcome, reason: str) -> Transition:
+    """End the incident's remediation."""
+    event = TimelineEvent(
+        at=claim.now, step=claim.incident.phase, event=f"closed as {outcome}", reason=reason
+    )
+    return Transition(
+        phase=Phase.DONE, due_in=None, outcome=outcome, reason=reason, events=(event,)
+    )
+
+
+async def probe(ports: Mapping[str, Port], names: frozenset[str]) -> list[Sense]:
+    """Say of each named sense whether it can be trusted now; not configured is absent."""
+    return list(await asyncio.gather(*(_probe(ports.get(n), n) for n in sorted(names))))
+
+
+async def _probe(port: Port | None, name: str) -> Sense:
+    if port is None:
+        return Sense(name=name, state=SenseState.ABSENT, reason="not configured")
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT):
+            sense = await port.probe()
+    except TimeoutError:
+        reason = f"no answer within {CHECK_TIMEOUT:g} s"
+    except (TemporaryError, PermanentError) as error:
+        reason = str(error)
+    else:
+        return sense.model_copy(update={"name": name})
+    return Sense(name=name, state=SenseState.IMPAIRED, reason=reason)

@@ -1,0 +1,275 @@
+"""Runs the pipeline: takes what is due, one step at a time, and writes what came of it.
+
+Three loops, owned by one task group: deliveries become incidents, incidents take steps, humans
+are told. A doorbell wakes a loop at once; a poll every second is the truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Protocol
+
+import structlog
+
+from remediator.errors import OwnershipLost, StoreUnavailable
+from remediator.model import (
+    Alert,
+    Delivery,
+    DeliveryId,
+    IncidentId,
+    IncidentOutcome,
+)
+from remediator.pipeline import take_step
+from remediator.ports import Notifier
+from remediator.report.deliver import deliver
+from remediator.store import Store
+from remediator.store.episodes import Correlation
+from remediator.store.queue import LEASE, Claim, Transition
+from remediator.triage.incidents import correlate
+from remediator.triage.match import Match, match
+from remediator.work import Surroundings, close
+
+POLL = 1.0
+"""Seconds between two looks at the store when nobody rings."""
+PACE = 1.0
+"""Seconds between two messages to humans: Slack takes about one a second in a channel."""
+STEPS_AT_ONCE = 16
+"""Incidents that one process works on at the same time."""
+FAILURES = 5
+"""Unexpected failures of one step in a row after which a human gets the incident."""
+_AGAIN = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds between attempts to write a finished step while the store is away."""
+
+Decode = Callable[[Delivery], Sequence[Alert]]
+
+_log = structlog.get_logger(__name__)
+
+
+class Watcher(Protocol):
+    """Counts what happens, for the service's own metrics."""
+
+    def step_taken(self, claim: Claim, result: Transition | None, seconds: float) -> None:
+        """A step ended; ``result`` is None when it failed."""
+        ...
+
+    def notice_sent(self, result: str) -> None:
+        """A notice was ``sent``, ``delayed`` or ``failed``."""
+        ...
+
+
+class Worker:
+    """Owns the loops. ``run`` ends when ``stop`` was called and every step has ended."""
+
+    def __init__(
+        self,
+        store: Store,
+        around: Surroundings,
+        decode: Decode,
+        notifier: Notifier,
+        watcher: Watcher,
+    ) -> None:
+        self._store = store
+        self._around = around
+        self._decode = decode
+        self._notifier = notifier
+        self._watcher = watcher
+        self._stopping = asyncio.Event()
+        self._deliveries = asyncio.Event()
+        self._incidents = asyncio.Event()
+        self._notices = asyncio.Event()
+        self._steps: set[asyncio.Task[None]] = set()
+
+    def ring(self) -> None:
+        """Say that something changed: a delivery came, or an operator ordered something."""
+        self._deliveries.set()
+        self._incidents.set()
+        self._notices.set()
+
+    def stop(self) -> None:
+        """Claim nothing any more."""
+        self._stopping.set()
+        self.ring()
+
+    async def run(self) -> None:
+        """Run the loops until ``stop``; steps under way are finished first."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._loop(self._deliveries, self._triage), name="triage")
+            group.create_task(self._loop(self._incidents, self._claim), name="incidents")
+            group.create_task(self._loop(self._notices, self._tell), name="notices")
+        if self._steps:
+            await asyncio.wait(self._steps)
+
+    async def _loop(self, doorbell: asyncio.Event, work: Callable[[], Awaitable[bool]]) -> None:
+        while not self._stopping.is_set():
+            doorbell.clear()
+            try:
+                more = await work()
+            except StoreUnavailable as error:
+                _log.warning("store_unavailable", reason=str(error))
+                more = False
+            except Exception:  # noqa: BLE001 - a loop that dies would lose all that is due
+                _log.exception("loop_failed")
+                more = False
+            if not more:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(doorbell.wait(), POLL)
+
+    # --- deliveries ---------------------------------------------------------------------------
+
+    async def triage_now(self, delivery: DeliveryId) -> list[IncidentId]:
+        """Turn one delivery into incidents at once; return them."""
+        correlation = await self._triage_batch(delivery)
+        self._incidents.set()
+        return list(correlation.deliveries[delivery]) if correlation is not None else []
+
+    async def _triage(self) -> bool:
+        try:
+            correlation = await self._triage_batch(None)
+        except StoreUnavailable:
+            raise
+        except Exception:  # noqa: BLE001 - one bad delivery must not block the others
+            _log.exception("triage_failed")
+            await self._triage_one_by_one()
+            return True
+        self._incidents.set()
+        return correlation is not None
+
+    async def _triage_one_by_one(self) -> None:
+        for delivery in await self._store.inbox.waiting():
+            try:
+                await self._triage_batch(delivery)
+            except StoreUnavailable:
+                raise
+            except Exception as error:  # noqa: BLE001 - it becomes a dead letter, with the reason
+                _log.exception("delivery_buried", delivery=delivery)
+                reason = f"triage failed on it: {type(error).__name__}; replay it after a fix"
+                await self._store.inbox.bury(delivery, reason)
+
+    async def _triage_batch(self, only: DeliveryId | None) -> Correlation | None:
+        return await self._store.inbox.triage(
+            self._decode,
+            lambda alert, delivery: self._match(alert, delivery).key(alert),
+            lambda batch, snapshot, now: correlate(batch, snapshot, now, self._match),
+            only,
+        )
+
+    def _match(self, alert: Alert, delivery: Delivery) -> Match:
+        return match(alert, self._around.catalogue, self._around.playbooks, delivery.playbook)
+
+    # --- incidents ----------------------------------------------------------------------------
+
+    async def _claim(self) -> bool:
+        free = STEPS_AT_ONCE - len(self._steps)
+        claims = await self._store.queue.claim(free) if free > 0 else []
+        for claim in claims:
+            task = asyncio.create_task(self._work_on(claim), name=f"step {claim.incident.id}")
+            self._steps.add(task)
+            task.add_done_callback(self._step_ended)
+        return free > 0 and len(claims) == free
+
+    def _step_ended(self, task: asyncio.Task[None]) -> None:
+        self._steps.discard(task)
+        self._incidents.set()
+        self._notices.set()
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("step_died", task=task.get_name(), exc_info=task.exception())
+
+    async def _work_on(self, claim: Claim) -> None:
+        incident = claim.incident
+        with structlog.contextvars.bound_contextvars(
+            incident_id=incident.id, playbook=incident.playbook, phase=incident.phase
+        ):
+            started = asyncio.get_running_loop().time()
+            try:
+                async with self._leased(claim):
+                    result = await self._step(claim)
+                if result is not None:
+                    await self._finish(claim, result)
+            except OwnershipLost as error:
+                _log.warning("ownership_lost", reason=str(error))
+                return
+            except StoreUnavailable as error:  # the lease runs out and somebody takes over
+                _log.warning("step_not_finished", reason=str(error))
+                return
+            seconds = asyncio.get_running_loop().time() - started
+            self._watcher.step_taken(claim, result, seconds)
+
+    async def _step(self, claim: Claim) -> Transition | None:
+        try:
+            return await take_step(self._around, claim)
+        except (OwnershipLost, StoreUnavailable) as error:
+            if isinstance(error, OwnershipLost):
+                raise
+            _log.warning("store_unavailable", reason=str(error))
+        except Exception:  # noqa: BLE001 - counted; a human gets the incident in the end
+            _log.exception("step_failed")
+        failures = await self._store.queue.retry_later(claim, timedelta(seconds=5))
+        if failures < FAILURES:
+            return None
+        reason = f"the step {claim.incident.phase} failed {failures} times; see the service's log"
+        return close(claim, IncidentOutcome.ESCALATED, reason)
+
+    async def _finish(self, claim: Claim, result: Transition) -> None:
+        for pause in _AGAIN:
+            try:
+                await self._store.queue.finish(claim, result)
+                break
+            except StoreUnavailable as error:
+                _log.warning("result_not_stored_yet", reason=str(error))
+                await asyncio.sleep(pause)
+        else:
+            await self._store.queue.finish(claim, result)
+        _log.info("step", next=result.phase, outcome=result.outcome, reason=result.reason)
+        if result.due_in is not None and timedelta(0) < result.due_in < timedelta(seconds=POLL):
+            loop = asyncio.get_running_loop()
+            loop.call_later(result.due_in.total_seconds(), self._incidents.set)
+
+    @contextlib.asynccontextmanager
+    async def _leased(self, claim: Claim) -> AsyncIterator[None]:
+        """Keep the claim while the step runs; cancel the step when it is lost."""
+        step = asyncio.current_task()
+        lost = False
+
+        async def renew() -> None:
+            nonlocal lost
+            while True:
+                await asyncio.sleep(LEASE.total_seconds() / 3)
+                try:
+                    await self._store.queue.renew(claim)
+                except StoreUnavailable as error:
+                    _log.warning("lease_not_renewed", reason=str(error))
+                except OwnershipLost:
+                    lost = True
+                    if step is not None:
+                        step.cancel()
+                    return
+
+        renewal = asyncio.create_task(renew(), name=f"lease {claim.incident.id}")
+        try:
+            yield
+        except asyncio.CancelledError:
+            if lost and step is not None and step.uncancel() == 0:
+                raise OwnershipLost(f"{claim.incident.id} was claimed meanwhile") from None
+            raise
+        finally:
+            renewal.cancel()
+
+    # --- humans -------------------------------------------------------------------------------
+
+    async def _tell(self) -> bool:
+        told = await deliver(self._store, self._notifier, self._watcher.notice_sent)
+        if told:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), PACE)
+        return told
+
+    async def drain(self, within: float) -> None:
+        """Give steps under way ``within`` seconds, then end them; their leases run out."""
+        self.stop()
+        if self._steps:
+            await asyncio.wait(self._steps, timeout=within)
+        for task in list(self._steps):
+            task.cancel()
