@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import AwareDatetime, Field
-from sqlalchemy import case, func, insert, or_, select, update
+from sqlalchemy import case, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import OwnershipLost
@@ -188,7 +188,9 @@ def _columns(claim: Claim, result: Transition, now: datetime) -> dict[str, Any]:
         "lease_until": None,
         "failures": 0,
         # an event that came while the step ran is not lost: it stays due
-        "due_at": later if closes else case((t.incidents.c.poked, now), else_=later),
+        "due_at": later
+        if closes
+        else case((t.incidents.c.poked, literal(now, t.Instant)), else_=literal(later, t.Instant)),
     }
     if result.phase is not claim.incident.phase or result.next_round or closes:
         values["phase_since"] = now
@@ -228,7 +230,10 @@ async def _write_details(
 
 async def request_notice(connection: AsyncConnection, incident: str, now: datetime) -> None:
     """Ask for humans to be told how the incident stands; never waits for any of them."""
-    wanted = {"wanted": t.notices.c.wanted + 1, "due_at": func.coalesce(t.notices.c.due_at, now)}
+    wanted = {
+        "wanted": t.notices.c.wanted + 1,
+        "due_at": func.coalesce(t.notices.c.due_at, literal(now, t.Instant)),
+    }
     found = await connection.execute(
         update(t.notices).where(t.notices.c.incident_id == incident).values(**wanted)
     )

@@ -1,0 +1,208 @@
+"""For playbook authors and our own tests: a frozen clock, a small world with a lever, one run.
+
+Nothing here is used by the service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import JsonValue
+
+from remediator.errors import BackendRefused, BackendUnavailable
+from remediator.model import (
+    Alert,
+    AlertStatus,
+    Finding,
+    Incident,
+    IncidentId,
+    IncidentState,
+    Item,
+    ItemOutcome,
+    Mitigation,
+    MitigationState,
+    Outcome,
+    Phase,
+    Preparation,
+    Proposal,
+    Source,
+    Target,
+)
+from remediator.playbook import Context, Playbook
+from remediator.ports import Port
+
+
+class FrozenClock:
+    """A clock that moves only when told to; also a monotonic one, in seconds."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> None:
+        self.now = start
+
+    def __call__(self) -> datetime:
+        """Return the time."""
+        return self.now
+
+    def monotonic(self) -> float:
+        """Return the time in seconds."""
+        return self.now.timestamp()
+
+    def advance(self, by: timedelta) -> None:
+        """Let time pass."""
+        self.now += by
+
+
+@dataclass
+class World:
+    """Things that a ``WorldLever`` can switch off, and faults to come.
+
+    ``applied`` lists the effect keys of every call that changed something, so a test can count.
+    """
+
+    things: set[str] = field(default_factory=set)
+    applied: list[tuple[str, str]] = field(default_factory=list)
+    lose_answers: int = 0
+    """So many of the next changes take effect, but their answer is lost."""
+    refuse: str | None = None
+    unavailable: str | None = None
+
+    def check(self) -> None:
+        """Raise what a broken or unwilling backend would raise."""
+        if self.unavailable is not None:
+            raise BackendUnavailable(self.unavailable)
+        if self.refuse is not None:
+            raise BackendRefused(self.refuse)
+
+
+class WorldLever:
+    """Switches things of a ``World`` off: conditional, with or without an undo."""
+
+    kinds = frozenset({"switch_off"})
+
+    def __init__(self, world: World, *, conditional: bool = True, undo: bool = False) -> None:
+        self.world = world
+        self.conditional = conditional
+        self._undo = undo
+
+    async def prepare(self, mitigation: Mitigation) -> Preparation:
+        """Keep the items that are still on."""
+        self.world.check()
+        left = tuple(item for item in mitigation.items if item.key in self.world.things)
+        if not left:
+            raise BackendRefused("nothing is left to switch off")
+        before: dict[str, JsonValue] = {"on": [item.key for item in left]}
+        return Preparation(
+            mitigation=mitigation.model_copy(update={"items": left}),
+            before=before,
+            undo=before if self._undo else None,
+        )
+
+    async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Switch them off, each at most once."""
+        self.world.check()
+        items = []
+        for item in preparation.mitigation.items:
+            gone = item.key not in self.world.things
+            if not gone:
+                self.world.things.discard(item.key)
+                self.world.applied.append((effect_key, item.key))
+            state = MitigationState.NOT_APPLIED if gone else MitigationState.APPLIED
+            items.append(ItemOutcome(key=item.key, state=state))
+        if self.world.lose_answers:
+            self.world.lose_answers -= 1
+            return Outcome(state=MitigationState.UNKNOWN, detail="the answer was lost")
+        return _outcome(items)
+
+    async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Look which are off."""
+        self.world.check()
+        on = self.world.things
+        return _outcome(
+            [
+                ItemOutcome(
+                    key=item.key,
+                    state=MitigationState.NOT_APPLIED
+                    if item.key in on
+                    else MitigationState.APPLIED,
+                )
+                for item in preparation.mitigation.items
+            ]
+        )
+
+    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Switch them on again."""
+        self.world.check()
+        if preparation.undo is None:
+            raise BackendRefused("this cannot be put back")
+        self.world.things.update(item.key for item in preparation.mitigation.items)
+        return Outcome(state=MitigationState.REVERTED, detail="switched on again")
+
+
+def _outcome(items: Sequence[ItemOutcome]) -> Outcome:
+    done = sum(item.state is MitigationState.APPLIED for item in items)
+    state = MitigationState.APPLIED if done else MitigationState.NOT_APPLIED
+    return Outcome(state=state, detail=f"{done} of {len(items)} switched off", items=tuple(items))
+
+
+def firing_alert(name: str, labels: Mapping[str, str], starts_at: datetime) -> Alert:
+    """Make an alert as Alertmanager would report it."""
+    everything = {"alertname": name, **labels}
+    fingerprint = "-".join(f"{k}={v}" for k, v in sorted(everything.items()))
+    return Alert(
+        source=Source.ALERTMANAGER,
+        fingerprint=fingerprint,
+        status=AlertStatus.FIRING,
+        labels=everything,
+        starts_at=starts_at,
+    )
+
+
+def items(*keys: str) -> tuple[Item, ...]:
+    """Make items that have nothing but a key."""
+    return tuple(Item(key=key, identity={"key": key}) for key in keys)
+
+
+@dataclass(frozen=True)
+class PlaybookRun:
+    """What a playbook saw, and what it would do."""
+
+    findings: Mapping[str, Finding]
+    proposal: Proposal
+
+
+async def run_playbook(
+    playbook: Playbook[Any],
+    *,
+    alert: Alert,
+    targets: Mapping[str, Target],
+    ports: Mapping[str, Port],
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    tried: tuple[Mitigation, ...] = (),
+) -> PlaybookRun:
+    """Diagnose and propose once, as the engine would; nothing is changed."""
+    at = now()
+    incident = Incident(
+        id=IncidentId("inc-test"),
+        correlation_key="test",
+        state=IncidentState.OPEN,
+        phase=Phase.DIAGNOSE,
+        outcome=None,
+        reason="",
+        system=next((target.system for target in targets.values()), None),
+        service=next((target.service for target in targets.values()), None),
+        playbook=playbook.name,
+        dry_run=True,
+        replay_of=None,
+        round=0,
+        epoch=0,
+        opened_at=at,
+        closed_at=None,
+        phase_since=at,
+    )
+    context = Context(
+        incident=incident, alerts=(alert,), targets=targets, ports=ports, now=at, tried=tried
+    )
+    findings = await playbook.diagnose(context)
+    return PlaybookRun(findings=findings, proposal=playbook.propose(context, findings))

@@ -1,0 +1,291 @@
+"""The store on both databases, with a frozen clock and a small world to act upon."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remediator.catalogue import Catalogue, EnabledPlaybook, Service
+from remediator.model import (
+    Alert,
+    Assessment,
+    Delivery,
+    DeliveryId,
+    Finding,
+    FindingStatus,
+    IncidentId,
+    Limits,
+    Mitigation,
+    Mode,
+    Proposal,
+    Risk,
+    Sample,
+    Sense,
+    SenseState,
+    Source,
+    Target,
+    Verification,
+    new_id,
+)
+from remediator.pipeline import take_step
+from remediator.playbook import Context, Findings, Parameters, Playbook, PlaybookSet, alertnames
+from remediator.store import Store, open_store
+from remediator.store.queue import Claim, Transition
+from remediator.testing import FrozenClock, World, WorldLever, firing_alert, items
+from remediator.triage.incidents import correlate
+from remediator.triage.match import Match, match
+from remediator.work import Levers, Surroundings
+
+WIDE = Limits(budget=100, window=timedelta(hours=1), cooldown=timedelta(0), concurrency=100)
+
+
+class ThingsOn(Parameters):
+    """Parameters of the test's playbook."""
+
+    verification: Verification = Verification(
+        interval=timedelta(seconds=10),
+        hold=timedelta(seconds=30),
+        hold_resolved=timedelta(seconds=10),
+        deadline=timedelta(seconds=60),
+        resolve_within=timedelta(seconds=120),
+    )
+
+
+class SwitchOff(Playbook[ThingsOn]):
+    """Switches off what is on."""
+
+    matches = (alertnames("ThingsOn"),)
+    targets = {"world": "world"}  # noqa: RUF012 - a constant of the test
+    senses = frozenset({"world"})
+    levers = frozenset({"switch_off"})
+    limits = WIDE
+    parameters_type = ThingsOn
+
+    async def diagnose(self, context: Context) -> Findings:
+        eyes: Any = context.ports["world"]
+        return await context.gather({"things": eyes.look()})
+
+    def propose(self, context: Context, findings: Findings) -> Proposal:
+        on = sorted(findings["things"].summary.split())
+        if findings["things"].status is not FindingStatus.PROBLEM:
+            return Proposal(reason="nothing is on")
+        mitigation = Mitigation(
+            kind="switch_off",
+            target=context.targets["world"],
+            reason=f"{len(on)} things are on",
+            items=items(*on),
+            risk=Risk.LOW,
+        )
+        return Proposal(mitigations=(mitigation,), reason="things are on")
+
+    async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
+        eyes: Any = context.ports["world"]
+        return Sample(at=context.now, assessment=eyes.assessment, evidence="as the test says")
+
+
+@dataclass
+class Eyes:
+    """Reads the world, as well as the test lets it."""
+
+    world: World
+    assessment: Assessment = Assessment.BETTER
+    impaired: str = ""
+
+    async def probe(self) -> Sense:
+        state = SenseState.IMPAIRED if self.impaired else SenseState.OK
+        return Sense(name="world", state=state, reason=self.impaired)
+
+    async def look(self) -> Finding:
+        self.world.check()
+        status = FindingStatus.PROBLEM if self.world.things else FindingStatus.FINE
+        return Finding(name="things", status=status, summary=" ".join(sorted(self.world.things)))
+
+
+@dataclass
+class Bench:
+    """One process of the service without its loops: a test takes the steps itself."""
+
+    store: Store
+    around: Surroundings
+    clock: FrozenClock
+    world: World
+    eyes: Eyes
+
+    async def receive(
+        self, *alerts: Alert, source: Source = Source.ALERTMANAGER, **more: Any
+    ) -> Delivery:
+        """Take a delivery in and triage it."""
+        delivery = a_delivery(self.clock, source=source, **more)
+        await self.store.inbox.put(delivery, alerts, [])
+        await self.triage()
+        return delivery
+
+    async def triage(self) -> None:
+        found: Any = True
+        while found is not None:
+            found = await self.store.inbox.triage(
+                lambda delivery: (),
+                lambda alert, delivery: self._match(alert, delivery).key(alert),
+                lambda batch, snapshot, now: correlate(batch, snapshot, now, self._match),
+            )
+
+    def _match(self, alert: Alert, delivery: Delivery) -> Match:
+        return match(alert, self.around.catalogue, self.around.playbooks, delivery.playbook)
+
+    async def claim(self) -> list[Claim]:
+        return await self.store.queue.claim(100)
+
+    async def step(self) -> list[Transition]:
+        """Take one step with everything that is due."""
+        results = []
+        for claim in await self.claim():
+            result = await take_step(self.around, claim)
+            await self.store.queue.finish(claim, result)
+            results.append(result)
+        return results
+
+    async def settle(self, seconds: float = 0) -> None:
+        """Take steps until nothing is due, then for ``seconds`` of the clock as well."""
+        end = self.clock.now + timedelta(seconds=seconds)
+        while True:
+            while await self.step():
+                pass
+            if self.clock.now >= end:
+                return
+            due = await self.store.queue.next_due()
+            self.clock.now = min(end, max(due or end, self.clock.now + timedelta(seconds=1)))
+
+    async def incidents(self) -> list[Any]:
+        page = await self.store.records.incidents(limit=200)
+        return [await self.store.records.incident(item.id) for item in page.items]
+
+    async def incident(self) -> Any:
+        (only,) = await self.incidents()
+        return only
+
+    def alert(self, **labels: str) -> Alert:
+        """A firing alert of the shop's orders, or what ``labels`` say."""
+        name = labels.pop("alertname", "ThingsOn")
+        everything = {"system": "shop", "service": "orders"} | labels
+        return firing_alert(name, everything, self.clock.now)
+
+
+def resolved(alert: Alert, at: FrozenClock) -> Alert:
+    return alert.model_copy(update={"status": "resolved", "ends_at": at.now})
+
+
+def a_delivery(clock: FrozenClock, **values: Any) -> Delivery:
+    body = b"{}"
+    given: dict[str, Any] = {
+        "id": DeliveryId(new_id("dlv", clock.now)),
+        "source": Source.ALERTMANAGER,
+        "received_at": clock.now,
+        "credential": "test",
+        "digest": hashlib.sha256(body).hexdigest(),
+        "size": len(body),
+        "body": body,
+    }
+    return Delivery.model_validate(given | values)
+
+
+def a_service(
+    name: str = "orders",
+    *,
+    mode: Mode = Mode.AUTO,
+    limits: Limits = WIDE,
+    system_limits: Limits = WIDE,
+    target_limits: Limits = WIDE,
+) -> Service:
+    target = Target(
+        system="shop", service=name, role="world", kind="world", name=f"world-of-{name}"
+    )
+    return Service(
+        system="shop",
+        name=name,
+        match={"system": "shop", "service": name},
+        targets={"world": target},
+        prometheus=None,
+        playbooks={"SwitchOff": EnabledPlaybook(name="SwitchOff", modes=dict.fromkeys(Risk, mode))},
+        limits=limits,
+        system_limits=system_limits,
+        target_limits=target_limits,
+    )
+
+
+def surroundings(
+    store: Store,
+    services: Sequence[Service],
+    world: World,
+    clock: FrozenClock,
+    *,
+    everywhere: Limits = WIDE,
+    conditional: bool = True,
+    undo: bool = False,
+) -> tuple[Surroundings, Eyes]:
+    eyes = Eyes(world)
+    lever = WorldLever(world, conditional=conditional, undo=undo)
+    ports: Mapping[str, Any] = {"world": eyes}
+    around = Surroundings(
+        catalogue=Catalogue(services=tuple(services), limits=everywhere),
+        playbooks=PlaybookSet([SwitchOff]),
+        ports=lambda service: ports,
+        levers=Levers({("world", f"world-of-{s.name}"): lever for s in services}),
+        ledger=store.ledger,
+        monotonic=clock.monotonic,
+    )
+    return around, eyes
+
+
+OpenBench = Callable[..., contextlib.AbstractAsyncContextManager[Bench]]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new, empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'state.db'}"
+    dsn: str = request.getfixturevalue("postgres_database")
+    return dsn
+
+
+@pytest.fixture
+def clock() -> FrozenClock:
+    return FrozenClock()
+
+
+@pytest.fixture
+def open_bench(store_url: str, clock: FrozenClock) -> OpenBench:
+    """Open a process on the test's database; call it again for a second one."""
+
+    @contextlib.asynccontextmanager
+    async def opened(
+        world: World | None = None,
+        services: Iterable[Service] | None = None,
+        owner: str = "one",
+        **options: Any,
+    ) -> AsyncIterator[Bench]:
+        world = world or World(things={"lamp", "oven"})
+        async with open_store(store_url, owner=owner, arrived=lambda: None, clock=clock) as store:
+            around, eyes = surroundings(
+                store, list(services or [a_service()]), world, clock, **options
+            )
+            yield Bench(store, around, clock, world, eyes)
+
+    return opened
+
+
+@pytest.fixture
+async def bench(open_bench: OpenBench) -> AsyncIterator[Bench]:
+    async with open_bench() as opened:
+        yield opened
+
+
+def of_incident(incident: Any) -> IncidentId:
+    return IncidentId(incident.id)
