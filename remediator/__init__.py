@@ -3,6 +3,7 @@
 The service that runs playbooks is the ``remediator`` command.
 """
 
+from remediator.blocking import Blocker, Blocking, blocking_tree
 from remediator.errors import BackendRefused, BackendUnavailable, PermanentError, TemporaryError
 from remediator.model import (
     Alert,
@@ -25,7 +26,9 @@ from remediator.model import (
     Verification,
 )
 from remediator.playbook import Context, Findings, Matcher, Parameters, Playbook, alertnames
+from remediator.pool import PoolSource, PoolUse
 from remediator.ports import ConnectionUsage, Endpoint, Metrics, Point, Session, Sessions
+from remediator.promql import quote_label
 
 __all__ = [
     "Alert",
@@ -33,6 +36,8 @@ __all__ = [
     "Assessment",
     "BackendRefused",
     "BackendUnavailable",
+    "Blocker",
+    "Blocking",
     "ConnectionUsage",
     "Context",
     "Duration",
@@ -50,6 +55,8 @@ __all__ = [
     "PermanentError",
     "Playbook",
     "Point",
+    "PoolSource",
+    "PoolUse",
     "Proposal",
     "Risk",
     "Sample",
@@ -62,4 +69,6 @@ __all__ = [
     "Value",
     "Verification",
     "alertnames",
+    "blocking_tree",
+    "quote_label",
 ]

@@ -7,10 +7,31 @@ labels select among these services by exact match and name nothing new.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
+from typing import Annotated
 
-from pydantic import Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
-from remediator.model import Bound, Limits, Mode, Risk, Target, Value
+from remediator.model import Bound, Duration, Limits, Mode, Risk, Target, Value
+
+
+class LimitsOverride(Value):
+    """Bounds that one scope sets for itself; those left out stay as they are."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    budget: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Mitigations allowed in any `window`."""
+    window: Annotated[Duration, Field(gt=timedelta(0), strict=True)] | None = None
+    """Time over which the budget is counted."""
+    cooldown: Annotated[Duration, Field(strict=True)] | None = None
+    """Least time between mitigations of one target by different incidents."""
+    concurrency: Annotated[int, Field(ge=0, strict=True)] | None = None
+    """Mitigations in flight at the same time."""
+
+    def over(self, base: Limits) -> Limits:
+        """Return ``base`` with what is set here in its place."""
+        return base.model_copy(update=dict(self.model_dump(exclude_none=True)))
 
 
 class EnabledPlaybook(Value):
@@ -19,8 +40,8 @@ class EnabledPlaybook(Value):
     name: str
     modes: dict[Risk, Mode]
     """How far it may go, by the risk of what it proposes."""
-    limits: Limits | None = None
-    """Bounds of this playbook on this service; None for the playbook's own."""
+    limits: LimitsOverride = LimitsOverride()
+    """What this service sets over the playbook's own bounds: ``limits.over(playbook.limits)``."""
     alertnames: tuple[str, ...] = ()
     """Alert names that it takes here besides its own."""
     parameters: dict[str, JsonValue] = Field(default_factory=dict)

@@ -145,6 +145,10 @@ class Lever(Protocol):
         """Whether the backend itself refuses a late or second application."""
         ...
 
+    async def probe(self) -> Sense:
+        """Say, by asking the backend, whether our account has the rights that its kinds need."""
+        ...
+
     async def prepare(self, mitigation: Mitigation) -> Preparation:
         """Read the live state, refuse (``BackendRefused``) what is out of bounds or already so.
 

@@ -28,6 +28,8 @@ from remediator.model import (
     Phase,
     Preparation,
     Proposal,
+    Sense,
+    SenseState,
     Source,
     Target,
 )
@@ -85,6 +87,11 @@ class WorldLever:
         self.world = world
         self.conditional = conditional
         self._undo = undo
+
+    async def probe(self) -> Sense:
+        """Say whether the world lets itself be changed."""
+        state = SenseState.IMPAIRED if self.world.refuse else SenseState.OK
+        return Sense(name="world", state=state, reason=self.world.refuse or "")
 
     async def prepare(self, mitigation: Mitigation) -> Preparation:
         """Keep the items that are still on."""

@@ -223,12 +223,12 @@ def close(claim: Claim, outcome: IncidentOutcome, reason: str) -> Transition:
     )
 
 
-async def probe(ports: Mapping[str, Port], names: frozenset[str]) -> list[Sense]:
+async def probe(ports: Mapping[str, Port | Lever], names: frozenset[str]) -> list[Sense]:
     """Say of each named sense whether it can be trusted now; not configured is absent."""
     return list(await asyncio.gather(*(_probe(ports.get(n), n) for n in sorted(names))))
 
 
-async def _probe(port: Port | None, name: str) -> Sense:
+async def _probe(port: Port | Lever | None, name: str) -> Sense:
     if port is None:
         return Sense(name=name, state=SenseState.ABSENT, reason="not configured")
     try:

@@ -60,6 +60,21 @@ class Watcher(Protocol):
         ...
 
 
+class Doorbell:
+    """Wakes the loops at once; whoever changes something rings."""
+
+    def __init__(self) -> None:
+        self.deliveries = asyncio.Event()
+        self.incidents = asyncio.Event()
+        self.notices = asyncio.Event()
+
+    def ring(self) -> None:
+        """Say that something changed: a delivery came, or an operator ordered something."""
+        self.deliveries.set()
+        self.incidents.set()
+        self.notices.set()
+
+
 class Worker:
     """Owns the loops. ``run`` ends when ``stop`` was called and every step has ended."""
 
@@ -70,35 +85,28 @@ class Worker:
         decode: Decode,
         notifier: Notifier,
         watcher: Watcher,
+        bell: Doorbell,
     ) -> None:
         self._store = store
         self._around = around
         self._decode = decode
         self._notifier = notifier
         self._watcher = watcher
+        self._bell = bell
         self._stopping = asyncio.Event()
-        self._deliveries = asyncio.Event()
-        self._incidents = asyncio.Event()
-        self._notices = asyncio.Event()
         self._steps: set[asyncio.Task[None]] = set()
-
-    def ring(self) -> None:
-        """Say that something changed: a delivery came, or an operator ordered something."""
-        self._deliveries.set()
-        self._incidents.set()
-        self._notices.set()
 
     def stop(self) -> None:
         """Claim nothing any more."""
         self._stopping.set()
-        self.ring()
+        self._bell.ring()
 
     async def run(self) -> None:
         """Run the loops until ``stop``; steps under way are finished first."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._loop(self._deliveries, self._triage), name="triage")
-            group.create_task(self._loop(self._incidents, self._claim), name="incidents")
-            group.create_task(self._loop(self._notices, self._tell), name="notices")
+            group.create_task(self._loop(self._bell.deliveries, self._triage), name="triage")
+            group.create_task(self._loop(self._bell.incidents, self._claim), name="incidents")
+            group.create_task(self._loop(self._bell.notices, self._tell), name="notices")
         if self._steps:
             await asyncio.wait(self._steps)
 
@@ -121,9 +129,9 @@ class Worker:
 
     async def triage_now(self, delivery: DeliveryId) -> list[IncidentId]:
         """Turn one delivery into incidents at once; return them."""
-        correlation = await self._triage_batch(delivery)
-        self._incidents.set()
-        return list(correlation.deliveries[delivery]) if correlation is not None else []
+        await self._triage_batch(delivery)  # unless the loop was quicker
+        self._bell.incidents.set()
+        return await self._store.inbox.incidents_of(delivery)
 
     async def _triage(self) -> bool:
         try:
@@ -134,7 +142,7 @@ class Worker:
             _log.exception("triage_failed")
             await self._triage_one_by_one()
             return True
-        self._incidents.set()
+        self._bell.incidents.set()
         return correlation is not None
 
     async def _triage_one_by_one(self) -> None:
@@ -172,8 +180,8 @@ class Worker:
 
     def _step_ended(self, task: asyncio.Task[None]) -> None:
         self._steps.discard(task)
-        self._incidents.set()
-        self._notices.set()
+        self._bell.incidents.set()
+        self._bell.notices.set()
         if not task.cancelled() and task.exception() is not None:
             _log.error("step_died", task=task.get_name(), exc_info=task.exception())
 
@@ -225,7 +233,7 @@ class Worker:
         _log.info("step", next=result.phase, outcome=result.outcome, reason=result.reason)
         if result.due_in is not None and timedelta(0) < result.due_in < timedelta(seconds=POLL):
             loop = asyncio.get_running_loop()
-            loop.call_later(result.due_in.total_seconds(), self._incidents.set)
+            loop.call_later(result.due_in.total_seconds(), self._bell.incidents.set)
 
     @contextlib.asynccontextmanager
     async def _leased(self, claim: Claim) -> AsyncIterator[None]:

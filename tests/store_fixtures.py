@@ -272,7 +272,13 @@ def open_bench(store_url: str, clock: FrozenClock) -> OpenBench:
         **options: Any,
     ) -> AsyncIterator[Bench]:
         world = world or World(things={"lamp", "oven"})
-        async with open_store(store_url, owner=owner, arrived=lambda: None, clock=clock) as store:
+        async with open_store(
+            store_url,
+            owner=owner,
+            changed=lambda: None,
+            clock=clock,
+            scopes=("global", "shop/orders"),
+        ) as store:
             around, eyes = surroundings(
                 store, list(services or [a_service()]), world, clock, **options
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -24,6 +24,8 @@ __all__ = ["Store", "open_store"]
 class Store:
     """The durable state of the service, by who uses it."""
 
+    schema: str
+    """What was done to the schema when it was opened."""
     database: Database
     inbox: Inbox
     queue: Queue
@@ -38,25 +40,28 @@ async def open_store(
     url: str,
     *,
     owner: str,
-    arrived: Callable[[], None],
+    changed: Callable[[], None],
     bounds: Sequence[Bound] = (),
+    scopes: Collection[str] = ("global",),
     clock: Callable[[], datetime] | None = None,
 ) -> AsyncIterator[Store]:
     """Open the store at ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN), its schema in place.
 
-    ``owner`` names this process in claims; ``arrived`` is called when a delivery is durable;
-    ``bounds`` are those that the operator's API shows. Raises ``ConfigError`` for a schema of
+    ``owner`` names this process in claims; ``changed`` is called when a delivery is
+    durable or an operator's order is; ``bounds`` are those that the operator's API shows and
+    ``scopes`` those that may be paused. Raises ``ConfigError`` for a schema of
     another version and ``StoreUnavailable``.
     """
     async with open_database(url, clock=clock) as database:
-        await require_schema(database)
+        schema = await require_schema(database)
         ledger = Ledger(database)
         yield Store(
+            schema=schema,
             database=database,
-            inbox=Inbox(database, arrived),
+            inbox=Inbox(database, changed),
             queue=Queue(database, owner),
             ledger=ledger,
             notices=Notices(database),
             records=Records(database, ledger, bounds),
-            commands=Commands(database),
+            commands=Commands(database, changed, scopes),
         )

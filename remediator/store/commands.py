@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -17,20 +18,35 @@ from remediator.model import (
     Phase,
 )
 from remediator.store import tables as t
-from remediator.store.database import Database
+from remediator.store.database import Database, Operation
 from remediator.store.ledger import close_entries
 from remediator.store.queue import request_notice
 from remediator.views import PauseView
+
+T = TypeVar("T")
 
 
 class Commands:
     """Operators' orders, applied in one transaction each. ``by`` is a credential's name."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(
+        self, database: Database, changed: Callable[[], None], scopes: Collection[str]
+    ) -> None:
+        """Call ``changed`` after each order; ``scopes`` are those that may be paused."""
         self._database = database
+        self._changed = changed
+        self._scopes = frozenset(scopes)
+
+    async def _order(self, operation: Operation[T]) -> T:
+        result = await self._database.write(operation, serial=True)
+        self._changed()
+        return result
 
     async def pause(self, scope: str, by: str, reason: str) -> PauseView:
         """Stop every mutation in ``scope``; no reservation is made after this returns."""
+        if scope not in self._scopes:
+            known = ", ".join(sorted(self._scopes))
+            raise Refused(404, f"there is nothing called {scope!r} to pause; known are: {known}")
 
         async def operation(connection: AsyncConnection) -> PauseView:
             now = await self._database.now(connection)
@@ -40,7 +56,7 @@ class Commands:
             await _journal(connection, None, now, f"paused {scope}", by, reason)
             return view
 
-        return await self._database.write(operation, serial=True)
+        return await self._order(operation)
 
     async def resume(self, scope: str, by: str) -> None:
         """Allow mutations in ``scope`` again; ``Refused`` when it is not paused."""
@@ -52,7 +68,7 @@ class Commands:
                 raise Refused(409, f"{scope} is not paused")
             await _journal(connection, None, now, f"resumed {scope}", by, "")
 
-        await self._database.write(operation, serial=True)
+        await self._order(operation)
 
     async def approve(self, incident_id: str, plan_hash: str | None, by: str) -> None:
         """Let exactly the waiting plan go ahead; ``Refused`` when it changed or expired."""
@@ -64,7 +80,7 @@ class Commands:
             await _move(connection, incident_id, now, phase=Phase.ACT, phase_since=now)
             await _journal(connection, incident_id, now, "approved", by, row["plan_hash"])
 
-        await self._database.write(operation, serial=True)
+        await self._order(operation)
 
     async def reject(self, incident_id: str, plan_hash: str | None, by: str, reason: str) -> None:
         """Turn the waiting plan down; the incident closes and a human has it."""
@@ -77,7 +93,7 @@ class Commands:
             await _close(connection, incident_id, now, IncidentOutcome.DENIED, why)
             await _journal(connection, incident_id, now, "rejected", by, reason)
 
-        await self._database.write(operation, serial=True)
+        await self._order(operation)
 
     async def cancel(self, incident_id: str, by: str, reason: str) -> None:
         """Take the incident away from the service; ``Refused`` while a change is being made."""
@@ -90,7 +106,7 @@ class Commands:
             await _close(connection, incident_id, now, IncidentOutcome.SUPPRESSED, why)
             await _journal(connection, incident_id, now, "cancelled", by, reason)
 
-        await self._database.write(operation, serial=True)
+        await self._order(operation)
 
 
 async def _open_incident(connection: AsyncConnection, incident_id: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Select, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, new_id
+from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, new_id
 from remediator.store import tables as t
 from remediator.store.database import Database
 from remediator.store.episodes import Correlate, Correlation, Keys, apply, snapshot_of
@@ -76,6 +76,12 @@ class Inbox:
         for delivery in correlation.deliveries if correlation else ():
             self._decoded.pop(delivery, None)
         return correlation
+
+    async def incidents_of(self, delivery: DeliveryId) -> list[IncidentId]:
+        """Return the incidents that a triaged delivery touched."""
+        async with self._database.read() as connection:
+            query = select(t.deliveries.c.incidents).where(t.deliveries.c.id == delivery)
+            return [IncidentId(found) for found in (await connection.execute(query)).scalar_one()]
 
     async def waiting(self) -> list[DeliveryId]:
         """Return the ids of the oldest deliveries that wait for triage."""

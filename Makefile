@@ -1,0 +1,45 @@
+# Each target makes the .venv that it needs, once; PYTHON=... chooses another interpreter.
+
+CANDIDATES := python3.13 python3.12 python3.11 python3
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+	if $$python -c '$(SUITABLE)' 2>/dev/null; then echo $$python; break; fi; done)
+
+BIN := .venv/bin
+CONSTRAINTS := $(wildcard constraints.txt)
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %) -e
+
+.PHONY: demo test check serve clean
+.NOTPARALLEL:
+
+demo: .venv/.installed-demo
+	@$(BIN)/remediator demo
+
+test: .venv/.installed-test
+	$(BIN)/pytest -n 2 --dist loadfile
+
+check: .venv/.installed-check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+serve: .venv/.installed-serve
+	@$(BIN)/remediator serve
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed-demo: extras = [demo]
+.venv/.installed-test: extras = [test]
+.venv/.installed-check: extras = [check,test]
+.venv/.installed-%: pyproject.toml $(CONSTRAINTS) | $(BIN)/pip
+	@echo "Installing into .venv, once ..."
+	@$(INSTALL) '.$(extras)'
+	@touch $@
+
+$(BIN)/pip:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer with venv was not found (tried: $(CANDIDATES));" \
+		"install it (on Debian: python3 and python3-venv) or run: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv

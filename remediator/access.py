@@ -1,0 +1,203 @@
+"""Who may call: named credentials, their roles, and what each role may do.
+
+The routes ask ``Access`` before they read a body. Secrets live in ``Credential`` alone, which
+never shows them.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import os
+import secrets
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from remediator.errors import ConfigError
+
+
+class Role(StrEnum):
+    """What a credential is for."""
+
+    INGEST = "ingest"
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+
+
+class Permission(StrEnum):
+    """What a route asks of its caller."""
+
+    POST_ALERTS = "post alerts"
+    READ = "read"
+    OPERATE = "operate"
+    """Replay, approve, reject, cancel, pause and resume."""
+
+
+def permits(role: Role, permission: Permission) -> bool:
+    """Say whether ``role`` has ``permission``."""
+    match permission:
+        case Permission.POST_ALERTS:
+            return role in (Role.INGEST, Role.ADMIN)
+        case Permission.READ:
+            return role in (Role.VIEWER, Role.OPERATOR, Role.ADMIN)
+        case Permission.OPERATE:
+            return role in (Role.OPERATOR, Role.ADMIN)
+
+
+@dataclass(frozen=True)
+class Credential:
+    """One live secret, with the name that records and approvals carry.
+
+    Either ``token`` or both of ``user`` and ``password``; anything else is a ``ConfigError``.
+    """
+
+    name: str
+    role: Role
+    token: str | None = field(default=None, repr=False)
+    user: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a credential that could never match, or that anyone could guess."""
+        pair = (self.user, self.password)
+        whole = all(pair) if self.token is None else bool(self.token) and pair == (None, None)
+        if not self.name or not whole:
+            raise ConfigError(
+                f"credential {self.name!r} needs a name and either a token, or a user and a"
+                " password; none of them may be empty"
+            )
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The caller, once known."""
+
+    name: str
+    role: Role
+
+    def may(self, permission: Permission) -> bool:
+        """Say whether the caller has ``permission``."""
+        return permits(self.role, permission)
+
+
+class Access:
+    """Finds the credential that a request came with, in constant time over all of them."""
+
+    def __init__(self, credentials: Iterable[Credential]) -> None:
+        """Keep digests of the secrets.
+
+        Several credentials may share a name during a rotation if they share the role. Raises
+        ``ConfigError`` for two roles of one name, and for one secret under two names.
+        """
+        self._key = secrets.token_bytes(32)
+        self._known: list[tuple[bytes, Principal]] = []
+        roles: dict[str, Role] = {}
+        owners: dict[bytes, str] = {}
+        for credential in credentials:
+            name = credential.name
+            if roles.setdefault(name, credential.role) is not credential.role:
+                raise ConfigError(f"credential {name!r} is given two roles; use two names")
+            digest = self._digest_of(credential)
+            if owners.setdefault(digest, name) != name:
+                raise ConfigError(
+                    f"credentials {owners[digest]!r} and {name!r} are the same secret"
+                )
+            self._known.append((digest, Principal(name, credential.role)))
+
+    def authenticate(self, authorization: str | None) -> Principal | None:
+        """Return who an ``Authorization`` header speaks for; None when nobody.
+
+        A bearer token may also come as the password of basic, under any user.
+        """
+        presented = [self._digest(*secret) for secret in _presented(authorization or "")]
+        found = None
+        for known, principal in self._known:
+            for digest in presented:
+                if hmac.compare_digest(known, digest):
+                    found = principal
+        return found
+
+    def _digest_of(self, credential: Credential) -> bytes:
+        if credential.token is not None:
+            return self._digest(b"token", credential.token.encode())
+        return self._digest(b"basic", f"{credential.user}:{credential.password}".encode())
+
+    def _digest(self, kind: bytes, secret: bytes) -> bytes:
+        return hmac.digest(self._key, kind + b"\0" + secret, "sha256")
+
+
+def _presented(authorization: str) -> list[tuple[bytes, bytes]]:
+    scheme, _, rest = authorization.partition(" ")
+    secret = rest.strip().encode(errors="surrogateescape")
+    match scheme.lower():
+        case "bearer" if secret:
+            return [(b"token", secret)]
+        case "basic":
+            return _presented_basic(secret)
+    return []
+
+
+def _presented_basic(encoded: bytes) -> list[tuple[bytes, bytes]]:
+    try:
+        pair = base64.b64decode(encoded, validate=True)
+    except binascii.Error:
+        return []
+    password = pair.partition(b":")[2]
+    return [(b"basic", pair), (b"token", password)] if password else []
+
+
+def generate_credentials(state_dir: Path) -> tuple[Credential, Credential]:
+    """Read, or make, the two tokens of a service that was given no credentials.
+
+    ``token`` may post alerts and ``operator-token`` may operate; both have mode 0600. Raises
+    ``ConfigError`` when a file cannot be made or read, or when others can read it.
+    """
+    return (
+        Credential("ingest", Role.INGEST, token=_token(state_dir / "token")),
+        Credential("operator", Role.OPERATOR, token=_token(state_dir / "operator-token")),
+    )
+
+
+def _token(file: Path) -> str:
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not file.exists():
+            _create(file)
+        return _read(file)
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"the token file {file} cannot be used: {reason}") from error
+
+
+def _create(file: Path) -> None:
+    """Link a finished file into place, so that nobody ever reads half a token."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_urlsafe(32) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        with suppress(FileExistsError):  # another process was first: its token is the token
+            os.link(draft, file)
+    finally:
+        draft.unlink()
+
+
+def _read(file: Path) -> str:
+    with file.open() as stream:
+        mode = os.fstat(stream.fileno()).st_mode & 0o777
+        if mode & 0o077:
+            raise ConfigError(
+                f"the token file {file} can be read by others (mode {mode:04o});"
+                f" chmod 600 {file}, and delete it instead if somebody may have seen it"
+            )
+        token = stream.read().strip()
+    if not token:
+        raise ConfigError(f"the token file {file} is empty; delete it to have a new one made")
+    return token

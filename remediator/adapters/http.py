@@ -1,0 +1,167 @@
+"""Reads JSON from one HTTP service of the catalogue, and from nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import unquote
+
+import httpx
+
+from remediator.adapters.urls import base_url
+from remediator.errors import BackendRefused, BackendUnavailable
+from remediator.model import Sense, SenseState
+
+MAX_BYTES = 1 << 20
+_LATER = frozenset({408, 425, 429})
+"""Client errors that another try may cure."""
+
+
+class HttpEndpoint:
+    """Implements ``ports.Endpoint``. Use it as an async context manager."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "http",
+        token: str | None = None,
+        timeout: float = 4.0,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        """Keep the base ``url``; ``timeout`` is seconds for one whole read, body included.
+
+        Raises ``ConfigError`` for a URL that is not plain http(s) or that holds credentials.
+        """
+        self._url = base_url(url, name)
+        self._name = name
+        self._timeout = timeout
+        self._max_bytes = max_bytes
+        # identity: a small compressed body can unpack to more than the limit
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        self._client = httpx.AsyncClient(headers=headers, timeout=timeout, follow_redirects=False)
+
+    async def __aenter__(self) -> Self:
+        """Open the pool of connections."""
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close every connection."""
+        await self._client.__aexit__(kind, error, traceback)
+
+    async def probe(self) -> Sense:
+        """Say whether the host answers HTTP at all; any status will do."""
+        try:
+            async with self._answer(self._url, None):
+                return Sense(name=self._name, state=SenseState.OK)
+        except BackendUnavailable as error:
+            return Sense(name=self._name, state=SenseState.IMPAIRED, reason=str(error))
+
+    async def get_json(self, path: str, params: dict[str, str] | None = None) -> Any:
+        """GET ``path`` below the base URL; ``BackendRefused`` for a path that would leave it."""
+        problem = _leaves(path)
+        if problem:
+            raise BackendRefused(f"{self._where}: path {path[:100]!r} refused: {problem}")
+        async with self._answer(f"{self._url}/{path.removeprefix('/')}", params) as response:
+            self._check_status(response)
+            body = await self._read(response)
+        return self._decode(body)
+
+    @property
+    def _where(self) -> str:
+        return f"{self._name} ({self._url})"
+
+    @asynccontextmanager
+    async def _answer(
+        self, url: str, params: dict[str, str] | None
+    ) -> AsyncIterator[httpx.Response]:
+        """Hold one answer open, within the timeout; httpx's own bounds single reads only."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._send(self._client.build_request("GET", url, params=params))
+                try:
+                    yield response
+                finally:
+                    await response.aclose()
+        except (TimeoutError, httpx.TimeoutException):
+            reason = f"no full answer within {self._timeout:g} s"
+            raise BackendUnavailable(f"{self._where}: {reason}") from None
+        except httpx.InvalidURL as error:
+            raise BackendRefused(f"{self._where}: the path makes no url") from error
+        except httpx.HTTPError as error:
+            reason = f"cannot be reached ({type(error).__name__})"
+            raise BackendUnavailable(f"{self._where}: {reason}") from error
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx.ConnectError:  # nothing was sent yet: the one failure that is safe to repeat
+            return await self._client.send(request, stream=True)
+
+    def _check_status(self, response: httpx.Response) -> None:
+        status = response.status_code
+        if response.is_success:
+            return
+        if status in _LATER or response.is_server_error:
+            raise BackendUnavailable(
+                f"{self._where}: HTTP {status}", _seconds(response.headers.get("Retry-After"))
+            )
+        if status in {401, 403}:
+            raise BackendRefused(f"{self._where}: HTTP {status}: check its token and its rights")
+        if response.is_redirect:
+            raise BackendRefused(
+                f"{self._where}: HTTP {status}: redirects are not followed; correct the url"
+            )
+        raise BackendRefused(f"{self._where}: HTTP {status} for {response.url.path}")
+
+    async def _read(self, response: httpx.Response) -> bytes:
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            body += chunk
+            if len(body) > self._max_bytes:
+                raise BackendUnavailable(
+                    f"{self._where}: the answer is larger than {self._max_bytes} bytes"
+                )
+        return bytes(body)
+
+    def _decode(self, body: bytes) -> Any:
+        try:
+            return json.loads(body, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            raise BackendUnavailable(f"{self._where}: the answer is not JSON") from error
+
+
+def _leaves(path: str) -> str:
+    """Say why ``path`` could lead away from the base URL, or nothing."""
+    plain, before = path, ""
+    while plain != before:  # servers and proxies may decode more than once
+        plain, before = unquote(plain), plain
+    if not plain.isprintable() or "\\" in plain:
+        return "it holds backslashes or control characters"
+    if plain.startswith("//") or ":" in plain.partition("/")[0]:
+        return "it names a host"
+    if "?" in path or "#" in path:
+        return "give a query as parameters"
+    if any(segment.partition(";")[0] in {".", ".."} for segment in plain.split("/")):
+        return "it climbs with dots"
+    return ""
+
+
+def _seconds(header: str | None) -> float | None:
+    return float(header) if header and header.isascii() and header.isdigit() else None
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")

@@ -1,0 +1,264 @@
+"""PostgreSQL as a target: who is connected, who blocks whom, and the ending of single sessions.
+
+Reader and lever are two classes, for two roles: the reader needs ``pg_monitor``, the lever
+``pg_monitor`` and ``pg_signal_backend``. Neither needs, nor should have, a right on any table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Self
+
+import structlog
+from pydantic import JsonValue
+
+from remediator.adapters import postgres_sql as sql
+from remediator.adapters.postgres_connection import Connection, PostgresConnection
+from remediator.adapters.postgres_signals import (
+    GONE_WITHIN,
+    KINDS,
+    Live,
+    Plan,
+    listed,
+    lost,
+    may_be_done,
+    mismatch,
+    not_applied,
+    observed,
+    outcome_of,
+    read_plan,
+    same,
+    settled,
+)
+from remediator.errors import BackendRefused, BackendUnavailable, RemediatorError
+from remediator.model import (
+    ItemOutcome,
+    Mitigation,
+    MitigationState,
+    Outcome,
+    Preparation,
+    Sense,
+    SenseState,
+)
+from remediator.ports import ConnectionUsage, Session
+
+POLL = 0.05
+"""Seconds between two looks at sessions that were signalled."""
+
+_log = structlog.get_logger(__name__)
+
+
+class _Opened:
+    """A client of one database that is an async context manager."""
+
+    def __init__(self, dsn: str, *, name: str = "database") -> None:
+        """Keep the secret ``dsn``; ``name`` is what errors and senses call the backend."""
+        self._connection = PostgresConnection(dsn, name)
+        self._name = name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r})"
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Take a connection if the server gives one now; else the first use tries again."""
+        await self._connection.open()
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        await self._connection.close()
+
+    async def probe(self) -> Sense:
+        """Say whether the server answers, and whether our role has the rights that it needs."""
+        try:
+            async with self._connection.transaction() as connection:
+                await self._require_rights(connection)
+        except RemediatorError as error:
+            return Sense(name=self._name, state=SenseState.IMPAIRED, reason=str(error))
+        return Sense(name=self._name, state=SenseState.OK)
+
+    async def _require_rights(self, connection: Connection) -> None:
+        await self._require_sight(connection)
+
+    async def _require_sight(self, connection: Connection) -> Mapping[str, Any]:
+        """Refuse to read half of the truth; return our role's rights."""
+        (rights,) = await connection.fetch(sql.RIGHTS)
+        problem = _blindness(dict(rights))
+        if problem:
+            raise BackendRefused(f"postgres {self._name}: {problem}")
+        return dict(rights)
+
+
+class PostgresReader(_Opened):
+    """Reads the sessions of one database (``ports.Sessions``)."""
+
+    async def usage(self) -> ConnectionUsage:
+        """Count connections against the server's limit."""
+        async with self._connection.transaction() as connection:
+            await self._require_sight(connection)
+            (total,) = await connection.fetch(sql.USAGE)
+            states = await connection.fetch(sql.BY_STATE)
+        by_state = {row["state"]: row["count"] for row in states}
+        return ConnectionUsage(used=total["used"], available=total["available"], by_state=by_state)
+
+    async def sessions(self, *, app_roles: tuple[str, ...]) -> tuple[Session, ...]:
+        """List the client backends of the database, our own excluded."""
+        async with self._connection.transaction() as connection:
+            await self._require_sight(connection)
+            rows = await connection.fetch(sql.SESSIONS, list(app_roles), None)
+        return tuple(_session(dict(row)) for row in rows)
+
+    async def connect_once(self) -> float:
+        """Open a new connection, run ``SELECT 1``, close it; return the seconds it took."""
+        return await self._connection.connect_once()
+
+
+class PostgresLever(_Opened):
+    """Ends sessions and cancels queries, one guarded statement each (``ports.Lever``).
+
+    A mitigation is applied when the server took at least one signal; unknown when an answer was
+    lost and the session cannot be seen gone. A session that took the signal and is still there
+    counts as applied, and its item says so: whether it helped is for ``verify``.
+    """
+
+    kinds = frozenset(KINDS)
+    conditional = True
+
+    async def prepare(self, mitigation: Mitigation) -> Preparation:
+        """Keep the items that still hold; refuse when none does or a right is missing."""
+        plan = read_plan(mitigation)
+        found = await self._live(plan)
+        problems = {key: mismatch(plan, key, found) for key in plan.meant}
+        items = tuple(item for item in mitigation.items if problems[item.key] is None)
+        if not items:
+            raise BackendRefused(f"already so, nothing is left: {listed(problems)}")
+        left = [found[plan.meant[item.key].pid] for item in items]
+        mute = [f"pid {live.session.pid}" for live in left if not live.signable]
+        if mute:
+            raise BackendRefused(
+                f"postgres {self._name}: our role may not signal {', '.join(mute)};"
+                " GRANT pg_signal_backend to it (a superuser's session it can never signal)"
+            )
+        before: dict[str, JsonValue] = {
+            "sessions": [live.session.model_dump(mode="json") for live in left],
+            "dropped": {key: text for key, text in problems.items() if text},
+        }
+        cut = mitigation.model_copy(update={"items": items})
+        return Preparation(mitigation=cut, before=before)
+
+    async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Signal each session that is still exactly the one meant, in order."""
+        plan = read_plan(preparation.mitigation)
+        items: dict[str, ItemOutcome] = {}
+        for key in plan.meant:
+            if lost(items):
+                items[key] = not_applied(key, "not sent: an earlier answer was lost")
+            else:
+                items[key] = await self._signal(plan, key)
+        seen = await self._wait_for(plan, [key for key in items if may_be_done(items[key])])
+        outcome = outcome_of(settled(plan, items[key], seen) for key in items)
+        _log.info("sessions_signalled", effect_key=effect_key, state=outcome.state.value)
+        return outcome
+
+    async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Look whether the sessions are gone, or run something else where that was the aim."""
+        plan = read_plan(preparation.mitigation)
+        try:
+            remaining = await self._remaining(plan, list(plan.meant))
+        except RemediatorError as error:
+            unknown = [ItemOutcome(key=k, state=MitigationState.UNKNOWN) for k in plan.meant]
+            return Outcome(
+                state=MitigationState.UNKNOWN,
+                detail=f"cannot be looked up: {error}",
+                items=tuple(unknown),
+            )
+        return outcome_of(observed(plan, key, remaining) for key in plan.meant)
+
+    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Refuse: what a session had not committed is rolled back for good."""
+        raise BackendRefused(f"{preparation.mitigation.kind} cannot be taken back")
+
+    async def _require_rights(self, connection: Connection) -> None:
+        rights = await self._require_sight(connection)
+        if not rights["signals"]:
+            raise BackendRefused(
+                f"postgres {self._name}: cannot signal sessions;"
+                f" GRANT pg_signal_backend TO {rights['role']}"
+            )
+
+    async def _live(self, plan: Plan) -> dict[int, Live]:
+        async with self._connection.transaction() as connection:
+            await self._require_sight(connection)
+            rows = await connection.fetch(sql.SESSIONS, list(plan.bounds.app_roles), plan.pids)
+        return {row["pid"]: Live(_session(dict(row)), bool(row["signable"])) for row in rows}
+
+    async def _signal(self, plan: Plan, key: str) -> ItemOutcome:
+        meant = plan.meant[key]
+        guard = (meant.backend_start, meant.since, plan.bounds.min_age)
+        sent, answer = False, None
+        try:
+            async with self._connection.transaction() as connection:
+                sent = True
+                roles = list(plan.bounds.app_roles)
+                answer = await connection.fetch(sql.SIGNALS[plan.name], roles, [meant.pid], *guard)
+        except BackendRefused as error:
+            return not_applied(key, str(error))
+        except BackendUnavailable as error:
+            if not sent:
+                return not_applied(key, f"not sent: {error}")
+            if answer is None:
+                return ItemOutcome(
+                    key=key, state=MitigationState.UNKNOWN, detail=f"answer lost: {error}"
+                )
+        if answer and answer[0]["sent"]:
+            return ItemOutcome(key=key, state=MitigationState.APPLIED)
+        return not_applied(key, await self._why_not(plan, key))
+
+    async def _why_not(self, plan: Plan, key: str) -> str:
+        try:
+            reason = mismatch(plan, key, await self._live(plan))
+        except RemediatorError:
+            reason = None
+        return reason or "it had changed at that moment"
+
+    async def _wait_for(self, plan: Plan, keys: list[str]) -> set[str] | None:
+        """Wait a little for sessions to go; return which are still there, None when unseen."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + GONE_WITHIN
+        try:
+            while True:
+                remaining = await self._remaining(plan, keys)
+                if not remaining or clock() > deadline:
+                    return remaining
+                await asyncio.sleep(POLL)
+        except RemediatorError:
+            return None
+
+    async def _remaining(self, plan: Plan, keys: list[str]) -> set[str]:
+        """Return which of the items are still what they were."""
+        if not keys:
+            return set()
+        async with self._connection.transaction() as connection:
+            await self._require_sight(connection)
+            rows = await connection.fetch(sql.IDENTITIES, plan.pids)
+        now = {row["pid"]: dict(row) for row in rows}
+        return {key for key in keys if same(plan, plan.meant[key], now)}
+
+
+def _blindness(rights: Mapping[str, Any]) -> str | None:
+    if not rights.get("sees_sessions"):
+        return f"cannot see other sessions; GRANT pg_monitor TO {rights.get('role', 'our role')}"
+    if not rights.get("tracked"):
+        return "the sessions' states are not recorded; set track_activities = on"
+    return None
+
+
+def _session(row: Mapping[str, Any]) -> Session:
+    return Session.model_validate({name: row[name] for name in Session.model_fields})

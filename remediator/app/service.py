@@ -1,0 +1,298 @@
+"""Runs the service: state folder, store, backends, worker, HTTP server, in this order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from secrets import token_hex
+
+import structlog
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+from remediator.access import Access, Credential, generate_credentials
+from remediator.app.backends import Backends, open_backends, open_notifier
+from remediator.app.checked import LoadedPlaybooks, every_bound, every_scope, load
+from remediator.app.watching import Watching, watch_backlog
+from remediator.bodies import BodyLimits
+from remediator.catalogue import Catalogue
+from remediator.console.api import api_routes
+from remediator.errors import ConfigError, RejectedDelivery, StoreUnavailable
+from remediator.intake.alertmanager import parse
+from remediator.intake.listen import ConnectionLimits, listening
+from remediator.intake.replay import Replays, replay_routes
+from remediator.intake.server import Door, health_routes, webhook_routes
+from remediator.model import Alert, DeadLetter, Delivery, IncidentId, Source
+from remediator.openapi import with_description
+from remediator.playbook import PlaybookSet
+from remediator.routing import Route, Watch, build_app
+from remediator.settings import Credential as ConfiguredCredential
+from remediator.settings import Settings
+from remediator.store import Store, open_store
+from remediator.telemetry import Telemetry
+from remediator.work import Levers, Surroundings
+from remediator.worker import Doorbell, Worker
+
+BACKLOG = 2000
+"""Writes that may wait for the store before new deliveries are turned away with 503."""
+
+_CANNOT_LISTEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
+_ALERTS = TypeAdapter(list[Alert])
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that listens."""
+
+    url: str
+    """Such as ``http://127.0.0.1:8080``."""
+    state_dir: Path
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything that is open while the service runs."""
+
+    settings: Settings
+    environ: Mapping[str, str]
+    telemetry: Telemetry
+    catalogue: Catalogue
+    playbooks: PlaybookSet
+    store: Store
+    backends: Backends
+
+
+@contextlib.asynccontextmanager
+async def running(
+    settings: Settings, environ: Mapping[str, str] = os.environ
+) -> AsyncIterator[Running]:
+    """Run the service inside the block; drain it at the end.
+
+    Raises ``ConfigError`` before anything listens, and ``StoreUnavailable``.
+    """
+    settings.check_listen()
+    catalogue, playbooks = load(settings)
+    bell, telemetry = Doorbell(), Telemetry()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_state_folder(settings.state_dir))
+        access = Access(_credentials(settings, environ))
+        store = await stack.enter_async_context(
+            open_store(
+                store_url(settings, environ),
+                owner=f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}",
+                changed=bell.ring,
+                bounds=every_bound(catalogue, playbooks),
+                scopes=every_scope(catalogue),
+            )
+        )
+        backends = await stack.enter_async_context(open_backends(settings, environ))
+        parts = Parts(settings, environ, telemetry, catalogue, playbooks, store, backends)
+        worker = await stack.enter_async_context(_working(parts, bell))
+        host, port = await stack.enter_async_context(_listening(parts, access, worker))
+        _log.info("listening", host=host, port=port, services=len(catalogue.services))
+        shown = f"[{host}]" if ":" in host else host
+        yield Running(url=f"http://{shown}:{port}", state_dir=settings.state_dir)
+        _log.info("stopping")
+
+
+async def serve(settings: Settings, *, on_ready: Callable[[Running], None]) -> None:
+    """Run the service until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(settings) as service:
+        on_ready(service)
+        await stop.wait()
+
+
+async def migrate(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
+    """Bring the store's schema to this version; return what was done."""
+    with _state_folder(settings.state_dir):
+        url = store_url(settings, environ)
+        async with open_store(url, owner="migrate", changed=lambda: None) as store:
+            return store.schema
+
+
+def store_url(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Return where the store is: the configured PostgreSQL, or SQLite in the state folder."""
+    reference = settings.store.secret("dsn")
+    if reference is None:
+        return f"sqlite:///{settings.state_dir / 'remediator.db'}"
+    dsn = reference.read(environ)
+    if not dsn.startswith(("postgres://", "postgresql://")):
+        raise ConfigError(f"{reference} should hold a URL like postgresql://user@host/database")
+    return dsn
+
+
+@contextlib.contextmanager
+def _state_folder(folder: Path) -> Iterator[None]:
+    """Own the state folder: one process at a time."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock")
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ConfigError(
+            f"another process uses the state folder {folder}; stop it, or set"
+            " REMEDIATOR_STATE_DIR to another folder"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"the state folder {folder} cannot be used: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _credentials(settings: Settings, environ: Mapping[str, str]) -> Sequence[Credential]:
+    if not settings.credentials:
+        return generate_credentials(settings.state_dir)
+    return [_credential(entry, entry.read(environ)) for entry in settings.credentials]
+
+
+def _credential(entry: ConfiguredCredential, secret: str) -> Credential:
+    if entry.scheme == "token":
+        return Credential(entry.name, entry.role, token=secret)
+    user, _, password = secret.partition(":")
+    return Credential(entry.name, entry.role, user=user, password=password)
+
+
+@contextlib.asynccontextmanager
+async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
+    """Run the worker and the count of the backlog inside the block; drain at the end."""
+    around = Surroundings(
+        catalogue=parts.catalogue,
+        playbooks=parts.playbooks,
+        ports=parts.backends.ports,
+        levers=Levers(parts.backends.levers),
+        ledger=parts.store.ledger,
+    )
+    notifier = open_notifier(parts.settings, parts.environ)
+    watching = Watching(parts.telemetry)
+    worker = Worker(parts.store, around, decode, notifier, watching, bell)
+    async with asyncio.TaskGroup() as group:
+        loops = group.create_task(worker.run(), name="worker")
+        counting = group.create_task(watch_backlog(parts.store, parts.telemetry), name="backlog")
+        try:
+            yield worker
+        finally:
+            await worker.drain(parts.settings.shutdown_within.total_seconds())
+            await asyncio.wait([loops])
+            counting.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _listening(
+    parts: Parts, access: Access, worker: Worker
+) -> AsyncIterator[tuple[str, int]]:
+    settings, telemetry = parts.settings, parts.telemetry
+    body = BodyLimits(
+        max_body=int(settings.max_body), timeout=settings.body_timeout.total_seconds()
+    )
+    app = build_app(
+        _routes(parts, worker, body),
+        access,
+        Watch(refused=lambda reason: telemetry.rejected_requests.labels(reason).inc()),
+        body,
+    )
+    limits = ConnectionLimits(
+        header_timeout=settings.header_timeout.total_seconds(),
+        max_connections=settings.max_connections,
+        stop_within=settings.shutdown_within.total_seconds(),
+    )
+    try:
+        async with listening(app, settings.listen.host, settings.listen.port, limits) as address:
+            yield address
+    except OSError as error:
+        if error.errno not in _CANNOT_LISTEN:
+            raise
+        raise ConfigError(f"cannot listen on {settings.listen}: {error.strerror}") from error
+
+
+def _routes(parts: Parts, worker: Worker, body: BodyLimits) -> tuple[Route, ...]:
+    store = parts.store
+    inbox = CountingInbox(store, worker, parts.telemetry)
+
+    def overloaded() -> str | None:
+        waiting = store.database.backlog
+        return f"{waiting} writes wait for the store" if waiting > BACKLOG else None
+
+    async def ready() -> list[str]:
+        try:
+            await store.records.ping()
+        except StoreUnavailable as error:
+            return [str(error)]
+        return []
+
+    replays = Replays(
+        inbox=inbox,
+        stored_alerts=inbox.stored_alerts,
+        playbooks=[cls.name for cls in parts.playbooks],
+        limits=body,
+    )
+    loaded = LoadedPlaybooks(parts.catalogue, parts.playbooks)
+    routes = (
+        *webhook_routes(Door(inbox=inbox, overloaded=overloaded, limits=body)),
+        *health_routes(ready, lambda: (parts.telemetry.render(), Telemetry.content_type)),
+        *replay_routes(replays),
+        *api_routes(store.records, loaded, store.commands),
+    )
+    return with_description(routes, metadata.version("remediator"))
+
+
+class CountingInbox:
+    """The store's inbox with what the door needs besides: metrics and replays."""
+
+    def __init__(self, store: Store, worker: Worker, telemetry: Telemetry) -> None:
+        self._store = store
+        self._worker = worker
+        self._telemetry = telemetry
+
+    async def put(
+        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
+    ) -> None:
+        """Store it; durable when it returns."""
+        try:
+            await self._store.inbox.put(delivery, alerts, dead)
+        except StoreUnavailable:
+            self._telemetry.deliveries.labels(delivery.source, "unavailable").inc()
+            raise
+        taken = "taken" if alerts or not dead else "dead"
+        self._telemetry.deliveries.labels(delivery.source, taken).inc()
+        self._telemetry.delivery_alerts.labels(delivery.source).inc(len(alerts))
+
+    async def replay(
+        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
+    ) -> list[IncidentId]:
+        """Store it and open its incidents; durable when it returns."""
+        # a replay keeps its alerts instead of its body, so that any process can triage it
+        readable = delivery.model_copy(update={"body": _ALERTS.dump_json(list(alerts))})
+        await self.put(readable, alerts, dead)
+        return await self._worker.triage_now(delivery.id)
+
+    async def stored_alerts(self, some_id: str) -> tuple[Alert, ...] | None:
+        """Return the alerts of a stored delivery, alert or incident; None if there is none."""
+        delivery = await self._store.records.delivery(some_id)
+        if delivery is not None:
+            return tuple(decode(delivery))
+        return await self._store.records.alerts_of(some_id)
+
+
+def decode(delivery: Delivery) -> Sequence[Alert]:
+    """Read a stored delivery's alerts again; what cannot be read holds none."""
+    if delivery.source is Source.REPLAY:
+        return _ALERTS.validate_json(delivery.body)
+    try:
+        return parse(delivery.body, delivery.received_at).alerts
+    except RejectedDelivery:
+        return ()

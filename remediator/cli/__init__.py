@@ -1,0 +1,72 @@
+"""The ``remediator`` command: runs the service, and operates a running one over its API.
+
+Exit codes: 0 fine, 1 the service said no or a check found errors, 2 the command line or the
+configuration is wrong, 3 the service cannot be reached.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from remediator.cli import local, operate
+from remediator.cli.failure import REFUSED, USAGE, Failure
+from remediator.cli.text import plain
+from remediator.errors import ConfigError, RemediatorError
+
+app = typer.Typer(
+    name="remediator",
+    help="Diagnose alerts, pull one bounded lever, check that it helped, explain.",
+    epilog="The commands from `incidents` on talk to a running service: REMEDIATOR_URL"
+    " (default http://127.0.0.1:8080) and REMEDIATOR_TOKEN, or the operator-token file"
+    " of a service on this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (
+    *(local.serve, local.demo, local.check, local.schema, local.migrate, local.version),
+    *(operate.incidents, operate.approve, operate.reject, operate.cancel, operate.replay),
+    *(operate.pause, operate.resume, operate.playbooks, operate.limits, operate.deadletters),
+):
+    app.command()(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command line and leave the process with its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")  # a terminal that knows fewer characters
+    try:
+        app(args=arguments, prog_name="remediator")
+    except Exception as error:
+        if os.environ.get("REMEDIATOR_DEBUG"):
+            raise
+        code, message = _ending(error)
+        for line in message.splitlines():
+            sys.stderr.write(f"remediator: {plain(line)}\n")
+        sys.exit(code)
+
+
+def _ending(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the lines that explain ``error``."""
+    match error:
+        case Failure():
+            return error.code, str(error)
+        case ConfigError():
+            return USAGE, str(error)
+        case RemediatorError():
+            return REFUSED, str(error)
+        case ExceptionGroup():  # several tasks failed together: the first one is the cause
+            return _ending(error.exceptions[0])
+        case OSError():
+            return USAGE, f"{error.filename or 'the system'} says: {error.strerror or error}"
+        case _:  # the text of a foreign error may hold a secret: only its type is shown
+            message = f"unexpected {type(error).__name__}; REMEDIATOR_DEBUG=1 shows where"
+            return REFUSED, message

@@ -1,0 +1,253 @@
+"""What the API's answers look like in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from remediator.cli.text import lasting, moment, plain, styled, words
+from remediator.model import (
+    Assessment,
+    FindingStatus,
+    IncidentOutcome,
+    Limits,
+    MitigationState,
+    format_duration,
+)
+from remediator.views import (
+    AlertView,
+    DeadLetterView,
+    FindingView,
+    IncidentSummary,
+    IncidentView,
+    LimitView,
+    MitigationView,
+    PauseView,
+    PlaybookUse,
+    PlaybookView,
+    TimelineEvent,
+)
+
+GOOD, BAD, DOUBT, ASIDE = "green", "red", "yellow", "dim"
+
+FINDING_STYLES = {
+    FindingStatus.FINE: GOOD,
+    FindingStatus.PROBLEM: BAD,
+    FindingStatus.UNKNOWN: DOUBT,
+}
+OUTCOME_STYLES = {
+    IncidentOutcome.MITIGATED: GOOD,
+    IncidentOutcome.RESOLVED_BY_ITSELF: GOOD,
+    IncidentOutcome.ESCALATED: BAD,
+    IncidentOutcome.REVERTED: DOUBT,
+}
+STATE_STYLES = {
+    MitigationState.APPLIED: GOOD,
+    MitigationState.UNKNOWN: BAD,
+    MitigationState.AWAITING_APPROVAL: DOUBT,
+}
+VERDICT_STYLES = {
+    Assessment.BETTER: GOOD,
+    Assessment.NOT_BETTER: BAD,
+    Assessment.CANNOT_TELL: DOUBT,
+}
+
+
+def table(*columns: str, fixed: int = 0) -> Table:
+    """Return an empty table without frames; the first ``fixed`` columns never wrap."""
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for number, column in enumerate(columns):
+        made.add_column(column, no_wrap=number < fixed, overflow="fold")
+    return made
+
+
+def where(system: str | None, service: str | None) -> str:
+    """Name a service as ``SYSTEM/SERVICE``."""
+    return f"{plain(system)}/{plain(service)}" if system and service else "-"
+
+
+# --- incidents ----------------------------------------------------------------------------------
+
+
+def incident_table(incidents: Iterable[IncidentSummary]) -> Table:
+    """Draw the list of incidents, a row each."""
+    made = table("Incident", "Opened", "Service and playbook", "Now", fixed=2)
+    for incident in incidents:
+        made.add_row(
+            styled(incident.id),
+            styled(moment(incident.opened_at, "%m-%d %H:%M")),
+            styled(f"{where(incident.system, incident.service)} {incident.playbook or '-'}"),
+            standing(incident),
+        )
+    return made
+
+
+def standing(incident: IncidentSummary) -> Text:
+    """Say in a word or two where an incident stands: its outcome, or the step it is at."""
+    if incident.outcome is not None:
+        return styled(words(incident.outcome), OUTCOME_STYLES.get(incident.outcome, ""))
+    return styled(f"open: {words(incident.phase)}", DOUBT)
+
+
+def incident_line(incident: IncidentSummary) -> str:
+    """Write an incident as one line of a log."""
+    service = where(incident.system, incident.service)
+    return f"{plain(incident.id)}  {service}  {standing(incident).plain}  {plain(incident.reason)}"
+
+
+def incident_page(incident: IncidentView) -> Group:
+    """Draw one incident as a page to read from top to bottom."""
+    parts: list[RenderableType] = [_title(incident)]
+    parts += _section("Alerts", (_alert(alert) for alert in incident.alerts))
+    parts += _section("Findings", (_finding(finding) for finding in incident.findings))
+    parts += _section("Decision", _decisions(incident))
+    parts += _section("Mitigations", (mitigation_block(m) for m in incident.mitigations))
+    parts += _section("Timeline (UTC)", (timeline_line(event) for event in incident.timeline))
+    return Group(*parts)
+
+
+def _title(incident: IncidentView) -> Text:
+    title = Text.assemble(styled(incident.id, "bold"), "  ", standing(incident))
+    if incident.dry_run:
+        title.append("  dry run", DOUBT)
+    title.append(f"\n{where(incident.system, incident.service)}")
+    title.append(f", playbook {plain(incident.playbook or 'none')}", ASIDE)
+    title.append(f"\nopened {moment(incident.opened_at)} UTC", ASIDE)
+    if incident.closed_at is not None:
+        title.append(f", closed after {lasting(incident.closed_at - incident.opened_at)}", ASIDE)
+    if incident.replay_of is not None:
+        title.append(f"\nReplay of {plain(incident.replay_of)}", ASIDE)
+    return title.append(f"\n{plain(incident.reason)}")
+
+
+def _section(name: str, lines: Iterable[RenderableType]) -> Iterator[RenderableType]:
+    shown = list(lines)
+    if shown:
+        yield Text(f"\n{name}", "bold")
+        yield from (Padding(line, (0, 0, 0, 2)) for line in shown)
+
+
+def _alert(alert: AlertView) -> Text:
+    firing = alert.resolved_at is None
+    text = styled("firing" if firing else "resolved", BAD if firing else GOOD)
+    text.append(f"  {plain(alert.labels.get('alertname', 'unnamed'))}")
+    end = "" if firing else f" to {moment(alert.resolved_at, '%H:%M:%S')}"
+    text.append(f"  from {moment(alert.starts_at, '%H:%M:%S')}{end} UTC", ASIDE)
+    text.append(f", {alert.notifications} notifications", ASIDE)
+    rest = (f"{k}={v}" for k, v in sorted(alert.labels.items()) if k != "alertname")
+    text.append(f"\n  {plain(', '.join(rest))}", ASIDE)
+    summary = alert.annotations.get("summary")
+    return text.append(f"\n  {plain(summary)}") if summary else text
+
+
+def _finding(finding: FindingView) -> Text:
+    status = styled(finding.status, FINDING_STYLES[finding.status])
+    return status.append(f"  {words(finding.name)}: {plain(finding.summary)}")
+
+
+def _decisions(incident: IncidentView) -> Iterator[Text]:
+    for event in incident.timeline:
+        if event.step == "decide":
+            yield Text.assemble(styled(words(event.event), "bold"), "  ", plain(event.reason))
+
+
+def mitigation_block(mitigation: MitigationView) -> Text:
+    """Draw one lever: what, on what, why, with which items and how it went."""
+    state = styled(words(mitigation.state), STATE_STYLES.get(mitigation.state, ""))
+    text = Text.assemble(
+        styled(words(mitigation.kind), "bold"), " on ", styled(mitigation.target), "  ", state
+    )
+    text.append(f"\n  what: {plain(mitigation.summary)}")
+    text.append(f"\n  why:  {plain(mitigation.reason)}")
+    text.append(f"\n  plan: {plain(mitigation.plan_hash)}", ASIDE)
+    text.append(f", risk {mitigation.risk}, mode {mitigation.mode}", ASIDE)
+    if mitigation.decided_by is not None:
+        text.append(f"\n  decided by {plain(mitigation.decided_by)}")
+    if mitigation.expires_at is not None and mitigation.state is MitigationState.AWAITING_APPROVAL:
+        text.append(f"\n  can be approved until {moment(mitigation.expires_at)} UTC", DOUBT)
+    for item in mitigation.items:
+        text.append("\n  - ").append(plain(item.key))
+        text.append(f"  {words(item.state)}", STATE_STYLES.get(item.state, ASIDE))
+        text.append(f"  {plain(item.detail)}")
+    if mitigation.verdict is not None:
+        text.append("\n  verdict: ").append(
+            words(mitigation.verdict), VERDICT_STYLES[mitigation.verdict]
+        )
+        text.append(f" - {plain(mitigation.evidence)}")
+    return text
+
+
+def timeline_line(event: TimelineEvent) -> Text:
+    """Write one line of the journal."""
+    text = styled(moment(event.at, "%H:%M:%S"), ASIDE)
+    text.append(f"  {plain(event.step):<9} {words(event.event)}")
+    return text.append(f"  {plain(event.reason)}") if event.reason else text
+
+
+# --- the rest -----------------------------------------------------------------------------------
+
+
+def playbook_page(playbooks: Iterable[PlaybookView]) -> Group:
+    """Draw the loaded playbooks, each with where it may do what."""
+    return Group(*(_playbook(playbook) for playbook in playbooks))
+
+
+def _playbook(playbook: PlaybookView) -> Text:
+    text = styled(playbook.name, "bold").append(f"  {plain(playbook.summary)}")
+    text.append(f"\n  matches {plain(', '.join(playbook.matches))}", ASIDE)
+    text.append(f"\n  levers  {plain(', '.join(playbook.levers)) or 'none'}", ASIDE)
+    text.append(f"\n  from    {plain(playbook.origin)}", ASIDE)
+    for use in playbook.services:
+        text.append(f"\n  {_use(use)}")
+    return text if playbook.services else text.append("\n  not switched on anywhere", DOUBT)
+
+
+def _use(use: PlaybookUse) -> str:
+    modes = ", ".join(f"{risk} risk: {mode}" for risk, mode in use.modes.items())
+    return f"on {where(use.system, use.service)}: {modes}; at most {budget(use.limits)}"
+
+
+def budget(limits: Limits) -> str:
+    """Write a budget as ``3 in 1h``."""
+    return f"{limits.budget} in {format_duration(limits.window)}"
+
+
+def limit_table(limits: Iterable[LimitView]) -> Table:
+    """Draw every bound with what is used of it."""
+    made = table("Scope", "Used", "Budget", "In flight", "Cooldown")
+    for limit in limits:
+        used = BAD if limit.reserved >= limit.limits.budget else ""
+        busy = DOUBT if limit.in_flight >= limit.limits.concurrency else ""
+        made.add_row(
+            styled(limit.scope),
+            styled(limit.reserved, used),
+            styled(budget(limit.limits)),
+            styled(f"{limit.in_flight} of {limit.limits.concurrency}", busy),
+            styled(format_duration(limit.limits.cooldown)),
+        )
+    return made
+
+
+def pause_line(pause: PauseView) -> Text:
+    """Write one stop switch that is on."""
+    text = styled(f"Paused: {plain(pause.scope)}", DOUBT)
+    text.append(f" by {plain(pause.by)} since {moment(pause.since)} UTC")
+    return text.append(f": {plain(pause.reason)}") if pause.reason else text
+
+
+def dead_letter_page(letters: Iterable[DeadLetterView]) -> Group:
+    """Draw what was received and could not be used."""
+    return Group(*(_dead_letter(letter) for letter in letters))
+
+
+def _dead_letter(letter: DeadLetterView) -> Text:
+    place = "the body" if letter.position is None else f"alerts[{letter.position}]"
+    text = styled(letter.id, "bold").append(f"  {moment(letter.at)} UTC  {letter.source}", ASIDE)
+    text.append(f"\n  {place} of {plain(letter.delivery_id)}: {plain(letter.reason)}")
+    excerpt = plain(letter.excerpt)
+    shown = excerpt if len(excerpt) <= 200 else f"{excerpt[:200]}..."
+    return text.append(f"\n  {shown}", ASIDE) if shown else text

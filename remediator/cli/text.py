@@ -1,0 +1,50 @@
+"""Text that came from outside, made safe for a terminal."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from datetime import UTC, datetime, timedelta
+
+from rich.console import Console
+from rich.text import Text
+
+UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories that move the cursor, turn the text round or cannot be written."""
+
+
+def plain(value: object) -> str:
+    """Return ``value`` as one line without control and formatting characters."""
+    text = " ".join(str(value).split())
+    return "".join(c for c in text if unicodedata.category(c) not in UNSEEN)
+
+
+def styled(value: object, style: str = "") -> Text:
+    """Return ``value`` as rich text that is never read as markup."""
+    return Text().append(plain(value), style)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console on today's stdout (or stderr); 80 columns when it is not a terminal."""
+    return Console(
+        file=sys.stderr if stderr else sys.stdout, highlight=False, emoji=False, markup=False
+    )
+
+
+def moment(at: datetime | None, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """Write a time in UTC; a dash for none."""
+    return "-" if at is None else at.astimezone(UTC).strftime(form)
+
+
+def lasting(duration: timedelta) -> str:
+    """Write a length of time roughly, as people say it: ``45 s``, ``12 min``, ``3 h``."""
+    seconds = max(0, round(duration.total_seconds()))
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def words(code: object) -> str:
+    """Write an identifier such as ``resolved_by_itself`` as words."""
+    return plain(code).replace("_", " ")

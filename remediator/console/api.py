@@ -1,0 +1,269 @@
+"""The operators' JSON API: what is known, and the few things that humans decide."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Protocol
+
+from pydantic import BaseModel, Field
+
+from remediator.access import Permission
+from remediator.model import IncidentOutcome, IncidentState, Value
+from remediator.routing import Call, Handler, Limited, Nothing, Problem, Route, Text
+from remediator.views import (
+    DeadLetterView,
+    DeliveryView,
+    IncidentSummary,
+    IncidentView,
+    LimitView,
+    Page,
+    PauseView,
+    PlaybookView,
+)
+
+GLOBAL = "global"
+
+
+class Records(Protocol):
+    """What is known. All raise ``StoreUnavailable``; lists are newest first."""
+
+    async def incidents(
+        self,
+        *,
+        state: str | None,
+        service: str | None,
+        system: str | None,
+        outcome: str | None,
+        after: str | None,
+        limit: int,
+    ) -> Page[IncidentSummary]:
+        """List incidents."""
+        ...
+
+    async def incident(self, incident_id: str) -> IncidentView | None:
+        """Return one incident; None when there is no such id."""
+        ...
+
+    async def deliveries(self, *, after: str | None, limit: int) -> Page[DeliveryView]:
+        """List the HTTP calls received."""
+        ...
+
+    async def dead_letters(self, *, after: str | None, limit: int) -> Page[DeadLetterView]:
+        """List what could not be used."""
+        ...
+
+    async def pauses(self) -> list[PauseView]:
+        """List the stop switches that are on."""
+        ...
+
+    async def limits(self) -> list[LimitView]:
+        """List every bound with its use."""
+        ...
+
+
+class Playbooks(Protocol):
+    """What is loaded and where it is used."""
+
+    async def playbooks(self) -> list[PlaybookView]:
+        """List the playbooks by name."""
+        ...
+
+
+class Commands(Protocol):
+    """What operators decide; ``by`` names the credential.
+
+    All raise ``Refused`` (404, 409) and ``StoreUnavailable``.
+    """
+
+    async def pause(self, scope: str, by: str, reason: str) -> PauseView:
+        """Switch changes off in a scope."""
+        ...
+
+    async def resume(self, scope: str, by: str) -> None:
+        """Switch them on again."""
+        ...
+
+    async def approve(self, incident_id: str, plan_hash: str | None, by: str) -> object:
+        """Allow the plan that waits."""
+        ...
+
+    async def reject(self, incident_id: str, plan_hash: str | None, by: str, reason: str) -> object:
+        """Refuse the plan that waits."""
+        ...
+
+    async def cancel(self, incident_id: str, by: str, reason: str) -> object:
+        """Stop working on an incident."""
+        ...
+
+
+class IncidentQuery(Limited):
+    """Query of the list of incidents; filters that are given must all hold."""
+
+    state: IncidentState | None = None
+    service: Text | None = None
+    system: Text | None = None
+    outcome: IncidentOutcome | None = None
+
+
+Scope = Annotated[Text, Field(min_length=1, max_length=200)]
+
+
+class PauseBody(Value):
+    """What to pause: ``global``, ``SYSTEM`` or ``SYSTEM/SERVICE``."""
+
+    scope: Scope = GLOBAL
+    reason: Text = ""
+
+
+class ResumeBody(Value):
+    """What to resume."""
+
+    scope: Scope = GLOBAL
+    reason: Text = ""
+
+
+class Resumed(Value):
+    """A stop switch that is off."""
+
+    scope: str
+
+
+class DecisionBody(Value):
+    """An operator's word on an incident."""
+
+    plan_hash: Text | None = None
+    """Digest of the plan that was looked at; a plan that has changed since is then a 409."""
+    reason: Text = ""
+
+
+class LimitsView(Value):
+    """Every bound with its use, and the stop switches that are on."""
+
+    items: list[LimitView]
+    paused: list[PauseView]
+
+
+def api_routes(records: Records, playbooks: Playbooks, commands: Commands) -> tuple[Route, ...]:
+    """Return the routes of the API."""
+    return (*_reading(records, playbooks), *_switches(commands), *_decisions(records, commands))
+
+
+def _reading(records: Records, playbooks: Playbooks) -> tuple[Route, ...]:
+    async def incidents(call: Call) -> Page[IncidentSummary]:
+        query: IncidentQuery = call.query
+        return await records.incidents(
+            state=query.state,
+            service=query.service,
+            system=query.system,
+            outcome=query.outcome,
+            after=query.after,
+            limit=query.limit,
+        )
+
+    async def incident(call: Call) -> IncidentView:
+        return await _incident(records, call)
+
+    async def deliveries(call: Call) -> Page[DeliveryView]:
+        return await records.deliveries(after=call.query.after, limit=call.query.limit)
+
+    async def dead(call: Call) -> Page[DeadLetterView]:
+        return await records.dead_letters(after=call.query.after, limit=call.query.limit)
+
+    async def limits(_: Call) -> LimitsView:
+        return LimitsView(items=await records.limits(), paused=await records.pauses())
+
+    async def loaded(_: Call) -> Page[PlaybookView]:
+        return Page[PlaybookView](items=await playbooks.playbooks())
+
+    return (
+        _get("/incidents", incidents, "List incidents", Page[IncidentSummary], IncidentQuery),
+        _get("/incidents/{id}", incident, "Show one incident", IncidentView),
+        _get(
+            "/deliveries", deliveries, "List the HTTP calls received", Page[DeliveryView], Limited
+        ),
+        _get("/deadletters", dead, "List what could not be used", Page[DeadLetterView], Limited),
+        _get(
+            "/playbooks", loaded, "List the playbooks and where they are used", Page[PlaybookView]
+        ),
+        _get("/limits", limits, "Show every bound with its use, and what is paused", LimitsView),
+    )
+
+
+def _switches(commands: Commands) -> tuple[Route, ...]:
+    async def pause(call: Call) -> PauseView:
+        return await commands.pause(call.body.scope, call.by, call.body.reason)
+
+    async def resume(call: Call) -> Resumed:
+        await commands.resume(call.body.scope, call.by)
+        return Resumed(scope=call.body.scope)
+
+    return (
+        _post("/pause", pause, "Stop every change in a scope", PauseBody, PauseView),
+        _post("/resume", resume, "Allow changes in a scope again", ResumeBody, Resumed),
+    )
+
+
+def _decisions(records: Records, commands: Commands) -> tuple[Route, ...]:
+    async def approve(call: Call) -> IncidentView:
+        await commands.approve(_id(call), call.body.plan_hash, call.by)
+        return await _incident(records, call)
+
+    async def reject(call: Call) -> IncidentView:
+        await commands.reject(_id(call), call.body.plan_hash, call.by, call.body.reason)
+        return await _incident(records, call)
+
+    async def cancel(call: Call) -> IncidentView:
+        await commands.cancel(_id(call), call.by, call.body.reason)
+        return await _incident(records, call)
+
+    one = "/incidents/{id}"
+    return (
+        _post(f"{one}/approve", approve, "Allow the plan that waits", DecisionBody, IncidentView),
+        _post(f"{one}/reject", reject, "Refuse the plan that waits", DecisionBody, IncidentView),
+        _post(f"{one}/cancel", cancel, "Stop working on it", DecisionBody, IncidentView),
+    )
+
+
+def _id(call: Call) -> str:
+    return call.request.match_info["id"]
+
+
+async def _incident(records: Records, call: Call) -> IncidentView:
+    view = await records.incident(_id(call))
+    if view is None:
+        raise Problem(404, f"there is no incident {_id(call)}")
+    return view
+
+
+def _get(
+    path: str,
+    handler: Handler,
+    summary: str,
+    response: Any,
+    query: type[BaseModel] = Nothing,
+) -> Route:
+    errors = (404, 503) if "{" in path else (503,)
+    return Route(
+        "GET",
+        f"/api/v1{path}",
+        Permission.READ,
+        handler,
+        summary,
+        query=query,
+        response=response,
+        errors=errors,
+    )
+
+
+def _post(
+    path: str, handler: Handler, summary: str, request: type[Value], response: type[Value]
+) -> Route:
+    return Route(
+        "POST",
+        f"/api/v1{path}",
+        Permission.OPERATE,
+        handler,
+        summary,
+        request=request,
+        response=response,
+        errors=(404, 409, 503),
+    )

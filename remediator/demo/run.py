@@ -1,0 +1,258 @@
+"""``remediator demo``: breaks a small shop for real and watches the service mend it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import signal
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+from rich.console import Console
+
+from remediator import app
+from remediator.demo.alerts import LABELS, Route, Timing, play_alerts
+from remediator.demo.sandbox import CHANNEL, Sandbox, open_sandbox
+from remediator.demo.screen import Screen
+from remediator.demo.shop import Load, Shop, customers
+from remediator.demo.slack import LocalSlack
+from remediator.demo.slackview import draw_message
+from remediator.demo.story import BAD, GOOD, ShopLook, ShopStory, Story
+from remediator.model import AlertStatus, IncidentOutcome, IncidentState
+from remediator.telemetry import configure_logging
+from remediator.views import IncidentSummary, IncidentView, Page
+
+WITHIN = 40.0
+"""Seconds from the first order after which the demo gives up."""
+LOOK_EVERY = 0.2
+"""Seconds between two looks at the shop and at the API."""
+SLACK_WITHIN = 5.0
+"""Seconds that the last edit of the Slack message may take."""
+LOG_LINES = 20
+"""Lines of the service's log that a failure shows."""
+INTERRUPTED = 130
+NEXT = """
+All of it ran on real parts: PostgreSQL, the webhook, the API, the Slack client.
+Where to go next:
+  README.md          how it decides, its limits, connecting Alertmanager
+  remediator serve   the service itself on 127.0.0.1:8080, in shadow mode
+"""
+
+
+class DemoFailed(Exception):
+    """The demo did not end as it should; says what was seen."""
+
+
+@dataclass
+class Gauge:
+    """Looks at the shop; orders a second come from its own count over the last second."""
+
+    shop: Shop
+    counts: deque[int] = field(default_factory=lambda: deque(maxlen=1 + round(1 / LOOK_EVERY)))
+
+    def look(self) -> ShopLook:
+        """Read the shop's figures; called every ``LOOK_EVERY`` seconds."""
+        self.counts.append(self.shop.served)
+        whole = len(self.counts) == self.counts.maxlen
+        return ShopLook(
+            active=self.shop.active,
+            size=self.shop.size,
+            waiting=self.shop.waiting,
+            leaked=self.shop.leaked,
+            rate=self.counts[-1] - self.counts[0] if whole else 0,
+        )
+
+
+@dataclass
+class Play:
+    """One performance: what takes part in it, and what was seen of the incident last."""
+
+    screen: Screen
+    box: Sandbox
+    service: app.Running
+    load: Load = field(default_factory=Load)
+    incident: IncidentView | None = None
+    look: ShopLook | None = None
+
+    async def perform(self) -> None:
+        """Run until the incident is closed and orders flow; ``DemoFailed`` when they do not."""
+        token = (self.service.state_dir / "token").read_text().strip()
+        route = Route(
+            pool_url=f"{self.box.shop.admin_url}/pool",
+            webhook_url=f"{self.service.url}/webhooks/alertmanager",
+            token=token,
+        )
+        async with customers(self.box.shop.shop, self.load), asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch_shop(), name="watch the shop")
+            alerting = group.create_task(
+                play_alerts(route, Timing(), self._on_sent), name="play Alertmanager"
+            )
+            await self._follow()
+            watching.cancel()
+            alerting.cancel()
+
+    def _on_sent(self, status: AlertStatus, answer: httpx.Response) -> None:
+        name = LABELS["alertname"]
+        self.screen.fact(
+            f"{name} {status}, posted as Alertmanager does:"
+            f" {answer.status_code} {answer.reason_phrase}"
+        )
+
+    async def _watch_shop(self) -> None:
+        gauge, story = Gauge(self.box.shop.shop), ShopStory()
+        while True:
+            look = self.look = gauge.look()
+            self.screen.status = (
+                f"pool {look.active} of {look.size}, {look.waiting} waiting,"
+                f" {look.rate:.0f} orders/s"
+            )
+            for fact in story.news(look):
+                self.screen.fact(fact.what, fact.details, fact.style)
+            await asyncio.sleep(LOOK_EVERY)
+
+    async def _follow(self) -> None:
+        """Tell what the API says until the incident is closed and the shop sells again."""
+        token = (self.service.state_dir / "operator-token").read_text().strip()
+        headers = {"Authorization": f"Bearer {token}"}
+        story = Story()
+        async with httpx.AsyncClient(
+            base_url=self.service.url, headers=headers, trust_env=False
+        ) as http:
+            while not self._over():
+                if self.screen.elapsed > WITHIN:
+                    raise DemoFailed(f"not over within {WITHIN:g} s")
+                await asyncio.sleep(LOOK_EVERY)
+                self.incident = await _newest(http)
+                for fact in story.news(self.incident) if self.incident else ():
+                    self.screen.fact(fact.what, fact.details, fact.style)
+        if self.incident is not None and self.incident.outcome is not IncidentOutcome.MITIGATED:
+            raise DemoFailed(f"the incident closed as {self.incident.outcome}")
+        await self._end()
+
+    async def _end(self) -> None:
+        shop = self.box.shop.shop
+        rate = self.look.rate if self.look else 0
+        self.screen.fact(
+            f"Orders flow again, {rate:.0f}/s: {shop.served} served, {shop.failed} failed",
+            style=GOOD,
+        )
+        try:
+            await self.box.slack.wait_for(_told, SLACK_WITHIN)
+        except TimeoutError as error:
+            raise DemoFailed("Slack was not told of the end") from error
+
+    def _over(self) -> bool:
+        """Whether the incident is closed, and as mitigated only once orders flow again."""
+        if self.incident is None or self.incident.state is not IncidentState.CLOSED:
+            return False
+        return self.incident.outcome is not IncidentOutcome.MITIGATED or self._flowing()
+
+    def _flowing(self) -> bool:
+        look = self.look
+        return look is not None and not look.exhausted and look.rate >= self.load.rate / 2
+
+
+def _told(slack: LocalSlack) -> bool:
+    return any("mitigated" in line for message in slack.posted for line in message.lines)
+
+
+async def _newest(http: httpx.AsyncClient) -> IncidentView | None:
+    """Read the newest incident, as any operator would."""
+    listed = (await http.get("/api/v1/incidents")).raise_for_status()
+    page = Page[IncidentSummary].model_validate_json(listed.content)
+    if not page.items:
+        return None
+    answer = await http.get(f"/api/v1/incidents/{page.items[0].id}")
+    return IncidentView.model_validate_json(answer.raise_for_status().content)
+
+
+def run() -> int:
+    """Play the demo in the foreground and return the exit code."""
+    screen = Screen(Console(file=sys.stdout, highlight=False, emoji=False, markup=False))
+    try:
+        return asyncio.run(_run(screen))
+    except asyncio.CancelledError:
+        screen.console.print("Interrupted; everything is stopped and removed.")
+        return INTERRUPTED
+
+
+async def _run(screen: Screen) -> int:
+    log = io.StringIO()
+    configure_logging("console", "warning", log)
+    screen.title("A small shop on a real PostgreSQL will now break; remediator is watching it.")
+    with _interruptible(), screen.live():
+        async with open_sandbox(lambda step: setattr(screen, "status", step)) as box:
+            screen.fact(f"{box.server} runs, with the database of a small shop")
+            async with app.running(box.settings) as service:
+                screen.fact(f"remediator listens on {service.url}")
+                play = Play(screen, box, service)
+                problem = await _perform(play)
+            posted = box.slack.posted
+    if posted:
+        screen.title(f"Slack shows one message, edited {posted[-1].edits} times:")
+        screen.console.print(draw_message(CHANNEL, posted[-1].blocks))
+    if problem is not None or not posted:
+        _explain(play, problem or "Slack got no message", log.getvalue())
+        return 1
+    screen.console.print(NEXT)
+    return 0
+
+
+async def _perform(play: Play) -> str | None:
+    """Perform and return what went wrong, if anything."""
+    try:
+        await play.perform()
+    except (DemoFailed, httpx.HTTPError, ExceptionGroup) as error:
+        return "; ".join(f"{cause}" for cause in _causes(error))
+    return None
+
+
+def _causes(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for inner in error.exceptions:
+            yield from _causes(inner)
+    else:
+        yield error
+
+
+def _explain(play: Play, problem: str, log: str) -> None:
+    """Print what was seen when the demo did not end as it should."""
+    screen = play.screen
+    screen.fact(f"The demo failed: {problem}", style=BAD)
+    if play.look is not None:
+        screen.fact(f"The shop at the end: {play.look}")
+    if log:
+        screen.fact("The service's warnings:", log.splitlines()[-LOG_LINES:])
+    if play.incident is None:
+        screen.fact("No incident was opened.")
+        return
+    steps = (
+        f"{event.at:%H:%M:%S} {event.step} {event.event}: {event.reason}"
+        for event in play.incident.timeline
+    )
+    screen.fact(f"Timeline of {play.incident.id} (UTC):", steps)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a cancellation; cleaning up is not interrupted."""
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    asked: list[bool] = []
+
+    def stop() -> None:
+        if not asked and task is not None:
+            asked.append(True)
+            task.cancel()
+
+    caught = (signal.SIGINT, signal.SIGTERM)
+    for number in caught:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)

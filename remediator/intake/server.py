@@ -1,0 +1,203 @@
+"""RECEIVE: webhooks are let in, bounded, stored, and only then answered.
+
+202 means that all of it is durable; 4xx that no retry can cure it; 503 that the sender must
+come again. What cannot be used is kept as a dead letter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import structlog
+from aiohttp import web
+
+from remediator.access import Permission
+from remediator.bodies import Body, BodyLimits, Fault, receive
+from remediator.errors import RejectedDelivery
+from remediator.intake import alertmanager
+from remediator.model import (
+    Alert,
+    DeadLetter,
+    Delivery,
+    DeliveryId,
+    IncidentId,
+    Source,
+    Value,
+    new_id,
+)
+from remediator.routing import Call, Problem, Route, body_problem, unavailable
+
+ALERTMANAGER_PATHS = ("/webhooks/alertmanager", "/", "/alerts", "/api/v1/alerts")
+DELIVERY = "dlv"
+"""Prefix of a delivery's id."""
+_READY_WITHIN = 5.0
+_PARSED_IN_PLACE = 256 * 1024
+
+_log = structlog.get_logger(__name__)
+
+
+class Inbox(Protocol):
+    """Where deliveries become durable. Both raise ``StoreUnavailable``; then nothing was taken."""
+
+    async def put(
+        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
+    ) -> None:
+        """Store it; durable when it returns."""
+        ...
+
+    async def replay(
+        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
+    ) -> list[IncidentId]:
+        """Store it and open its incidents; durable when it returns."""
+        ...
+
+
+class Taken(Value):
+    """Answer to a delivery that is durable."""
+
+    delivery: DeliveryId
+    alerts: int
+    dead: int
+
+
+def utc_now() -> datetime:
+    """Return the time of this machine."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Door:
+    """What the webhooks need."""
+
+    inbox: Inbox
+    overloaded: Callable[[], str | None] = lambda: None
+    """Says why nothing more is taken now, or None."""
+    limits: BodyLimits = field(default_factory=BodyLimits)
+    now: Callable[[], datetime] = utc_now
+
+
+def webhook_routes(door: Door) -> tuple[Route, ...]:
+    """Return the routes that senders of alerts post to."""
+
+    async def take(call: Call) -> web.StreamResponse | Taken:
+        return await _take(door, call)
+
+    return tuple(
+        Route(
+            "POST",
+            path,
+            Permission.POST_ALERTS,
+            take,
+            "Take an Alertmanager webhook (version 4)",
+            request=dict[str, Any],
+            decodes=False,
+            response=Taken,
+            status=202,
+            errors=(400, 408, 413, 503),
+        )
+        for path in ALERTMANAGER_PATHS
+    )
+
+
+def health_routes(
+    ready: Callable[[], Awaitable[list[str]]], render: Callable[[], tuple[bytes, str]]
+) -> tuple[Route, ...]:
+    """Return the routes that are open to everyone.
+
+    ``ready`` names the problems that keep the service from working; ``render`` returns the
+    metrics and their content type.
+    """
+
+    async def healthz(_: Call) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(call: Call) -> web.Response:
+        problems = ["the service is stopping"] if call.stopping else await _problems(ready)
+        text = "".join(f"{problem}\n" for problem in problems) or "ready\n"
+        return web.Response(text=text, status=503 if problems else 200)
+
+    async def metrics(_: Call) -> web.Response:
+        body, content_type = render()
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    return (
+        Route("GET", "/healthz", None, healthz, "Say that the process lives"),
+        Route("GET", "/readyz", None, readyz, "Say whether work can be taken", errors=(503,)),
+        Route("GET", "/metrics", None, metrics, "Show the metrics for Prometheus"),
+    )
+
+
+async def _problems(ready: Callable[[], Awaitable[list[str]]]) -> list[str]:
+    try:
+        async with asyncio.timeout(_READY_WITHIN):
+            return await ready()
+    except TimeoutError:
+        return [f"the check of readiness did not end within {_READY_WITHIN:g} s"]
+    except Exception:  # noqa: BLE001 - not ready is an answer, whatever broke
+        _log.exception("readiness_check_failed")
+        return ["the check of readiness failed; the log says more"]
+
+
+async def _take(door: Door, call: Call) -> Taken:
+    refuse_when_stopping(call)
+    overload = door.overloaded()
+    if overload is not None:
+        _log.warning("delivery_shed", reason=overload)
+        raise unavailable(f"no more can be taken now: {overload}")
+    body = await receive(call.request, door.limits)
+    delivery = delivery_of(body, Source.ALERTMANAGER, call.by, door.now())
+    if body.fault is not None:
+        await _turn_away(door, delivery, body.fault, body.reason)
+        raise body_problem(body.fault, body.reason)
+    try:
+        parsed = await read_alertmanager(body.content, delivery.received_at)
+    except RejectedDelivery as error:
+        await _bury(door, delivery, str(error))
+        raise Problem(400, str(error)) from error
+    if parsed.truncated:
+        _log.warning("delivery_truncated", delivery=delivery.id, left_out=parsed.truncated)
+    await door.inbox.put(delivery, parsed.alerts, parsed.dead)
+    return Taken(delivery=delivery.id, alerts=len(parsed.alerts), dead=len(parsed.dead))
+
+
+async def _turn_away(door: Door, delivery: Delivery, fault: Fault, reason: str) -> None:
+    if fault in (Fault.TOO_LARGE, Fault.ENCODING):
+        await _bury(door, delivery, reason)
+    else:  # a slow or a broken sender: half a body, which it has whole
+        _log.warning("delivery_incomplete", fault=fault, size=delivery.size, reason=reason)
+
+
+async def _bury(door: Door, delivery: Delivery, reason: str) -> None:
+    _log.warning("delivery_rejected", delivery=delivery.id, size=delivery.size, reason=reason)
+    letter = DeadLetter(reason=reason, excerpt=alertmanager.excerpt_of(delivery.body))
+    await door.inbox.put(delivery, (), (letter,))
+
+
+async def read_alertmanager(content: bytes, received_at: datetime) -> alertmanager.Parsed:
+    """Parse a body, a large one beside the event loop."""
+    if len(content) <= _PARSED_IN_PLACE:
+        return alertmanager.parse(content, received_at)
+    return await asyncio.to_thread(alertmanager.parse, content, received_at)
+
+
+def refuse_when_stopping(call: Call) -> None:
+    """Send the caller away, to come again, when the service is about to end."""
+    if call.stopping:
+        raise unavailable("the service is stopping")
+
+
+def delivery_of(body: Body, source: Source, credential: str, now: datetime) -> Delivery:
+    """Return the record of one HTTP call received."""
+    return Delivery(
+        id=DeliveryId(new_id(DELIVERY, now)),
+        source=source,
+        received_at=now,
+        credential=credential,
+        digest=body.digest,
+        size=body.size,
+        body=body.content,
+    )

@@ -1,0 +1,209 @@
+"""REPORT: what is said to humans about an incident, in sentences that are read at 3 a.m.
+
+Pure: the same view gives the same report, whatever the hour.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from remediator.model import (
+    AlertStatus,
+    FindingStatus,
+    IncidentOutcome,
+    IncidentState,
+    MitigationState,
+    Phase,
+    format_duration,
+)
+from remediator.report import wording
+from remediator.report.redaction import redact_incident
+from remediator.views import AlertView, FindingView, IncidentView, MitigationView, Report
+
+_SHOWN_ALERTS = 5
+_SHOWN_ITEMS = 10
+_SHOWN_REASONS = 5
+_CALLS_A_HUMAN = frozenset({IncidentOutcome.ESCALATED, IncidentOutcome.DENIED})
+
+
+def summarise(view: IncidentView) -> Report:
+    """Say what happened, what was found and done, whether it helped, and what comes next.
+
+    Secrets in labels and texts are masked, also in the report's own copy of the incident.
+    """
+    view = redact_incident(view)
+    done = _done(view)
+    return Report(
+        incident=view,
+        headline=_headline(view),
+        happened=tuple(_happened(view)),
+        found=tuple(_found(view)),
+        done=(*done, *_reasons(view, said=" ".join(done))),
+        helped=_helped(view),
+        next_step=wording.next_step(view),
+        urgent=_urgent(view),
+        final=view.state is IncidentState.CLOSED,
+    )
+
+
+def _urgent(view: IncidentView) -> bool:
+    if view.dry_run:
+        return False
+    if view.state is IncidentState.OPEN:
+        return view.phase is Phase.APPROVAL
+    return view.outcome in _CALLS_A_HUMAN
+
+
+def _headline(view: IncidentView) -> str:
+    place = "/".join(part for part in (view.system, view.service) if part)
+    subject = place or (view.alerts[0].labels.get("alertname") if view.alerts else None)
+    words = [
+        f"{wording.symbol(view, urgent=_urgent(view))} {view.state.value.capitalize()}:",
+        f"{subject or 'unknown service'},",
+        f"{view.playbook or 'no playbook'}:",
+        wording.standing(view) + (" (dry run)" if view.dry_run else ""),
+    ]
+    return " ".join(" ".join(words).split())
+
+
+# --- what happened ----------------------------------------------------------------------------
+
+
+def _happened(view: IncidentView) -> Iterable[str]:
+    yield from (_alert(alert) for alert in view.alerts[:_SHOWN_ALERTS])
+    if not view.alerts:
+        yield f"No alert is left in the record. The incident was opened at {_at(view.opened_at)}."
+    yield from _crowd(view.alerts)
+    yield from _said(view.alerts)
+    yield _where(view)
+    if view.replay_of is not None:
+        yield f"This is a replay of {view.replay_of}."
+    if view.dry_run:
+        yield "This is a dry run: nothing is changed, whatever the mode."
+    if view.closed_at is not None:
+        lasted = format_duration(_whole(view.opened_at, view.closed_at))
+        yield f"Closed at {_at(view.closed_at)}, {lasted} after it was opened. Incident {view.id}."
+    else:
+        yield f"Opened at {_at(view.opened_at)}. Incident {view.id}."
+
+
+def _alert(alert: AlertView) -> str:
+    name = alert.labels.get("alertname", "An unnamed alert")
+    since = _at(alert.starts_at)
+    if alert.status is AlertStatus.FIRING:
+        return f"{name} is firing since {since}."
+    until = f"resolved at {_at(alert.resolved_at)}" if alert.resolved_at else "has resolved"
+    return f"{name} was firing since {since} and {until}."
+
+
+def _crowd(alerts: list[AlertView]) -> Iterable[str]:
+    notifications = sum(alert.notifications for alert in alerts)
+    if len(alerts) > 1 or notifications > 1:
+        firing = sum(alert.status is AlertStatus.FIRING for alert in alerts)
+        yield (
+            f"{_count(len(alerts), 'alert')} in all, {firing} still firing,"
+            f" from {_count(notifications, 'notification')}."
+        )
+
+
+def _said(alerts: list[AlertView]) -> Iterable[str]:
+    for alert in alerts[:1]:
+        for key in ("summary", "description", "message"):
+            if alert.annotations.get(key):
+                yield f"The alert says: {alert.annotations[key]}"
+                return
+
+
+def _where(view: IncidentView) -> str:
+    if view.service is None:
+        return "No service of the catalogue carries its labels."
+    place = f"Service {view.service} of system {view.system}"
+    return f"{place}, playbook {view.playbook}." if view.playbook else f"{place}, no playbook."
+
+
+# --- what was found ---------------------------------------------------------------------------
+
+
+def _found(view: IncidentView) -> Iterable[str]:
+    latest = max((finding.round for finding in view.findings), default=0)
+    findings = [finding for finding in view.findings if finding.round == latest]
+    for status, word in ((FindingStatus.PROBLEM, "Problem"), (FindingStatus.UNKNOWN, "Unknown")):
+        yield from (f"{word}: {f.name}: {f.summary}" for f in _of(findings, status))
+    fine = [finding.name for finding in _of(findings, FindingStatus.FINE)]
+    if fine:
+        yield f"Fine: {', '.join(fine)}."
+    if len(findings) < len(view.findings):
+        yield f"This is the latest diagnosis, number {latest}; earlier ones are in the record."
+    if not findings:
+        yield "Nothing has been looked at." if view.closed_at else "Nothing has been looked at yet."
+
+
+def _of(findings: list[FindingView], status: FindingStatus) -> list[FindingView]:
+    return [finding for finding in findings if finding.status is status]
+
+
+# --- what was done ----------------------------------------------------------------------------
+
+
+def _done(view: IncidentView) -> tuple[str, ...]:
+    lines: list[str] = []
+    for mitigation in sorted(view.mitigations, key=lambda m: m.created_at):
+        lines += (wording.attempt(mitigation), *_items(mitigation))
+    if not lines:
+        lines.append(wording.nothing_done(view))
+    elif view.reason:
+        lines.append(f"In all: {wording.sentence(view.reason)}")
+    return tuple(lines)
+
+
+def _items(mitigation: MitigationView) -> Iterable[str]:
+    by_state: dict[MitigationState, list[str]] = defaultdict(list)
+    for item in mitigation.items:
+        by_state[item.state].append(f"{item.key} ({item.detail})" if item.detail else item.key)
+    for state, items in by_state.items():
+        more = len(items) - _SHOWN_ITEMS
+        listed = ", ".join(items[:_SHOWN_ITEMS]) + (f" and {more} more" if more > 0 else "")
+        yield f"{_count(len(items), 'item')} {wording.ITEM_STATES[state]}: {listed}."
+
+
+def _reasons(view: IncidentView, said: str) -> list[str]:
+    """Return the journal's latest reasons that the report has not given yet."""
+    reasons: dict[str, str] = {}
+    for event in view.timeline:
+        if event.reason and event.reason not in said:
+            reasons[event.reason] = (
+                f"{event.at.astimezone(UTC):%H:%M:%S} {event.step}, {event.event}:"
+                f" {wording.sentence(event.reason)}"
+            )
+    return list(reasons.values())[-_SHOWN_REASONS:]
+
+
+# --- did it help ------------------------------------------------------------------------------
+
+
+def _helped(view: IncidentView) -> str:
+    judged = [m for m in view.mitigations if m.verdict is not None]
+    if judged:
+        return wording.verdict(max(judged, key=lambda m: m.created_at))
+    if view.outcome is IncidentOutcome.RESOLVED_BY_ITSELF:
+        return "The alert resolved by itself; nothing was judged."
+    if any(m.state in wording.TOUCHED for m in view.mitigations):
+        known = "was never judged" if view.state is IncidentState.CLOSED else "is not known yet"
+        return f"Whether it helped {known}."
+    if any(m.state is MitigationState.UNKNOWN for m in view.mitigations):
+        return "Cannot tell: it is not even known whether the change was made."
+    return "Nothing was changed, so there is nothing to judge."
+
+
+def _at(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _whole(start: datetime, end: datetime) -> timedelta:
+    return timedelta(seconds=max(0, round((end - start).total_seconds())))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,356 @@
+"""The settings: the only reader of the environment and of the YAML file.
+
+Read once, at start-up. Everything that is wrong is said at once, with its line. Secrets are
+referred to and read late, by ``SecretRef.read``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PlainSerializer,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic.json_schema import GenerateJsonSchema
+
+from remediator.access import Role
+from remediator.catalogue import Catalogue
+from remediator.configfile import Document, Place, Problem, Shape, explain, failure, shown
+from remediator.errors import ConfigError
+from remediator.model import Value, format_duration
+from remediator.sections import (
+    Backends,
+    Count,
+    File,
+    Name,
+    PagerDuty,
+    Period,
+    SecretRef,
+    Section,
+    Size,
+    Slack,
+    Variable,
+)
+from remediator.systems import (
+    Complaint,
+    LimitsByScope,
+    ModeByRisk,
+    Modes,
+    Names,
+    SystemEntry,
+    build_catalogue,
+    complaints,
+)
+
+__all__ = ["Credential", "Listen", "SecretRef", "Settings", "load_settings", "settings_schema"]
+
+CONFIG_FILE = "remediator.yaml"
+"""Looked for in the working folder when no file is named."""
+
+
+class Listen(Value):
+    """Address that the service listens on."""
+
+    host: str
+    port: int
+    """0 lets the operating system choose."""
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect; a host name other than localhost is not."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+def _listen(value: object) -> object:
+    if isinstance(value, Listen):
+        return value
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%]+)\]|([A-Za-z0-9._-]+)):(\d{1,5})", str(value))
+    if match is None or int(match[3]) > 65535:
+        raise ValueError("should be host:port, such as 127.0.0.1:8080, 0.0.0.0:8080 or [::1]:8080")
+    return Listen(host=match[1] or match[2], port=int(match[3]))
+
+
+Address = Annotated[
+    Listen, BeforeValidator(_listen, json_schema_input_type=str), PlainSerializer(str)
+]
+
+
+class Credential(Section):
+    """A named secret that senders or people authenticate with."""
+
+    name: Name
+    """Who holds it; recorded with all that is done with it. Unique."""
+    role: Role
+    """`ingest` posts webhooks, `viewer` reads, `operator` also replays, approves and pauses,
+    `admin` may do everything."""
+    token_file: File | None = None
+    """File with the bearer token."""
+    token_env: Variable | None = None
+    """Environment variable with the bearer token."""
+    basic_file: File | None = None
+    """File with `user:password` for basic authentication."""
+    basic_env: Variable | None = None
+    """Environment variable with `user:password` for basic authentication."""
+    secret_file: File | None = None
+    """The same as `token_file`, for senders that call it a shared secret."""
+    secret_env: Variable | None = None
+    """The same as `token_env`, for senders that call it a shared secret."""
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> Self:
+        given = [name for name in ("token", "basic", "secret") if self.secret(name)]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of token_file, token_env, basic_file, basic_env")
+        return self
+
+    @property
+    def scheme(self) -> Literal["token", "basic"]:
+        """How it is presented: as a bearer token, or as user and password."""
+        return "basic" if self.secret("basic") else "token"
+
+    def read(self, environ: Mapping[str, str]) -> str:
+        """Read the token, or ``user:password`` when ``scheme`` is basic; or ``ConfigError``."""
+        reference = self.secret("token") or self.secret("secret") or self.secret("basic")
+        if reference is None:  # only when built past validation
+            raise ConfigError(f"credential {self.name} refers to no secret")
+        secret = reference.read(environ)
+        if self.scheme == "basic" and not re.fullmatch(r"[^:]+:.+", secret, re.DOTALL):
+            raise ConfigError(f"credential {self.name}: {reference} should hold user:password")
+        return secret
+
+
+class Log(Section):
+    """How the service writes its log."""
+
+    format: Literal["json", "console", "auto"] = "auto"
+    """`json` lines, `console` for people, or `auto`: console on a terminal, else json."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is written."""
+
+
+class Store(Section):
+    """Where state is kept."""
+
+    dsn_file: File | None = None
+    """File with the PostgreSQL URL, `postgresql://user:password@host/database`."""
+    dsn_env: Variable | None = None
+    """Environment variable with the PostgreSQL URL. Neither: SQLite in `state_dir`."""
+
+
+class Redis(Section):
+    """A Redis that the replicas share. It makes things faster and is never needed."""
+
+    url_file: File | None = None
+    """File with the URL, `redis://user:password@host:6379/0`."""
+    url_env: Variable | None = None
+    """Environment variable with the URL. Neither: no Redis."""
+
+
+class Playbooks(Section):
+    """Where playbooks are found, besides the built-in and the installed ones."""
+
+    folders: tuple[File, ...] = ()
+    """Folders of `*.py` files, one playbook each."""
+
+
+class Settings(Section):
+    """Configuration of the remediator: one YAML file, and `REMEDIATOR_*` variables over it."""
+
+    listen: Address = Listen(host="127.0.0.1", port=8080)
+    """Address to listen on, `host:port`. Anything but loopback needs `credentials`."""
+    state_dir: File = Field(default_factory=lambda: Path("~/.local/state/remediator").expanduser())
+    """Folder for the SQLite file and the generated tokens. Default
+    `$XDG_STATE_HOME/remediator`, else `~/.local/state/remediator`."""
+    mode: Modes = ModeByRisk()
+    """How far the service may go, unless a system, service or playbook says otherwise: `observe`
+    (only look), `shadow` (decide and record), `approve` (ask first) or `auto`. Default shadow."""
+    credentials: tuple[Credential, ...] = ()
+    """Who may call. None: two tokens are generated in `state_dir`."""
+    store: Store = Store()
+    """The database that holds deliveries, incidents and the ledger."""
+    redis: Redis = Redis()
+    """A Redis that the replicas share; optional."""
+    slack: Slack | None = None
+    """Where incidents are told."""
+    pagerduty: PagerDuty | None = None
+    """PagerDuty, as a sender and as the way to wake a person."""
+    backends: Backends = Backends()
+    """What can be read or changed."""
+    playbooks: Playbooks = Playbooks()
+    """Where playbooks are found."""
+    limits: LimitsByScope = LimitsByScope()
+    """Bounds on what is done."""
+    systems: dict[Name, SystemEntry] = Field(default_factory=dict)
+    """The systems looked after, by name."""
+    max_body: Size = ByteSize(16 * 1024 * 1024)
+    """Largest request body taken, in bytes or like `16MiB`."""
+    max_connections: Count = 512
+    """HTTP connections open at the same time."""
+    header_timeout: Period = timedelta(seconds=10)
+    """Time for a request's headers to arrive; then the connection is closed."""
+    body_timeout: Period = timedelta(seconds=10)
+    """Time for a request's body to arrive; then it is answered 408."""
+    shutdown_within: Period = timedelta(seconds=20)
+    """Time to finish what is being done when asked to stop."""
+    log: Log = Log()
+    """How the log is written."""
+
+    _document: Document = PrivateAttr(default_factory=Document)
+
+    def catalogue(self) -> Catalogue:
+        """Build the catalogue of what is looked after.
+
+        Raises ``ConfigError`` when something in it does not exist or cannot be told apart.
+        """
+        names = self.backends.names()
+        wrong = [self._document.blame(*complaint) for complaint in self.complaints(names)]
+        if wrong:
+            raise failure(wrong)
+        return build_catalogue(self.systems, names, self.mode, self.limits)
+
+    def check_listen(self) -> None:
+        """Raise ``ConfigError`` if others could connect and nobody needs a credential."""
+        if not self.listen.is_loopback and not self.credentials:
+            raise ConfigError(
+                f"{self._document.place(('listen',))}: listening on {self.listen} lets other"
+                " machines connect, but no credentials are configured; add credentials, or listen"
+                " on 127.0.0.1"
+            )
+
+    def where(self, *key: str | int) -> str:
+        """Say where ``key`` was written, for an error about it: ``FILE:LINE: systems.shop``."""
+        return f"{self._document.place(key)}: {shown(key)}"
+
+    def complaints(self, names: Names) -> Iterator[Complaint]:
+        """Yield what does not fit together, where ``names`` are the backends that there are."""
+        held = Counter(credential.name for credential in self.credentials)
+        for position, credential in enumerate(self.credentials):
+            if held[credential.name] > 1:
+                yield ("credentials", position, "name"), "is the name of another credential too"
+        yield from complaints(self.systems, names)
+
+
+def settings_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of the configuration file."""
+    schema = Settings.model_json_schema(mode="validation", schema_generator=_Schema)
+    return {"$schema": _Schema.schema_dialect, **schema}
+
+
+class _Schema(GenerateJsonSchema):
+    """Writes defaults as the file has them."""
+
+    def encode_default(self, dft: Any) -> Any:
+        match dft:
+            case timedelta():
+                return format_duration(dft)
+            case Listen():
+                return str(dft)
+            case BaseModel():
+                return dft.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return super().encode_default(dft)
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
+
+
+def load_settings(config: Path | None, environ: Mapping[str, str], cwd: Path = Path()) -> Settings:
+    """Read the file and the variables in ``environ``, which win over it.
+
+    The file is ``config``, else ``$REMEDIATOR_CONFIG``, else ``remediator.yaml`` in ``cwd`` if it
+    is there, else none. Raises ``ConfigError`` with a line for every single thing that is wrong.
+    """
+    home, cwd = _home(environ), cwd.absolute()
+    shape, document = Shape(settings_schema()), Document()
+    name = _config_name(config, environ, cwd)
+    if name is not None:
+        document.read_yaml(cwd / name, name)
+    document.read_environment(environ, shape, cwd)
+    if document.values.get("state_dir") is None:
+        document.put(("state_dir",), _state_dir(environ), Place("default", base=home))
+    document.resolve_paths(shape, home)
+    return _validate(document, shape)
+
+
+def _config_name(config: Path | None, environ: Mapping[str, str], cwd: Path) -> str | None:
+    """Return the file as the user calls it; one that was asked for must be there."""
+    asked = str(config) if config is not None else environ.get("REMEDIATOR_CONFIG", "")
+    if not asked:
+        return CONFIG_FILE if (cwd / CONFIG_FILE).exists() else None
+    if not (cwd / asked).exists():
+        origin = "" if config is not None else " (from REMEDIATOR_CONFIG)"
+        raise ConfigError(f"the configuration file {asked}{origin} does not exist")
+    return asked
+
+
+def _state_dir(environ: Mapping[str, str]) -> str:
+    state_home = environ.get("XDG_STATE_HOME", "")
+    if not Path(state_home).is_absolute():  # as the XDG specification wants it
+        state_home = "~/.local/state"
+    return f"{state_home}/remediator"
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    try:
+        return Path(environ.get("HOME") or Path.home())
+    except RuntimeError:  # a user without an entry, as in some containers
+        return Path("/")
+
+
+def _validate(document: Document, shape: Shape) -> Settings:
+    """Give the values their meaning, or raise all that is wrong with them."""
+    problems, names = list(document.problems), _names(document)
+    try:
+        settings: Settings | None = Settings.model_validate(document.values)
+    except ValidationError as error:
+        problems += explain(error, document, shape)
+        settings = _sound_rest(error, document)
+    if settings is not None:
+        wrong = [document.blame(*complaint) for complaint in settings.complaints(names)]
+        problems += [late for late in wrong if not _follows(late, problems)]
+    if settings is None or problems:
+        raise failure(problems)
+    settings._document = document  # noqa: SLF001 - ours; it keeps the lines for later errors
+    return settings
+
+
+def _follows(late: Problem, problems: list[Problem]) -> bool:
+    """Say whether ``late`` may be there only because of what was left out as a problem."""
+    matching = [p for p in problems if late.key[-1:] == ("match",) and "match" in p.key]
+    same_system = any(p.key[:2] == late.key[:2] for p in matching)
+    return same_system or any(late.overlaps(problem) for problem in problems)
+
+
+def _sound_rest(error: ValidationError, document: Document) -> Settings | None:
+    """Return what is left without the values that are wrong, to see whether it fits together."""
+    while document.drop([detail["loc"] for detail in error.errors()]):
+        try:
+            return Settings.model_validate(document.values)
+        except ValidationError as next_error:
+            error = next_error
+    return None
+
+
+def _names(document: Document) -> dict[str, list[str]]:
+    """List the backends that were written, well formed or not."""
+    backends = document.values.get("backends")
+    written = backends if isinstance(backends, dict) else {}
+    return {kind: sorted(written.get(kind) or ()) for kind in Backends.model_fields}

@@ -1,0 +1,198 @@
+"""What the service tells of itself: its log (structlog) and its metrics (Prometheus).
+
+A log line is an event with keys. Whatever libraries log goes the same way. Secrets are masked by
+the name of their key, and where they can be told by their form.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.process_collector import ProcessCollector
+from structlog.typing import Processor
+
+LogFormat = Literal["json", "console", "auto"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+MASK = "[redacted]"
+_SECRET_KEY = re.compile(
+    r"token|authorization|passw|passphrase|dsn|secret|signature|cookie|api.?key|routing.?key"
+    r"|webhook.?url",
+    re.IGNORECASE,
+)
+_REFERENCE = re.compile(r"_(file|env)s?$", re.IGNORECASE)
+_SECRET_TEXT = (
+    (re.compile(r"(://[^\s:/@]{0,200}):[^\s@]{1,500}@"), rf"\1:{MASK}@"),
+    (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
+    (re.compile(r"\bxox[a-z]-[\w-]{4,}|\bxapp-[\w-]{4,}"), MASK),
+    (re.compile(r"(hooks\.slack\.com/\w+)/[^\s\"']+"), rf"\1/{MASK}"),
+)
+_DEEPEST = 8
+"""Levels of nesting that are looked through; what is deeper is masked whole."""
+_TALKATIVE = ("httpx", "httpcore", "urllib3", "slack_sdk", "sqlalchemy", "asyncpg")
+"""Libraries whose chatter holds URLs, parameters and headers: only their warnings are kept."""
+
+
+# --- log --------------------------------------------------------------------------------------
+
+
+def configure_logging(format: LogFormat, level: LogLevel, stream: TextIO) -> None:  # noqa: A002 - the setting's name
+    """Send every event and every library's log record to ``stream``, one line each.
+
+    ``auto`` is for people when ``stream`` is a terminal, else JSON. May be called again.
+    """
+    people = stream.isatty() if format == "auto" else format == "console"
+    common = _common()
+    handler = _Handler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*common, structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                redact,
+                _renderer(people=people, colors=people and stream.isatty()),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    for old in [h for h in root.handlers if isinstance(h, _Handler)]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *common,
+            structlog.stdlib.PositionalArgumentsFormatter(),
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+    )
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Marks the handler as ours, so that a second call takes back no one else's."""
+
+
+def _common() -> list[Processor]:
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+
+
+def _renderer(*, people: bool, colors: bool) -> Processor:
+    if people:  # plain: a traceback with local variables would show secrets
+        plain = structlog.dev.plain_traceback
+        return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=plain)
+    return structlog.processors.JSONRenderer()
+
+
+def redact(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Mask secrets in ``event``, as a structlog processor."""
+    return {key: _masked(key, value, 0) for key, value in event.items()}
+
+
+def _masked(key: object, value: Any, depth: int) -> Any:
+    if isinstance(key, str) and _SECRET_KEY.search(key) and not _REFERENCE.search(key):
+        return MASK if value else value
+    if isinstance(value, str):
+        for pattern, replacement in _SECRET_TEXT:
+            value = pattern.sub(replacement, value)
+        return value
+    if not isinstance(value, dict | list | tuple | set | frozenset):
+        return value
+    if depth >= _DEEPEST:
+        return MASK
+    if isinstance(value, dict):
+        return {k: _masked(k, inner, depth + 1) for k, inner in value.items()}
+    return [_masked(None, inner, depth + 1) for inner in value]
+
+
+# --- metrics ----------------------------------------------------------------------------------
+
+
+class Telemetry:
+    """The service's own metrics, in a registry of their own. One instance a running service."""
+
+    content_type = CONTENT_TYPE_LATEST
+    """Content type of what ``render`` returns."""
+
+    def __init__(self) -> None:
+        """Make every metric, at zero."""
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._make_intake()
+        self._make_work()
+        self._make_backlog()
+
+    def _make_intake(self) -> None:
+        self.deliveries = self._counter("deliveries", "HTTP calls received.", "source", "result")
+        self.delivery_alerts = self._counter("delivery_alerts", "Alerts received.", "source")
+        self.rejected_requests = self._counter("rejected_requests", "Refused calls.", "reason")
+
+    def _make_work(self) -> None:
+        self.incidents = self._counter("incidents", "Incidents closed.", "outcome")
+        self.decisions = self._counter("decisions", "Decisions on mitigations.", "effect", "code")
+        self.mitigations = self._counter("mitigations", "Mitigations by state.", "kind", "state")
+        self.verdicts = self._counter("verdicts", "Verdicts on mitigations.", "assessment")
+        self.steps = self._counter("steps", "Steps of the pipeline.", "phase", "result")
+        self.notices = self._counter("notices", "Messages to people.", "result")
+        self.step_seconds = Histogram(
+            "remediator_step_seconds",
+            "Time that one step took.",
+            ["phase"],
+            buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+            registry=self.registry,
+        )
+        self.receipt_to_diagnosis = Histogram(
+            "remediator_receipt_to_diagnosis_seconds",
+            "Time from the receipt of an alert to the end of its first diagnosis.",
+            buckets=(0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+            registry=self.registry,
+        )
+
+    def _make_backlog(self) -> None:
+        self._open_incidents = self._gauge("open_incidents", "Incidents that are open.")
+        self._untriaged = self._gauge("untriaged_deliveries", "Deliveries not yet triaged.")
+        self._oldest_due = self._gauge("oldest_due_seconds", "Age of the oldest step that is due.")
+        self._paused = self._gauge("paused", "Stop switches that are on.")
+
+    def backlog(
+        self,
+        *,
+        open_incidents: int,
+        untriaged_deliveries: int,
+        oldest_due_seconds: float,
+        paused: int,
+    ) -> None:
+        """Set how much waits; ``paused`` counts the stop switches that are on."""
+        self._open_incidents.set(open_incidents)
+        self._untriaged.set(untriaged_deliveries)
+        self._oldest_due.set(oldest_due_seconds)
+        self._paused.set(paused)
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"remediator_{name}", text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"remediator_{name}", text, registry=self.registry)

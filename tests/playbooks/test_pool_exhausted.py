@@ -1,0 +1,580 @@
+"""PoolExhausted finds the cause on a real server, and proposes nothing that is not proven."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from playbooks.pool_exhausted import PoolExhausted, PoolParameters
+from remediator.adapters.postgres import PostgresLever, PostgresReader
+from remediator.errors import BackendUnavailable
+from remediator.model import (
+    Assessment,
+    FindingStatus,
+    Incident,
+    IncidentId,
+    IncidentState,
+    Mitigation,
+    MitigationState,
+    Phase,
+    Proposal,
+    Sense,
+    SenseState,
+    Target,
+)
+from remediator.playbook import Context, Findings, load_playbooks
+from remediator.ports import ConnectionUsage, Port, Session
+from tests.postgres_fixtures import Connection, Scene, eventually, execute
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TARGET = Target(system="shop", service="orders", role="database", kind="postgres", name="orders-db")
+INCIDENT = Incident(
+    id=IncidentId("inc-1"),
+    correlation_key="shop/orders",
+    state=IncidentState.OPEN,
+    phase=Phase.DIAGNOSE,
+    outcome=None,
+    reason="",
+    system="shop",
+    service="orders",
+    playbook="PoolExhausted",
+    dry_run=False,
+    replay_of=None,
+    round=1,
+    epoch=1,
+    opened_at=NOW,
+    closed_at=None,
+    phase_since=NOW,
+)
+
+
+def context_of(*tried: Mitigation, **ports: Port) -> Context:
+    return Context(
+        incident=INCIDENT,
+        alerts=(),
+        targets={"database": TARGET},
+        ports=ports,
+        now=NOW,
+        tried=tried,
+    )
+
+
+def playbook_of(**parameters: Any) -> PoolExhausted:
+    quick = {"idle_tx_s": 0.01, "kill_after_s": 0.01, "usage_limit": 1.0}
+    return PoolExhausted(PoolParameters.model_validate(quick | parameters))
+
+
+def pids(proposal: Proposal, kind: str) -> list[object]:
+    plans = [plan for plan in proposal.mitigations if plan.kind == kind]
+    return [item.identity["pid"] for plan in plans for item in plan.items]
+
+
+@dataclass
+class Pool:
+    """An admin endpoint whose answers are given."""
+
+    answers: Mapping[str, Any]
+
+    async def probe(self) -> Sense:
+        return Sense(name="admin", state=SenseState.OK)
+
+    async def get_json(self, path: str, params: dict[str, str] | None = None) -> Any:
+        if path not in self.answers:
+            raise BackendUnavailable(f"{path}: no answer")
+        return self.answers[path]
+
+
+FULL = Pool({"/pool": {"active": 10, "max": 10, "waiting": 3}})
+CALM = Pool({"/pool": {"active": 2, "max": 10, "waiting": 0}})
+
+
+@dataclass
+class Database:
+    """Sessions that are given, behind the port of a database."""
+
+    listed: tuple[Session, ...]
+    used: int = 10
+    available: int = 97
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    async def probe(self) -> Sense:
+        return Sense(name="database", state=SenseState.OK)
+
+    async def usage(self) -> ConnectionUsage:
+        return ConnectionUsage(used=self.used, available=self.available, by_state={})
+
+    async def sessions(self, *, app_roles: tuple[str, ...]) -> tuple[Session, ...]:
+        self.asked.append(app_roles)
+        return self.listed
+
+    async def connect_once(self) -> float:
+        return 0.01
+
+
+class Unreadable(Database):
+    """A database whose sessions cannot be read."""
+
+    async def sessions(self, *, app_roles: tuple[str, ...]) -> tuple[Session, ...]:
+        raise BackendUnavailable("postgres orders-db: no answer in time")
+
+
+def session(pid: int, **fields: Any) -> Session:
+    start = NOW - timedelta(hours=1)
+    values = {
+        "pid": pid,
+        "role": "app",
+        "application": "orders",
+        "state": "idle",
+        "backend_start": start,
+        "state_change": start,
+        "xact_start": None,
+        "query_start": start,
+        "state_age": timedelta(hours=1),
+        "query_age": timedelta(hours=1),
+        "statement": "SELECT",
+        "protected": None,
+        "blocked_by": (),
+    }
+    return Session.model_validate(values | fields)
+
+
+def idle(pid: int, **fields: Any) -> Session:
+    return session(pid, **{"state": "idle in transaction", **fields})
+
+
+def active(pid: int, **fields: Any) -> Session:
+    return session(pid, **{"state": "active", **fields})
+
+
+async def proposed(
+    listed: list[Session], *tried: Mitigation, admin: Pool | None = None, **parameters: Any
+) -> Proposal:
+    playbook = playbook_of(**parameters)
+    ports: dict[str, Port] = {"database": Database(tuple(listed))}
+    if admin is not None:
+        ports["admin"] = admin
+    context = context_of(*tried, **ports)
+    return playbook.propose(context, await playbook.diagnose(context))
+
+
+# --- on a real server --------------------------------------------------------------------------
+
+
+@pytest_asyncio.fixture
+async def reader(scene: Scene) -> AsyncIterator[PostgresReader]:
+    async with PostgresReader(scene.dsn_as("reader"), name="orders-db") as reader:
+        yield reader
+
+
+async def diagnosed(
+    playbook: PoolExhausted, *tried: Mitigation, **ports: Port
+) -> tuple[Findings, Proposal]:
+    context = context_of(*tried, **ports)
+    findings = await playbook.diagnose(context)
+    return findings, playbook.propose(context, findings)
+
+
+async def pulled(scene: Scene, mitigation: Mitigation) -> MitigationState:
+    async with PostgresLever(scene.dsn_as("lever"), name="orders-db") as lever:
+        preparation = await lever.prepare(mitigation)
+        return (await lever.apply(preparation, "key")).state
+
+
+async def test_idle_blocker_is_ended_and_not_its_victims(
+    scene: Scene, reader: PostgresReader
+) -> None:
+    leak = await scene.leak()
+    victims = [await scene.victim(), await scene.victim()]
+    playbook = playbook_of(pool_path="/pool", app_roles=[scene.app])
+    findings, proposal = await diagnosed(playbook, database=reader, admin=CALM)
+    assert findings["blocking"].status is FindingStatus.PROBLEM
+    assert f"pid {leak.get_server_pid()}" in findings["blocking"].summary
+    assert "blocks 2" in findings["blocking"].summary
+    (mitigation,) = proposal.mitigations
+    assert pids(proposal, "end_sessions") == [leak.get_server_pid()]
+
+    assert await pulled(scene, mitigation) is MitigationState.APPLIED
+    for victim in victims:  # the first of them holds the row until its own statement is over
+        await scene.until(victim.get_server_pid(), "state = 'idle'")
+    sample = await playbook.verify(context_of(database=reader, admin=CALM), mitigation)
+    assert sample.assessment is Assessment.BETTER
+    assert "A new connection works (3 of 3" in sample.evidence
+
+
+async def test_full_pool_of_leaks_is_relieved_within_the_bound(
+    scene: Scene, reader: PostgresReader
+) -> None:
+    await execute(scene.dsn, "INSERT INTO stock SELECT i, 1 FROM generate_series(10, 20) AS i")
+    leaks = [await scene.leak(item) for item in range(10, 17)]
+    playbook = playbook_of(pool_path="/pool")
+    _, proposal = await diagnosed(playbook, database=reader, admin=FULL)
+    oldest = [leak.get_server_pid() for leak in leaks[:5]]
+    assert pids(proposal, "end_sessions") == oldest
+    assert "2 more are left" in proposal.reason
+    assert await pulled(scene, proposal.mitigations[0]) is MitigationState.APPLIED
+    assert [await scene.is_(leak.get_server_pid()) for leak in leaks] == [False] * 5 + [True] * 2
+
+
+async def test_verify_is_not_better_while_the_blocker_is_there(
+    scene: Scene, reader: PostgresReader
+) -> None:
+    leak = await scene.leak()
+    await scene.victim()
+    playbook = playbook_of(pool_path="/pool")
+    _, proposal = await diagnosed(playbook, database=reader, admin=CALM)
+    sample = await playbook.verify(context_of(database=reader, admin=FULL), proposal.mitigations[0])
+    assert sample.assessment is Assessment.NOT_BETTER
+    assert f"pid {leak.get_server_pid()} is still there" in sample.evidence
+    assert "10 of 10" in sample.evidence
+
+
+async def test_long_query_is_cancelled_and_a_stubborn_one_ended_later(
+    scene: Scene, reader: PostgresReader
+) -> None:
+    busy = await scene.connect()
+    deaf = "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(60);"
+    scene.start(busy, deaf + " EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$")
+    await scene.until(busy.get_server_pid(), "wait_event = 'PgSleep'")
+    playbook = playbook_of(app_roles=[scene.app])
+    _, proposal = await diagnosed(playbook, database=reader)
+    assert pids(proposal, "cancel_queries") == [busy.get_server_pid()]
+    assert pids(proposal, "end_queries") == []
+    cancelled = proposal.mitigations[0]
+    await pulled(scene, cancelled)
+    assert (
+        await playbook.verify(context_of(database=reader), cancelled)
+    ).assessment is Assessment.NOT_BETTER
+
+    _, proposal = await diagnosed(playbook, cancelled, database=reader)
+    assert pids(proposal, "cancel_queries") == []
+    assert pids(proposal, "end_queries") == [busy.get_server_pid()]
+    await pulled(scene, proposal.mitigations[0])
+    sample = await playbook.verify(context_of(database=reader), proposal.mitigations[0])
+    assert sample.assessment is Assessment.BETTER
+
+
+async def test_cancelled_query_whose_session_lives_on_is_better(
+    scene: Scene, reader: PostgresReader
+) -> None:
+    await scene.busy()
+    playbook = playbook_of()
+    _, proposal = await diagnosed(playbook, database=reader)
+    await pulled(scene, proposal.mitigations[0])
+    sample = await playbook.verify(context_of(database=reader), proposal.mitigations[0])
+    assert sample.assessment is Assessment.BETTER
+
+
+async def test_idle_session_is_no_long_query(scene: Scene, reader: PostgresReader) -> None:
+    rested: Connection = await scene.connect()
+    await rested.execute("SELECT 1")
+    await scene.until(rested.get_server_pid(), "now() - query_start > interval '0.05 s'")
+    _, proposal = await diagnosed(playbook_of(), database=reader)
+    assert proposal.mitigations == ()
+
+
+async def test_dump_that_blocks_is_named_and_left_alone(
+    scene: Scene, reader: PostgresReader
+) -> None:
+    dump = await scene.leak(application="pg_dump")
+    victim = await scene.victim()
+    findings, proposal = await diagnosed(playbook_of(), database=reader)
+    assert proposal.mitigations == ()
+    assert f"pid {dump.get_server_pid()}" in proposal.reason
+    assert "never touched: it is pg_dump" in proposal.reason
+    assert findings["blocking"].status is FindingStatus.PROBLEM
+    assert await scene.is_(victim.get_server_pid(), "wait_event_type = 'Lock'")
+
+
+async def test_prepared_transaction_that_blocks_is_named(
+    scene: Scene, reader: PostgresReader
+) -> None:
+    name = f"held_{scene.suffix}"
+    try:
+        await execute(
+            scene.dsn, f"BEGIN; DELETE FROM stock WHERE item = 1; PREPARE TRANSACTION '{name}'"
+        )
+    except asyncpg.ObjectNotInPrerequisiteStateError:
+        pytest.skip("the given server has no prepared transactions")
+    try:
+        await scene.victim()
+        _, proposal = await diagnosed(playbook_of(), database=reader)
+        assert proposal.mitigations == ()
+        assert "a prepared transaction" in proposal.reason
+    finally:
+        await execute(scene.dsn, f"ROLLBACK PREPARED '{name}'")
+
+
+async def test_chain_of_waiters_has_one_root(scene: Scene, reader: PostgresReader) -> None:
+    root = await scene.leak(1)
+    middle = await scene.leak(2)
+    scene.start(middle, "UPDATE stock SET quantity = 1 WHERE item = 1")
+    await scene.until(middle.get_server_pid(), "wait_event_type = 'Lock'")
+    await scene.victim(2)
+    findings, proposal = await diagnosed(playbook_of(), database=reader)
+    assert pids(proposal, "end_sessions") == [root.get_server_pid()]
+    assert pids(proposal, "cancel_queries") == []
+    assert "blocks 2" in findings["blocking"].summary
+
+
+async def test_application_role_is_asked_for(scene: Scene, reader: PostgresReader) -> None:
+    await scene.leak()
+    _, proposal = await diagnosed(playbook_of(app_roles=["someone_else"]), database=reader)
+    assert proposal.mitigations == ()
+    assert "left alone" in proposal.reason
+
+
+async def test_server_that_does_not_answer_is_unknown_and_nothing_is_proposed() -> None:
+    async with PostgresReader("postgresql://x@127.0.0.1:1/x", name="orders-db") as reader:
+        findings, proposal = await diagnosed(playbook_of(), database=reader)
+        assert {f.status for n, f in findings.items() if n != "connectivity"} == {
+            FindingStatus.UNKNOWN
+        }
+        assert proposal.mitigations == ()
+        assert "cannot be reached" in proposal.reason
+        plan = Mitigation(kind="end_sessions", target=TARGET, reason="a test")
+        sample = await playbook_of().verify(context_of(database=reader), plan)
+        assert sample.assessment is Assessment.CANNOT_TELL
+
+
+# --- pure --------------------------------------------------------------------------------------
+
+
+async def test_leaks_are_ended_when_the_pool_is_full() -> None:
+    proposal = await proposed([idle(1), idle(2)], admin=FULL, pool_path="/pool")
+    assert pids(proposal, "end_sessions") == [1, 2]
+    assert "the pool is 100% used" in proposal.reason
+
+
+async def test_leaks_that_block_nobody_are_left_alone_when_the_pool_is_not_full() -> None:
+    proposal = await proposed([idle(1)], admin=CALM, pool_path="/pool")
+    assert proposal.mitigations == ()
+    assert "1 idle transactions are left alone" in proposal.reason
+
+
+async def test_unknown_pool_proves_nothing_and_is_told() -> None:
+    proposal = await proposed([idle(1)], admin=Pool({}), pool_path="/pool")
+    assert proposal.mitigations == ()
+    assert "The use of the pool is unknown" in proposal.reason
+
+
+async def test_without_a_pool_source_the_alert_stands_for_the_full_pool() -> None:
+    proposal = await proposed([idle(1)])
+    assert pids(proposal, "end_sessions") == [1]
+    assert "the firing alert stands for the full pool" in proposal.reason
+
+
+async def test_nothing_is_ever_scaled_and_a_human_is_told_what_to_look_at() -> None:
+    proposal = await proposed([session(1)], admin=FULL, pool_path="/pool", usage_limit=0.01)
+    assert proposal.mitigations == ()
+    assert "nothing is scaled" in proposal.reason
+    assert "needs a DBA" in proposal.reason
+    assert PoolExhausted.levers == {"end_sessions", "cancel_queries", "end_queries"}
+
+
+async def test_root_blockers_come_first_then_the_oldest() -> None:
+    young = {"state_age": timedelta(minutes=1)}
+    listed = [
+        idle(1, state_age=timedelta(minutes=9)),
+        idle(2, state_age=timedelta(minutes=8)),
+        idle(3, **young),
+        active(4, blocked_by=(3,)),
+    ]
+    proposal = await proposed(listed, max_kills=2)
+    assert pids(proposal, "end_sessions") == [3, 1]
+
+
+async def test_cycle_of_waiters_is_left_to_the_servers_deadlock_detector() -> None:
+    listed = [active(1, blocked_by=(2,)), active(2, blocked_by=(1,))]
+    assert (await proposed(listed)).mitigations == ()
+
+
+async def test_autovacuum_as_root_is_named_and_never_touched() -> None:
+    proposal = await proposed([active(1, blocked_by=(99,))])
+    assert proposal.mitigations == ()
+    assert "pid 99 (no client session of this database) blocks 1" in proposal.reason
+
+
+async def test_a_query_cancelled_before_that_was_replaced_by_another_is_not_ended() -> None:
+    before = (await proposed([active(1)])).mitigations
+    later = active(1, query_start=NOW, query_age=timedelta(minutes=10))
+    proposal = await proposed([later], *before)
+    assert pids(proposal, "end_queries") == []
+    assert pids(proposal, "cancel_queries") == [1]
+
+
+async def test_unreadable_sessions_propose_nothing() -> None:
+    playbook = playbook_of()
+    _, proposal = await diagnosed(playbook, database=Unreadable(()))
+    assert proposal.mitigations == ()
+    assert "no answer in time" in proposal.reason
+
+
+ACTUATOR = "/actuator/metrics/hikaricp.connections."
+
+
+def gauge(value: float) -> dict[str, Any]:
+    return {"measurements": [{"statistic": "VALUE", "value": value}]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "answers", "use"),
+    [
+        ({"pool_path": "/pool"}, FULL.answers, "10 of 10 connections (100%), 3 requests wait"),
+        (
+            {"actuator": True},
+            {f"{ACTUATOR}{n}": gauge(v) for n, v in (("active", 9), ("max", 10), ("pending", 0))},
+            "9 of 10 connections (90%), 0 requests wait",
+        ),
+        ({"pool_max": 4}, {}, "2 of 4 connections (50%)"),
+    ],
+)
+async def test_pool_is_read_from_the_source_that_is_configured(
+    parameters: dict[str, Any], answers: dict[str, Any], use: str
+) -> None:
+    playbook = playbook_of(**parameters)
+    database = Database((session(1), session(2), session(3, role="dba", protected="a DBA")))
+    findings = await playbook.diagnose(context_of(database=database, admin=Pool(answers)))
+    assert findings["pool"].summary == f"The pool uses {use}."
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, [], {"active": -1, "max": 1, "waiting": 0}, {"active": 1, "max": 0}]
+)
+async def test_pool_figures_without_sense_are_unknown(answer: Any) -> None:
+    playbook = playbook_of(pool_path="/pool")
+    findings = await playbook.diagnose(
+        context_of(database=Database(()), admin=Pool({"/pool": answer}))
+    )
+    assert findings["pool"].status is FindingStatus.UNKNOWN
+
+
+async def test_verify_cannot_tell_without_the_pool() -> None:
+    playbook = playbook_of(pool_path="/pool")
+    plan = Mitigation(kind="end_sessions", target=TARGET, reason="a test")
+    context = context_of(database=Database(()), admin=Pool({}))
+    assert (await playbook.verify(context, plan)).assessment is Assessment.CANNOT_TELL
+
+
+async def test_verify_is_not_better_while_the_server_is_above_its_limit() -> None:
+    playbook = playbook_of(usage_limit=0.8)
+    plan = Mitigation(kind="end_sessions", target=TARGET, reason="a test")
+    sample = await playbook.verify(context_of(database=Database((), used=90)), plan)
+    assert sample.assessment is Assessment.NOT_BETTER
+    assert "90 of 97" in sample.evidence
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_kills": 6},
+        {"max_kills": 0},
+        {"idle_tx_s": 0},
+        {"pool_active_query": "x"},
+        {"pool_max_query": "x"},
+        {"kill_after": 3},
+    ],
+)
+def test_parameters_out_of_bounds_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="1 validation error"):
+        PoolParameters.model_validate(wrong)
+
+
+def test_it_is_found_by_its_alerts() -> None:
+    found = load_playbooks().get("PoolExhausted")
+    assert found is not None
+    for name in ("DatabaseConnectionPoolExhaustion", "DatabaseConnectionIssues", "PoolExhausted"):
+        assert all(matcher.holds({"alertname": name}) for matcher in found.matches)
+
+
+SESSIONS = st.lists(
+    st.builds(
+        session,
+        st.integers(1, 30),
+        application=st.sampled_from(["orders", "remediator", ""]),
+        state=st.sampled_from(
+            ["active", "idle", "idle in transaction", "idle in transaction (aborted)", "unknown"]
+        ),
+        state_age=st.timedeltas(timedelta(0), timedelta(hours=2)),
+        query_age=st.none() | st.timedeltas(timedelta(0), timedelta(hours=2)),
+        query_start=st.none() | st.just(NOW),
+        protected=st.none() | st.just("role is not the application's"),
+        blocked_by=st.lists(st.integers(0, 30), max_size=3).map(tuple),
+    ),
+    max_size=30,
+    unique_by=lambda s: s.pid,
+)
+
+
+@given(listed=SESSIONS, again=SESSIONS, most=st.integers(1, 5), full=st.booleans())
+@settings(deadline=None)
+async def test_whatever_the_sessions_are_the_bounds_hold(
+    *, listed: list[Session], again: list[Session], most: int, full: bool
+) -> None:
+    parameters = {"idle_tx_s": 60, "kill_after_s": 300, "max_kills": most, "pool_path": "/pool"}
+    admin = FULL if full else CALM
+    first = await proposed(listed, admin=admin, **parameters)
+    second = await proposed(again, *first.mitigations, admin=admin, **parameters)
+    cancelled = set(pids(first, "cancel_queries"))
+    for proposal, known in ((first, listed), (second, again)):
+        by_pid = {s.pid: s for s in known}
+        for plan in proposal.mitigations:
+            assert 1 <= len(plan.items) <= most
+            for item in plan.items:
+                touched = by_pid[item.identity["pid"]]  # type: ignore[index]  # JSON
+                assert touched.protected is None
+                assert touched.blocked_by == ()
+                assert touched.application != "remediator"
+                age = touched.state_age if plan.kind == "end_sessions" else touched.query_age
+                assert age is not None
+                assert age.total_seconds() > plan.parameters["min_age_s"]  # type: ignore[operator]
+                assert plan.kind != "end_queries" or touched.pid in cancelled
+    assert pids(first, "end_queries") == []
+
+
+async def test_sessions_are_read_once_for_all_checks() -> None:
+    database = Database((idle(1),))
+    playbook = playbook_of(app_roles=["app"], pool_max=10)
+    await playbook.diagnose(context_of(database=database))
+    assert database.asked == [("app",)]
+
+
+async def test_demand_for_eventual_relief_is_met_by_the_lever(scene: Scene) -> None:
+    """The whole way: a real pool of an application is exhausted and then serves again."""
+    pool = await asyncpg.create_pool(
+        scene.dsn_as("app"), min_size=1, max_size=3, server_settings={"application_name": "orders"}
+    )
+    try:
+        leaked = await pool.acquire()
+        await leaked.execute("BEGIN; UPDATE stock SET quantity = 0 WHERE item = 1")
+        waiting = [await pool.acquire() for _ in range(2)]
+        for connection in waiting:
+            scene.start(connection, "UPDATE stock SET quantity = 1 WHERE item = 1")  # type: ignore[arg-type]
+        playbook = playbook_of(pool_max=3, app_roles=[scene.app])
+        async with PostgresReader(scene.dsn_as("reader")) as reader:
+
+            async def blocked() -> bool:
+                sessions = await reader.sessions(app_roles=(scene.app,))
+                return sum(bool(s.blocked_by) for s in sessions) == 2
+
+            await eventually(blocked, "both wait")
+            _, proposal = await diagnosed(playbook, database=reader)
+            assert len(pids(proposal, "end_sessions")) == 1
+            assert await pulled(scene, proposal.mitigations[0]) is MitigationState.APPLIED
+        await eventually(lambda: _works(waiting[0]), "the first waiter works")
+    finally:
+        pool.terminate()
+
+
+async def _works(connection: Any) -> bool:
+    try:
+        return bool(await connection.fetchval("SELECT true"))
+    except asyncpg.InterfaceError:  # its update is still on its way
+        return False

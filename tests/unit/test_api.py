@@ -1,0 +1,579 @@
+"""The operators' API and replays, over a real socket, and their description."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openapi_spec_validator import validate
+
+from remediator.access import Access, Credential, Role
+from remediator.bodies import BodyLimits
+from remediator.console.api import api_routes
+from remediator.errors import Refused, StoreUnavailable
+from remediator.intake.listen import listening
+from remediator.intake.replay import Replays, replay_routes
+from remediator.intake.server import Door, health_routes, webhook_routes
+from remediator.model import (
+    Alert,
+    AlertStatus,
+    DeadLetter,
+    Delivery,
+    DeliveryId,
+    IncidentId,
+    IncidentOutcome,
+    IncidentState,
+    Limits,
+    Phase,
+    Source,
+)
+from remediator.openapi import with_description
+from remediator.routing import STOPPING, build_app
+from remediator.views import (
+    DeadLetterView,
+    DeliveryView,
+    IncidentSummary,
+    IncidentView,
+    LimitView,
+    Page,
+    PauseView,
+    PlaybookView,
+)
+
+SAMPLES = Path(__file__).parent.parent / "samples"
+NOW = datetime(2026, 11, 20, 16, tzinfo=UTC)
+ANN = {"Authorization": "Bearer operator-token"}
+VIEWER = {"Authorization": "Bearer viewer-token"}
+INGEST = {"Authorization": "Bearer ingest-token"}
+CREDENTIALS = (
+    Credential("alertmanager", Role.INGEST, token="ingest-token"),
+    Credential("wall", Role.VIEWER, token="viewer-token"),
+    Credential("ann", Role.OPERATOR, token="operator-token"),
+    Credential("root", Role.ADMIN, token="admin-token"),
+)
+SUMMARY = IncidentSummary(
+    id=IncidentId("inc-1"),
+    state=IncidentState.OPEN,
+    phase=Phase.APPROVAL,
+    outcome=None,
+    system="shop",
+    service="orders",
+    playbook="PoolExhausted",
+    reason="waits for approval",
+    dry_run=False,
+    replay_of=None,
+    opened_at=NOW,
+    closed_at=None,
+)
+VIEW = IncidentView(**SUMMARY.model_dump(), alerts=[], findings=[], mitigations=[], timeline=[])
+PAUSED = PauseView(scope="shop", by="ann", reason="release", since=NOW)
+LIMIT = LimitView(
+    scope="global",
+    limits=Limits(
+        budget=10, window=timedelta(hours=1), cooldown=timedelta(minutes=5), concurrency=3
+    ),
+    reserved=1,
+    in_flight=0,
+)
+FIRING = Alert(
+    source=Source.ALERTMANAGER,
+    fingerprint="f",
+    status=AlertStatus.FIRING,
+    labels={"alertname": "PoolExhausted"},
+    starts_at=NOW,
+)
+RESOLVED = FIRING.model_copy(update={"status": AlertStatus.RESOLVED, "ends_at": NOW})
+
+
+@dataclass
+class Recorder:
+    """Stands for the store: keeps what it was asked, answers what it was given."""
+
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    failure: Exception | None = None
+    stored: dict[str, tuple[Alert, ...]] = field(default_factory=dict)
+    replayed: list[tuple[Delivery, Sequence[Alert], Sequence[DeadLetter]]] = field(
+        default_factory=list
+    )
+
+    def note(self, *what: Any) -> None:
+        self.asked.append(what)
+        if self.failure is not None:
+            raise self.failure
+
+    async def incidents(
+        self,
+        *,
+        state: str | None,
+        service: str | None,
+        system: str | None,
+        outcome: str | None,
+        after: str | None,
+        limit: int,
+    ) -> Page[IncidentSummary]:
+        self.note("incidents", state, service, system, outcome, after, limit)
+        return Page(items=[SUMMARY], next="inc-1")
+
+    async def incident(self, incident_id: str) -> IncidentView | None:
+        self.note("incident", incident_id)
+        return VIEW if incident_id == "inc-1" else None
+
+    async def deliveries(self, *, after: str | None, limit: int) -> Page[DeliveryView]:
+        self.note("deliveries", after, limit)
+        view = DeliveryView(
+            id=DeliveryId("dlv-1"),
+            source=Source.ALERTMANAGER,
+            received_at=NOW,
+            credential="alertmanager",
+            size=2,
+            digest="00",
+            alerts=1,
+            dead=0,
+            triaged_at=None,
+            incidents=[],
+        )
+        return Page(items=[view])
+
+    async def dead_letters(self, *, after: str | None, limit: int) -> Page[DeadLetterView]:
+        self.note("dead_letters", after, limit)
+        return Page(items=[])
+
+    async def pauses(self) -> list[PauseView]:
+        return [PAUSED]
+
+    async def limits(self) -> list[LimitView]:
+        self.note("limits")
+        return [LIMIT]
+
+    async def playbooks(self) -> list[PlaybookView]:
+        view = PlaybookView(
+            name="PoolExhausted",
+            summary="",
+            matches=[],
+            targets={},
+            levers=[],
+            origin="",
+            services=[],
+        )
+        return [view]
+
+    async def pause(self, scope: str, by: str, reason: str) -> PauseView:
+        self.note("pause", scope, by, reason)
+        return PAUSED
+
+    async def resume(self, scope: str, by: str) -> None:
+        self.note("resume", scope, by)
+
+    async def approve(self, incident_id: str, plan_hash: str | None, by: str) -> None:
+        self.note("approve", incident_id, plan_hash, by)
+
+    async def reject(self, incident_id: str, plan_hash: str | None, by: str, reason: str) -> None:
+        self.note("reject", incident_id, plan_hash, by, reason)
+
+    async def cancel(self, incident_id: str, by: str, reason: str) -> None:
+        self.note("cancel", incident_id, by, reason)
+
+    async def put(
+        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
+    ) -> None:
+        raise AssertionError("a replay is not put")
+
+    async def replay(
+        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
+    ) -> list[IncidentId]:
+        self.note("replay")
+        self.replayed.append((delivery, alerts, dead))
+        return [IncidentId("inc-9")]
+
+    async def stored_alerts(self, some_id: str) -> tuple[Alert, ...] | None:
+        return self.stored.get(some_id)
+
+    async def ready(self) -> list[str]:
+        return []
+
+
+@dataclass
+class Server:
+    recorder: Recorder
+    client: httpx.AsyncClient
+    stop: Any
+
+    async def replay(self, body: object, query: str = "", **headers: str) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        path = f"/api/v1/replay{query}"
+        return await self.client.post(path, content=content, headers=ANN | headers)
+
+
+@asynccontextmanager
+async def serving() -> AsyncIterator[Server]:
+    recorder = Recorder()
+    limits = BodyLimits(max_body=1_000_000, timeout=0.3)
+    routes = with_description(
+        (
+            *webhook_routes(Door(recorder)),
+            *health_routes(recorder.ready, lambda: (b"", "text/plain")),
+            *replay_routes(
+                Replays(recorder, recorder.stored_alerts, {"PoolExhausted", "PodOom"}, limits)
+            ),
+            *api_routes(recorder, recorder, recorder),
+        ),
+        "0.1.0",
+    )
+    app = build_app(routes, Access(CREDENTIALS), limits=limits)
+    async with (
+        listening(app, "127.0.0.1", 0) as (host, port),
+        httpx.AsyncClient(
+            base_url=f"http://{host}:{port}", trust_env=False, verify=False
+        ) as client,
+    ):
+        yield Server(recorder, client, app[STOPPING])
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with serving() as running:
+        yield running
+
+
+def assert_problem(answer: httpx.Response, status: int, *words: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"].startswith("application/problem+json")
+    problem: dict[str, Any] = answer.json()
+    assert problem["status"] == status
+    assert problem["type"] == "about:blank"
+    assert problem["title"]
+    for word in words:
+        assert word in answer.text
+    return problem
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+async def test_incidents_are_listed_with_their_filters(server: Server) -> None:
+    answer = await server.client.get(
+        "/api/v1/incidents?state=open&service=orders&system=shop&outcome=mitigated&limit=7"
+        "&after=inc-0198c2f5a1b2-9f8e7d6c5b",
+        headers=VIEWER,
+    )
+    assert answer.status_code == 200
+    assert answer.json()["next"] == "inc-1"
+    assert answer.json()["items"] == [SUMMARY.model_dump(mode="json")]
+    assert server.recorder.asked == [
+        (
+            "incidents",
+            IncidentState.OPEN,
+            "orders",
+            "shop",
+            IncidentOutcome.MITIGATED,
+            "inc-0198c2f5a1b2-9f8e7d6c5b",
+            7,
+        )
+    ]
+
+
+async def test_without_filters_fifty_incidents_of_any_kind_are_listed(server: Server) -> None:
+    await server.client.get("/api/v1/incidents", headers=VIEWER)
+    assert server.recorder.asked == [("incidents", None, None, None, None, None, 50)]
+
+
+@pytest.mark.parametrize(
+    ("query", "path"),
+    [
+        ("limit=0", "query.limit"),
+        ("limit=201", "query.limit"),
+        ("limit=many", "query.limit"),
+        ("state=ajar", "query.state"),
+        ("state=", "query.state"),
+        ("outcome=fine", "query.outcome"),
+        ("statee=open", "query.statee"),
+        ("after=%00", "query.after"),
+        ("after=a%20b", "query.after"),
+        ("state=open&state=closed", "query.state"),
+    ],
+)
+async def test_a_query_that_cannot_be_used_says_which_field(
+    server: Server, query: str, path: str
+) -> None:
+    answer = await server.client.get(f"/api/v1/incidents?{query}", headers=VIEWER)
+    problem = assert_problem(answer, 422)
+    assert [error["path"] for error in problem["errors"]] == [path]
+    assert server.recorder.asked == []
+
+
+async def test_one_incident_is_shown_whole(server: Server) -> None:
+    answer = await server.client.get("/api/v1/incidents/inc-1", headers=VIEWER)
+    assert answer.json() == VIEW.model_dump(mode="json")
+
+
+@pytest.mark.parametrize("name", ["inc-2", "a%00b", "a%2Fb", "x" * 101, "%F0%9F%98%80"])
+async def test_an_unknown_incident_is_404(server: Server, name: str) -> None:
+    assert_problem(await server.client.get(f"/api/v1/incidents/{name}", headers=VIEWER), 404)
+
+
+async def test_the_other_lists_have_items_and_next(server: Server) -> None:
+    for name in ("deliveries", "deadletters", "playbooks"):
+        answer = await server.client.get(f"/api/v1/{name}", headers=VIEWER)
+        assert answer.status_code == 200
+        assert set(answer.json()) == {"items", "next"}
+    assert ("deliveries", None, 50) in server.recorder.asked
+
+
+async def test_limits_come_with_what_is_paused(server: Server) -> None:
+    answer = await server.client.get("/api/v1/limits", headers=VIEWER)
+    assert answer.json() == {
+        "items": [LIMIT.model_dump(mode="json")],
+        "paused": [PAUSED.model_dump(mode="json")],
+    }
+
+
+# --- deciding -----------------------------------------------------------------------------------
+
+
+async def test_pause_and_resume_take_a_scope_and_know_who_asked(server: Server) -> None:
+    body = {"scope": "shop/orders", "reason": "rel\0ease"}
+    paused = await server.client.post("/api/v1/pause", json=body, headers=ANN)
+    assert paused.json() == PAUSED.model_dump(mode="json")
+    resumed = await server.client.post("/api/v1/resume", json={"scope": "shop"}, headers=ANN)
+    assert resumed.json() == {"scope": "shop"}
+    assert (paused.status_code, resumed.status_code) == (200, 200)
+    assert server.recorder.asked == [
+        ("pause", "shop/orders", "ann", "rel\ufffdease"),
+        ("resume", "shop", "ann"),
+    ]
+
+
+async def test_bodies_may_be_left_out(server: Server) -> None:
+    for path in ("pause", "resume", "incidents/inc-1/approve", "incidents/inc-1/cancel"):
+        answer = await server.client.post(f"/api/v1/{path}", headers=ANN)
+        assert answer.status_code == 200, answer.text
+    assert server.recorder.asked[:2] == [
+        ("pause", "global", "ann", ""),
+        ("resume", "global", "ann"),
+    ]
+
+
+async def test_decisions_carry_the_plan_and_the_reason_and_show_the_incident(
+    server: Server,
+) -> None:
+    body = {"plan_hash": "0123", "reason": "looks right"}
+    for verb in ("approve", "reject", "cancel"):
+        answer = await server.client.post(f"/api/v1/incidents/inc-1/{verb}", json=body, headers=ANN)
+        assert answer.status_code == 200
+        assert answer.json()["id"] == "inc-1"
+    assert [asked for asked in server.recorder.asked if asked[0] != "incident"] == [
+        ("approve", "inc-1", "0123", "ann"),
+        ("reject", "inc-1", "0123", "ann", "looks right"),
+        ("cancel", "inc-1", "ann", "looks right"),
+    ]
+
+
+@pytest.mark.parametrize("status", [404, 409])
+async def test_a_refusal_says_why(server: Server, status: int) -> None:
+    server.recorder.failure = Refused(status, "the plan has changed since")
+    answer = await server.client.post("/api/v1/incidents/inc-1/approve", headers=ANN)
+    assert_problem(answer, status, "the plan has changed since")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "path"),
+    [
+        (b"{", 400, None),
+        (b"\xff", 400, None),
+        (b"[]", 422, "body"),
+        (b'{"scope": 3}', 422, "body.scope"),
+        (b'{"scope": ""}', 422, "body.scope"),
+        (b'{"skope": "global"}', 422, "body.skope"),
+        (b'{"reason": "' + b"x" * 2001 + b'"}', 422, "body.reason"),
+        (b'{"reason": "\\ud800"}', 400, None),
+        (b'{"reason": "' + b"x" * 70_000 + b'"}', 413, None),
+    ],
+)
+async def test_a_body_that_cannot_be_used_says_which_field(
+    server: Server, body: bytes, status: int, path: str | None
+) -> None:
+    answer = await server.client.post("/api/v1/pause", content=body, headers=ANN)
+    problem = assert_problem(answer, status)
+    assert [error["path"] for error in problem["errors"]] == ([path] if path else [])
+    assert server.recorder.asked == []
+
+
+# --- who may ------------------------------------------------------------------------------------
+
+
+async def test_every_route_of_the_api_needs_the_right_role(server: Server) -> None:
+    reads = ["incidents", "incidents/inc-1", "deliveries", "deadletters", "playbooks", "limits"]
+    writes = ["pause", "resume", "replay", *(f"incidents/inc-1/{v}" for v in ("approve", "cancel"))]
+    for method, paths, weak in (("GET", reads, INGEST), ("POST", writes, VIEWER)):
+        for path in paths:
+            call = server.client.build_request(method, f"/api/v1/{path}")
+            assert_problem(await server.client.send(call), 401)
+            for headers in (weak, INGEST):
+                call = server.client.build_request(method, f"/api/v1/{path}", headers=headers)
+                assert_problem(await server.client.send(call), 403)
+    assert server.recorder.asked == []
+
+
+async def test_unknown_paths_and_methods_are_problems_too(server: Server) -> None:
+    assert_problem(await server.client.get("/api/v1/nothing", headers=ANN), 404)
+    answer = await server.client.get("/api/v1/pause", headers=ANN)
+    assert_problem(answer, 405)
+    assert answer.headers["Allow"] == "POST"
+
+
+async def test_a_store_that_is_down_is_503(server: Server) -> None:
+    server.recorder.failure = StoreUnavailable("down", retry_after=12.2)
+    answer = await server.client.get("/api/v1/incidents", headers=ANN)
+    assert_problem(answer, 503)
+    assert answer.headers["Retry-After"] == "13"
+
+
+async def test_an_error_of_ours_is_500_without_internals(server: Server) -> None:
+    server.recorder.failure = RuntimeError("internal-detail")
+    answer = await server.client.get("/api/v1/incidents", headers=ANN)
+    assert_problem(answer, 500)
+    assert "internal-detail" not in answer.text
+
+
+# --- replay -------------------------------------------------------------------------------------
+
+
+async def test_what_is_stored_is_replayed_as_a_dry_run(server: Server) -> None:
+    server.recorder.stored["inc-1"] = (FIRING, RESOLVED)
+    answer = await server.replay({"id": "inc-1"})
+    assert answer.status_code == 202
+    assert answer.json() == {"incidents": ["inc-9"], "dry_run": True}
+    ((delivery, alerts, dead),) = server.recorder.replayed
+    assert alerts == (FIRING,)
+    assert dead == ()
+    assert delivery.source is Source.REPLAY
+    assert delivery.replay_of == "inc-1"
+    assert (delivery.dry_run, delivery.playbook, delivery.credential) == (True, None, "ann")
+    assert json.loads(delivery.body) == {"id": "inc-1"}
+
+
+async def test_an_incident_whose_alerts_resolved_since_is_replayed_as_it_fired(
+    server: Server,
+) -> None:
+    server.recorder.stored["inc-1"] = (RESOLVED,)
+    assert (await server.replay({"id": "inc-1"})).status_code == 202
+    assert server.recorder.replayed[0][1] == (FIRING,)
+
+
+async def test_a_stored_delivery_that_only_resolves_is_not_replayed(server: Server) -> None:
+    server.recorder.stored["dlv-1"] = (RESOLVED,)
+    assert_problem(await server.replay({"id": "dlv-1"}), 422, "no firing alert")
+    assert server.recorder.replayed == []
+
+
+async def test_a_replay_for_real_with_a_chosen_playbook(server: Server) -> None:
+    answer = await server.replay(
+        {"labels": {"alertname": "X"}, "annotations": {"a": "b"}},
+        "?dry_run=false&playbook=PodOom",
+    )
+    assert answer.json() == {"incidents": ["inc-9"], "dry_run": False}
+    ((delivery, (alert,), _),) = server.recorder.replayed
+    assert (delivery.dry_run, delivery.playbook) == (False, "PodOom")
+    assert delivery.replay_of == "manual"
+    assert alert.labels == {"alertname": "X"}
+    assert alert.status is AlertStatus.FIRING
+
+
+async def test_the_firing_alerts_of_an_alertmanager_body_are_replayed(server: Server) -> None:
+    body = json.loads((SAMPLES / "am_firing_group3.json").read_bytes())
+    body["alerts"][0]["status"] = "resolved"
+    body["alerts"][1]["labels"] = None
+    answer = await server.replay(body)
+    assert answer.status_code == 202
+    ((delivery, alerts, dead),) = server.recorder.replayed
+    assert delivery.replay_of == "manual"
+    assert [alert.labels["pod"] for alert in alerts] == ["cart-2"]
+    assert [letter.position for letter in dead] == [1]
+
+
+@pytest.mark.parametrize("name", ["inc-404", "", "a\0b", "x" * 5000])
+async def test_an_unknown_id_is_404(server: Server, name: str) -> None:
+    assert_problem(await server.replay({"id": name}), 404)
+
+
+async def test_an_unknown_playbook_names_the_known_ones(server: Server) -> None:
+    answer = await server.replay({"labels": {}}, "?playbook=Nope")
+    assert_problem(answer, 422, "'Nope'", "PodOom, PoolExhausted")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{", 400, "not JSON"),
+        (b"", 400, "not JSON"),
+        (b"[]", 400, "not a JSON object"),
+        ({}, 422, "stored delivery, alert or incident"),
+        ({"id": 3}, 422, "stored delivery, alert or incident"),
+        ({"labels": {"a": 1}}, 422, ".labels.a is a number"),
+        ({"labels": None}, 422, ".labels is missing"),
+        ({"alerts": []}, 422, "holds no alert"),
+        ({"alerts": None}, 400, "no list `alerts`"),
+        ({"alerts": [{}]}, 422, "alerts[0].status is missing"),
+        ({"event": {"event_type": "incident.triggered"}}, 422, "not supported yet"),
+    ],
+)
+async def test_a_replay_that_cannot_be_says_why(
+    server: Server, body: object, status: int, words: str
+) -> None:
+    assert_problem(await server.replay(body), status, words)
+    assert server.recorder.replayed == []
+
+
+async def test_a_body_that_only_resolves_is_not_replayed(server: Server) -> None:
+    body = (SAMPLES / "am_resolved_group3.json").read_bytes()
+    assert_problem(await server.replay(body), 422, "every alert in the body is resolved")
+
+
+async def test_replays_are_bounded_and_wait_for_nothing_at_the_end(server: Server) -> None:
+    assert_problem(await server.replay(b" " * 1_100_000), 413)
+    assert_problem(await server.replay({"labels": {}}, "?dry_run=perhaps"), 422, "query.dry_run")
+    server.stop.set()
+    answer = await server.replay({"labels": {"a": "b"}})
+    assert_problem(answer, 503)
+    assert answer.headers["Retry-After"]
+
+
+# --- the description ----------------------------------------------------------------------------
+
+
+async def test_the_api_is_described_by_valid_openapi(server: Server) -> None:
+    answer = await server.client.get("/api/v1/openapi.json", headers=VIEWER)
+    document = answer.json()
+    validate(document)
+    assert document["openapi"].startswith("3.1")
+    assert {
+        "/api/v1/incidents",
+        "/api/v1/incidents/{id}",
+        "/api/v1/incidents/{id}/approve",
+        "/api/v1/replay",
+        "/api/v1/openapi.json",
+        "/webhooks/alertmanager",
+        "/healthz",
+    } <= set(document["paths"])
+    listing = document["paths"]["/api/v1/incidents"]["get"]
+    assert {p["name"] for p in listing["parameters"]} == {
+        *("state", "service", "system", "outcome", "limit", "after"),
+    }
+    assert {"200", "401", "403", "422", "503"} <= set(listing["responses"])
+
+
+async def test_every_described_route_answers_as_described(server: Server) -> None:
+    document = (await server.client.get("/api/v1/openapi.json", headers=ANN)).json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            answer = await server.client.request(
+                method, path.format(id="inc-1"), headers={"Authorization": "Bearer admin-token"}
+            )
+            assert str(answer.status_code) in operation["responses"], (method, path)

@@ -1,0 +1,529 @@
+"""The commands against a server that speaks the API's JSON, by exit code, stdout and stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from remediator.cli import main
+from remediator.cli.text import plain
+
+TOKEN = "operator-secret-4711"
+ID = "inc-0198c2f5a1b2-9f8e7d6c5b"
+PLAN = "c0ffee0123456789"
+MARKUP = "[red]markup[/red] \x1b[31mescape\x07 \u202eturned"
+
+SUMMARY: dict[str, Any] = {
+    "id": ID,
+    "state": "open",
+    "phase": "approval",
+    "outcome": None,
+    "system": "shop",
+    "service": "orders",
+    "playbook": "PoolExhausted",
+    "reason": "waits for approval",
+    "dry_run": False,
+    "replay_of": None,
+    "opened_at": "2026-11-21T00:40:00Z",
+    "closed_at": None,
+}
+MITIGATION: dict[str, Any] = {
+    "id": "mit-1",
+    "kind": "end_sessions",
+    "target": "postgres/orders-db",
+    "state": "awaiting_approval",
+    "effect_key": f"{ID}/PoolExhausted/1/end_sessions/postgres/orders-db",
+    "reason": "3 sessions hold locks and have been idle for 4 s",
+    "mode": "approve",
+    "risk": "medium",
+    "plan_hash": PLAN,
+    "summary": "end 1 session",
+    "items": [{"key": "pid 4711", "state": "awaiting_approval", "detail": "idle 4 s"}],
+    "created_at": "2026-11-21T00:40:01Z",
+    "expires_at": "2026-11-21T00:50:01Z",
+}
+ALERT: dict[str, Any] = {
+    "id": "alr-1",
+    "fingerprint": "64d89eb7e9217d22",
+    "status": "firing",
+    "labels": {"alertname": "PoolExhausted", "team": MARKUP},
+    "annotations": {"summary": MARKUP},
+    "starts_at": "2026-11-21T00:39:00Z",
+    "last_seen_at": "2026-11-21T00:40:00Z",
+    "resolved_at": None,
+    "notifications": 2,
+}
+FINDING = {
+    "round": 1,
+    "at": "2026-11-21T00:40:00Z",
+    "name": "leaks",
+    "status": "problem",
+    "summary": "3 sessions sit idle in a transaction",
+}
+EVENT = {"at": "2026-11-21T00:40:01Z", "step": "decide", "event": "ask", "reason": "mode approve"}
+INCIDENT: dict[str, Any] = {
+    **SUMMARY,
+    "alerts": [ALERT],
+    "findings": [FINDING],
+    "mitigations": [MITIGATION],
+    "timeline": [EVENT],
+}
+CLOSED = {
+    **INCIDENT,
+    "state": "closed",
+    "phase": "done",
+    "outcome": "mitigated",
+    "reason": "the pool is free again",
+    "closed_at": "2026-11-21T00:41:00Z",
+    "mitigations": [
+        {**MITIGATION, "state": "applied", "verdict": "better", "evidence": "held for 3 s"}
+    ],
+}
+LIMITS = {"budget": 3, "window": "1h", "cooldown": "5m", "concurrency": 1}
+PAUSE = {"scope": "shop", "by": "ann", "reason": MARKUP, "since": "2026-11-21T00:40:00Z"}
+LISTS: dict[str, list[dict[str, Any]]] = {
+    "/incidents": [SUMMARY],
+    "/limits": [{"scope": "global", "limits": LIMITS, "reserved": 3, "in_flight": 0}],
+    "/playbooks": [
+        {
+            "name": "PoolExhausted",
+            "summary": "Ends leaked sessions.",
+            "matches": ['alertname=~"A|B"'],
+            "targets": {"database": "postgres"},
+            "levers": ["end_sessions"],
+            "origin": "playbooks/pool_exhausted.py",
+            "services": [
+                {
+                    "system": "shop",
+                    "service": "orders",
+                    "modes": {"medium": "auto"},
+                    "limits": LIMITS,
+                    "parameters": {},
+                }
+            ],
+        }
+    ],
+    "/deadletters": [
+        {
+            "id": "dea-1",
+            "delivery_id": "del-1",
+            "source": "alertmanager",
+            "at": "2026-11-21T00:40:00Z",
+            "position": 0,
+            "reason": "alerts[0] has no labels",
+            "excerpt": MARKUP,
+        }
+    ],
+}
+
+
+@dataclass
+class Service:
+    """A service that answers from these values and remembers what was asked."""
+
+    url: str = ""
+    incidents: list[dict[str, Any]] = field(default_factory=lambda: [INCIDENT])
+    """Answers for one incident, one a question; the last one stays."""
+    problem: tuple[int, str] | None = None
+    raw: tuple[int, str, str] | None = None
+    asked: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
+
+    async def answer(self, request: web.Request) -> web.Response:
+        body = await request.json() if request.can_read_body else None
+        path = request.path.removeprefix("/api/v1")
+        self.asked.append((request.method, path, dict(request.query), body))
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return _problem(401, "no credential")
+        if self.raw is not None:
+            status, kind, text = self.raw
+            return web.Response(status=status, content_type=kind, text=text)
+        if self.problem is not None:
+            return _problem(*self.problem)
+        return web.json_response(self._content(request.method, path))
+
+    def _content(self, method: str, path: str) -> Any:
+        if path == "/replay":
+            return {"incidents": [ID], "dry_run": True}
+        if method == "GET" and path == f"/incidents/{ID}":
+            return self.incidents.pop(0) if len(self.incidents) > 1 else self.incidents[0]
+        if method == "GET" and path in LISTS:
+            return _listed(path)
+        return {"ok": True}
+
+
+def _listed(path: str) -> dict[str, Any]:
+    if path == "/limits":
+        return {"items": LISTS[path], "paused": [PAUSE]}
+    return {"items": LISTS[path], "next": None}
+
+
+def _problem(status: int, detail: str) -> web.Response:
+    return web.json_response(
+        {"title": "Refused", "detail": detail, "status": status},
+        status=status,
+        content_type="application/problem+json",
+    )
+
+
+@pytest.fixture
+async def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Service]:
+    served = Service()
+    app = web.Application()
+    app.router.add_route("*", "/api/v1/{path:.*}", served.answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    served.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    monkeypatch.setenv("REMEDIATOR_URL", served.url)
+    monkeypatch.setenv("REMEDIATOR_TOKEN", TOKEN)
+    monkeypatch.setenv("REMEDIATOR_STATE_DIR", str(tmp_path / "state"))
+    yield served
+    await runner.cleanup()
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Coroutine[Any, Any, Ended]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    async def command(*arguments: str) -> Ended:
+        def called() -> int:
+            try:
+                main(arguments)
+            except SystemExit as end:
+                return int(end.code or 0)
+            return 0
+
+        code = await asyncio.to_thread(called)
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        assert TOKEN not in captured.out + captured.err
+        return Ended(code, captured.out, captured.err)
+
+    return command
+
+
+# --- listings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["incidents", "playbooks", "limits", "deadletters"])
+async def test_json_of_a_listing_is_the_apis_json_and_nothing_else(
+    service: Service, run: Run, name: str
+) -> None:
+    ended = await run(name, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out) == _listed(f"/{name}")
+
+
+async def test_json_of_one_incident_is_the_apis_json(service: Service, run: Run) -> None:
+    ended = await run("incidents", ID, "--json")
+    assert json.loads(ended.out) == INCIDENT
+
+
+async def test_incidents_pass_their_filters_to_the_api(service: Service, run: Run) -> None:
+    ended = await run("incidents", "--state", "open", "--service", "orders", "--outcome", "denied")
+    assert ended.code == 0
+    query = {"state": "open", "service": "orders", "outcome": "denied"}
+    assert service.asked == [("GET", "/incidents", query, None)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["incidents"], [ID, "shop/orders", "open: approval"]),
+        (["playbooks"], ["PoolExhausted", 'alertname=~"A|B"', "medium risk: auto", "3 in 1h"]),
+        (["limits"], ["global", "3 in 1h", "Paused: shop by ann"]),
+        (["deadletters"], ["dea-1", "alerts[0] of del-1", "has no labels"]),
+    ],
+)
+async def test_a_listing_fits_in_80_columns(
+    service: Service, run: Run, arguments: list[str], expected: list[str]
+) -> None:
+    ended = await run(*arguments)
+    assert ended.code == 0
+    for text in expected:
+        assert text in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 80
+
+
+async def test_one_incident_reads_from_alert_to_verdict(service: Service, run: Run) -> None:
+    service.incidents = [CLOSED]
+    ended = await run("incidents", ID)
+    wanted = ["mitigated", "closed after 60 s", "Alerts", "Findings", "Decision", "Mitigations"]
+    wanted += ["pid 4711", "verdict: better - held for 3 s", "Timeline"]
+    positions = [ended.out.index(text) for text in wanted]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("arguments", [["incidents", ID], ["limits"], ["deadletters"]])
+async def test_text_of_alerts_is_shown_as_it_is_and_moves_nothing(
+    service: Service, run: Run, arguments: list[str]
+) -> None:
+    ended = await run(*arguments)
+    assert "[red]markup[/red]" in ended.out
+    assert not {"\x1b", "\x07", "\u202e"} & set(ended.out)
+
+
+async def test_fields_of_a_newer_service_are_left_out(service: Service, run: Run) -> None:
+    service.incidents = [{**INCIDENT, "colour": "blue", "alerts": [{**ALERT, "shape": "round"}]}]
+    assert (await run("incidents", ID)).code == 0
+
+
+async def test_watching_an_incident_ends_when_it_is_closed(service: Service, run: Run) -> None:
+    service.incidents = [INCIDENT, CLOSED]
+    ended = await run("incidents", ID, "--watch")
+    assert ended.code == 0
+    assert ended.out.count("decide") == 1
+    assert ended.out.splitlines()[-1].endswith("mitigated  the pool is free again")
+
+
+async def test_json_and_watch_exclude_each_other(service: Service, run: Run) -> None:
+    assert (await run("incidents", "--json", "--watch")).code == 2
+
+
+# --- acting ---------------------------------------------------------------------------------------
+
+
+async def test_approve_shows_the_plan_and_sends_its_hash(service: Service, run: Run) -> None:
+    ended = await run("approve", ID, "--yes")
+    assert ended.code == 0
+    for text in ("end_sessions", "postgres/orders-db", "pid 4711", "3 sessions hold locks", PLAN):
+        assert text.replace("_", " ") in ended.out.replace("_", " ")
+    assert service.asked[-1] == ("POST", f"/incidents/{ID}/approve", {}, {"plan_hash": PLAN})
+
+
+async def test_approve_refuses_another_plan_than_the_one_named(service: Service, run: Run) -> None:
+    ended = await run("approve", ID, "--plan", "0123456789abcdef", "--yes")
+    assert ended.code == 1
+    assert PLAN in ended.err
+    assert [method for method, *_ in service.asked] == ["GET"]
+
+
+async def test_approve_without_a_terminal_wants_yes(service: Service, run: Run) -> None:
+    ended = await run("approve", ID)
+    assert ended.code == 2
+    assert "--yes" in ended.err
+    assert [method for method, *_ in service.asked] == ["GET"]
+
+
+async def test_approve_says_when_nothing_waits(service: Service, run: Run) -> None:
+    service.incidents = [CLOSED]
+    ended = await run("approve", ID, "--yes")
+    assert ended.code == 1
+    assert "waits for approval" in ended.err
+
+
+async def test_the_services_no_is_one_line_and_exit_code_1(service: Service, run: Run) -> None:
+    service.problem = (409, f"the plan changed {MARKUP}")
+    ended = await run("cancel", ID)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("remediator: the service said no (409): Refused: the plan changed")
+    assert ended.err.count("\n") == 1
+    assert "\x1b" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path", "body"),
+    [
+        (["reject", ID, "--reason", "no"], f"/incidents/{ID}/reject", {"reason": "no"}),
+        (["cancel", ID], f"/incidents/{ID}/cancel", {"reason": ""}),
+        (["pause"], "/pause", {"scope": "global", "reason": ""}),
+        (
+            ["pause", "shop/orders", "--reason", "x"],
+            "/pause",
+            {"scope": "shop/orders", "reason": "x"},
+        ),
+        (["resume", "shop"], "/resume", {"scope": "shop"}),
+    ],
+)
+async def test_an_act_is_one_post(
+    service: Service, run: Run, arguments: list[str], path: str, body: dict[str, str]
+) -> None:
+    assert (await run(*arguments)).code == 0
+    assert service.asked == [("POST", path, {}, body)]
+
+
+async def test_an_id_cannot_leave_its_place_in_the_path(service: Service, run: Run) -> None:
+    await run("cancel", "../../pause?x=#")
+    assert service.asked[0][:3] == ("POST", "/incidents/../../pause?x=#/cancel", {})
+
+
+# --- replay ---------------------------------------------------------------------------------------
+
+
+async def test_replay_of_a_file_is_a_dry_run(service: Service, run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "alert.json"
+    file.write_text('{"labels": {"alertname": "A"}}')
+    ended = await run("replay", str(file), "--playbook", "P")
+    assert ended.code == 0
+    assert ID in ended.out
+    query = {"dry_run": "true", "playbook": "P"}
+    assert service.asked == [("POST", "/replay", query, {"labels": {"alertname": "A"}})]
+
+
+async def test_replay_for_real_of_a_stored_incident(service: Service, run: Run) -> None:
+    assert (await run("replay", ID, "--for-real")).code == 0
+    assert service.asked == [("POST", "/replay", {"dry_run": "false"}, {"id": ID})]
+
+
+async def test_replay_that_waits_follows_until_it_is_closed(service: Service, run: Run) -> None:
+    service.incidents = [INCIDENT, CLOSED]
+    ended = await run("replay", ID, "--wait")
+    assert ended.code == 0
+    assert "mitigated" in ended.out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
+async def test_replay_of_what_is_no_alert_is_a_usage_error(
+    service: Service, run: Run, tmp_path: Path, content: str
+) -> None:
+    file = tmp_path / "alert.json"
+    file.write_bytes(content.encode("latin-1"))
+    ended = await run("replay", str(file))
+    assert ended.code == 2
+    assert str(file) in ended.err
+    assert service.asked == []
+
+
+async def test_replay_of_neither_file_nor_id_is_a_usage_error(service: Service, run: Run) -> None:
+    assert (await run("replay", "no-such-file.json")).code == 2
+
+
+# --- the way to the service -----------------------------------------------------------------------
+
+
+async def test_the_token_is_found_in_the_state_folder(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("REMEDIATOR_TOKEN")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "operator-token").write_text(f"{TOKEN}\n")
+    assert (await run("incidents")).code == 0
+
+
+async def test_without_a_token_it_says_where_to_set_one(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REMEDIATOR_TOKEN")
+    ended = await run("incidents")
+    assert ended.code == 2
+    assert "REMEDIATOR_TOKEN" in ended.err
+
+
+async def test_a_wrong_token_is_the_services_no(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REMEDIATOR_TOKEN", "wrong")
+    assert (await run("incidents")).code == 1
+
+
+async def test_a_service_that_is_not_there_is_exit_code_3(
+    run: Run, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int
+) -> None:
+    monkeypatch.setenv("REMEDIATOR_URL", f"http://127.0.0.1:{unused_tcp_port}")
+    ended = await run("incidents")
+    assert (ended.code, ended.out) == (3, "")
+    assert "remediator serve" in ended.err
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://h", "http://[", "nonsense", "http://h:x", "http://u:hush@h"]
+)
+async def test_an_address_that_is_none_is_a_configuration_error(
+    run: Run, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("REMEDIATOR_URL", url)
+    ended = await run("incidents")
+    assert ended.code == 2
+    assert "hush" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "raw", [(200, "text/html", "<p>"), (200, "application/json", "{"), (500, "text/plain", "boom")]
+)
+async def test_an_answer_that_is_not_the_apis_is_one_line(
+    service: Service, run: Run, raw: tuple[int, str, str]
+) -> None:
+    service.raw = raw
+    for arguments in (["incidents"], ["incidents", "--json"]):
+        ended = await run(*arguments)
+        assert (ended.code, ended.out) == (1, "")
+        assert ended.err.count("\n") == 1
+
+
+async def test_an_answer_of_another_form_is_one_line(service: Service, run: Run) -> None:
+    service.raw = (200, "application/json", '{"items": [{"id": 1}]}')
+    ended = await run("incidents")
+    assert ended.code == 1
+    assert ended.err.count("\n") == 1
+
+
+# --- the command itself ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["incidents", "--nonsense"], ["approve"]])
+async def test_a_wrong_command_line_is_exit_code_2(run: Run, arguments: list[str]) -> None:
+    assert (await run(*arguments)).code == 2
+
+
+async def test_a_configuration_that_is_not_there_is_exit_code_2(run: Run, tmp_path: Path) -> None:
+    ended = await run("check", "--config", str(tmp_path / "none.yaml"))
+    assert ended.code == 2
+    assert "none.yaml" in ended.err
+
+
+async def test_schema_prints_a_json_schema(run: Run) -> None:
+    ended = await run("schema")
+    assert json.loads(ended.out)["type"] == "object"
+
+
+def test_the_help_loads_no_backends_client() -> None:
+    code = (
+        "import sys\n"
+        "from remediator.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'sqlalchemy', 'asyncpg', 'slack_sdk', 'kubernetes_asyncio', 'aiohttp', 'redis'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ended.stderr == "[]\n"
+    assert "deadletters" in ended.stdout
+
+
+def test_a_terminal_that_knows_only_ascii_is_no_error() -> None:
+    environ = os.environ | {"PYTHONIOENCODING": "ascii", "REMEDIATOR_URL": "http://[\u2713"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "remediator", "incidents"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environ,
+    )
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+
+
+def test_plain_keeps_readable_text_of_any_script() -> None:
+    assert plain("Überlast  日本\n\x1b[0mx\u200b") == "Überlast 日本 [0mx"

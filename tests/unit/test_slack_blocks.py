@@ -1,0 +1,182 @@
+"""slack_blocks: within Slack's limits, and nothing foreign speaks mrkdwn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from remediator.adapters.slack_blocks import (
+    BLOCKS_LIMIT,
+    HEADER_LIMIT,
+    SECTION_LIMIT,
+    TEXT_LIMIT,
+    Message,
+    draw,
+    draw_detail,
+    escape,
+    fit,
+)
+from remediator.model import FindingStatus, IncidentOutcome, MitigationState, Phase
+from remediator.report.summary import summarise
+from remediator.views import IncidentView
+from tests.incident_views import ID, alert, closed_as, event, finding, mitigation, open_in, view
+
+TITLES = {
+    "*What happened*",
+    "*What was found*",
+    "*What was done*",
+    "*Did it help*",
+    "*What to do next*",
+    "*Findings*",
+    "*Timeline (UTC)*",
+}
+TRICKS = (
+    "<!channel>",
+    "<!here|x>",
+    "<@U123>",
+    "<#C123|general>",
+    "<!subteam^S1>",
+    "<https://evil|bank>",
+    "&lt;!channel&gt;",
+    "*bold* _it_ ~no~ `x` ```y```",
+    "> quote",
+    ":bomb:",
+    "@channel @here #general",
+)
+
+
+def messages(incident: IncidentView) -> list[Message]:
+    report = summarise(incident)
+    return [draw(report), draw_detail(report)]
+
+
+def texts(message: Message) -> list[dict[str, Any]]:
+    return [block.to_dict()["text"] for block in message.blocks]
+
+
+def assert_within_limits(message: Message) -> None:
+    assert 0 < len(message.blocks) <= BLOCKS_LIMIT
+    assert 0 < len(message.text) <= TEXT_LIMIT
+    for block in message.blocks:
+        drawn = block.to_dict()
+        limit = HEADER_LIMIT if drawn["type"] == "header" else SECTION_LIMIT
+        assert 0 < len(drawn["text"]["text"].encode()) <= limit
+    assert sum(len(text["text"].encode()) for text in texts(message)) < 10_000
+
+
+def foreign(text: str) -> IncidentView:
+    """Put ``text`` wherever another system can put text."""
+    return view(
+        alerts=[alert(labels={"alertname": text}, annotations={"summary": text})],
+        findings=[finding(text, FindingStatus.PROBLEM, text)],
+        mitigations=[mitigation(MitigationState.APPLIED, reason=text, evidence=text)],
+        timeline=[event("act", text, text)],
+        reason=text,
+        service=None,
+        system=None,
+    )
+
+
+@pytest.mark.parametrize("trick", TRICKS)
+def test_foreign_text_is_inert_wherever_it_stands(trick: str) -> None:
+    for message in messages(foreign(f"before {trick} after")):
+        for text in texts(message):
+            if text["type"] == "mrkdwn":
+                assert text["text"] in TITLES
+                assert text["verbatim"] is True
+            else:
+                assert text["emoji"] is False
+            assert "<" not in text["text"]
+            assert ">" not in text["text"]
+        assert "<" not in message.text
+
+
+@given(st.text())
+def test_an_escaped_text_reads_back_as_it_was(text: str) -> None:
+    escaped = escape(text)
+    assert "<" not in escaped
+    assert ">" not in escaped
+    assert escaped.replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&") == text
+
+
+@given(st.text(max_size=400) | st.text("<&é😀a", max_size=400), st.integers(60, 300))
+def test_a_fitted_text_keeps_the_limit_and_whole_entities(text: str, limit: int) -> None:
+    fitted = fit(text, limit)
+    assert len(fitted.encode()) <= limit
+    kept, mark, _ = fitted.partition("… (")
+    if fitted == escape(text):
+        return
+    assert mark
+    left_out = int(fitted.rpartition("… (")[2].split()[0])
+    kept = fitted.rpartition("… (")[0]
+    assert kept == escape(text[: len(text) - left_out])
+
+
+@pytest.mark.parametrize("size", [0, 1, 200, 5_000])
+@pytest.mark.parametrize("character", ["x", "&", "é", "😀", "\n"])
+def test_messages_keep_slacks_limits_however_much_there_is_to_say(
+    size: int, character: str
+) -> None:
+    long = character * size
+    many = view(
+        alerts=[alert(annotations={"summary": long}) for _ in range(120)],
+        findings=[finding(f"f{n}", FindingStatus.PROBLEM, long) for n in range(120)],
+        mitigations=[mitigation(MitigationState.DENIED, reason=long) for _ in range(120)],
+        timeline=[event("act", f"e{n}", f"{n} {long}") for n in range(120)],
+        service=f"s{long}",
+        reason=long,
+    )
+    for message in messages(many):
+        assert_within_limits(message)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.text(max_size=3_000), max_size=60))
+def test_messages_keep_slacks_limits_for_any_text(reasons: list[str]) -> None:
+    timeline = [event("act", "x", reason) for reason in reasons]
+    findings = [finding("f", FindingStatus.UNKNOWN, reason) for reason in reasons]
+    for message in messages(view(timeline=timeline, findings=findings)):
+        assert_within_limits(message)
+
+
+def test_what_is_left_out_is_counted() -> None:
+    findings = [finding(f"f{n}", FindingStatus.PROBLEM, "x" * 100) for n in range(120)]
+    drawn = [text["text"] for text in texts(messages(view(findings=findings))[0])]
+    shown = sum(text.count("Problem: f") for text in drawn)
+    assert any(f"… ({120 - shown} lines left out)" in text for text in drawn)
+
+
+def test_the_message_says_everything_that_the_report_says() -> None:
+    report = summarise(open_in(Phase.APPROVAL))
+    message = draw(report)
+    said = "\n".join(text["text"] for text in texts(message))
+    for line in (
+        report.headline,
+        *report.happened,
+        *report.found,
+        *report.done,
+        report.helped,
+        report.next_step,
+    ):
+        assert escape(line) in said
+    assert message.text == escape(f"{report.headline}\n{report.next_step}")
+    assert f"remediator approve {ID}" in message.text
+
+
+def test_there_are_no_buttons() -> None:
+    for message in messages(open_in(Phase.APPROVAL)):
+        assert {block.to_dict()["type"] for block in message.blocks} <= {"header", "section"}
+
+
+def test_the_detail_has_every_finding_and_event() -> None:
+    said = "\n".join(t["text"] for t in texts(messages(closed_as(IncidentOutcome.MITIGATED))[1]))
+    assert "1. disk: fine. 40 % full" in said
+    assert "03:04:16 act, applied: two sessions ended" in said
+
+
+def test_a_detail_without_anything_to_tell_is_still_a_message() -> None:
+    for message in messages(view(findings=[], timeline=[], mitigations=[], alerts=[])):
+        assert_within_limits(message)

@@ -1,0 +1,427 @@
+"""summarise: a sensible report for every state of an incident, and no secret in any."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remediator.model import (
+    AlertStatus,
+    Assessment,
+    FindingStatus,
+    IncidentOutcome,
+    IncidentState,
+    ItemOutcome,
+    MitigationState,
+    Phase,
+)
+from remediator.report.redaction import redact_text
+from remediator.report.summary import summarise
+from remediator.views import IncidentView, Report
+from tests.incident_views import (
+    ID,
+    START,
+    alert,
+    closed_as,
+    event,
+    finding,
+    mitigation,
+    open_in,
+    view,
+)
+
+
+def text_of(report: Report) -> str:
+    parts = (*report.happened, *report.found, *report.done, report.helped, report.next_step)
+    return "\n".join((report.headline, *parts))
+
+
+# --- every state ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bare", [True, False])
+@pytest.mark.parametrize("state", list(IncidentState))
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("outcome", [None, *IncidentOutcome])
+def test_every_combination_gives_a_whole_report(
+    state: IncidentState, phase: Phase, outcome: IncidentOutcome | None, bare: bool
+) -> None:
+    nothing: dict[str, Any] = {
+        "alerts": [],
+        "findings": [],
+        "mitigations": [],
+        "timeline": [],
+        "reason": "",
+        "system": None,
+        "service": None,
+        "playbook": None,
+        "closed_at": None,
+    }
+    changes = nothing if bare else {}
+    report = summarise(view(state=state, phase=phase, outcome=outcome, **changes))
+    assert all(line.strip() for line in text_of(report).split("\n"))
+    assert "\n" not in report.headline
+    assert "None" not in text_of(report)
+    assert "{" not in text_of(report)
+    assert report.next_step.endswith((".", ")"))
+    assert report.final is (state is IncidentState.CLOSED)
+
+
+@pytest.mark.parametrize("state", list(MitigationState))
+@pytest.mark.parametrize("verdict", [None, *Assessment])
+def test_every_state_of_a_mitigation_has_its_sentence(
+    state: MitigationState, verdict: Assessment | None
+) -> None:
+    attempt = mitigation(state, verdict=verdict, evidence="wait time 20 ms", decided_by="ann")
+    report = summarise(closed_as(IncidentOutcome.ESCALATED, mitigations=[attempt]))
+    assert "End 2 sessions that are idle in transaction" in report.done[0]
+    assert "5 sessions hold 80 % of the slots." in report.done[0]
+    assert "pid 4711, pid 4712 (gone already)" in report.done[1]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "headline", "next_step"),
+    [
+        (
+            IncidentOutcome.MITIGATED,
+            "✔ Closed: shop/orders, PoolExhausted: mitigated",
+            (
+                "Nothing now. The symptom is gone, the cause may not be: look in working hours."
+                " Start with pool: 100 of 100 connections are in use."
+            ),
+        ),
+        (
+            IncidentOutcome.RESOLVED_BY_ITSELF,
+            "✔ Closed: shop/orders, PoolExhausted: resolved by itself",
+            "Nothing.",
+        ),
+        (
+            IncidentOutcome.REVERTED,
+            "● Closed: shop/orders, PoolExhausted: did not help, put back",
+            (
+                "Take over: the change did not help and orders is as it was before."
+                " Start with pool: 100 of 100 connections are in use."
+            ),
+        ),
+        (
+            IncidentOutcome.ESCALATED,
+            "▲ Closed: shop/orders, PoolExhausted: escalated, a human must take over",
+            "Take over now: because. Start with pool: 100 of 100 connections are in use.",
+        ),
+        (
+            IncidentOutcome.SHADOWED,
+            "● Closed: shop/orders, PoolExhausted: shadow mode, nothing changed",
+            (
+                "Handle the alert as you would without this service. If what it would have done is"
+                " right, raise the mode of PoolExhausted on orders."
+            ),
+        ),
+        (
+            IncidentOutcome.DENIED,
+            "▲ Closed: shop/orders, PoolExhausted: denied, nothing changed",
+            (
+                "Decide by hand whether to do what was denied: because."
+                " Start with pool: 100 of 100 connections are in use."
+            ),
+        ),
+        (
+            IncidentOutcome.NO_MATCH,
+            "● Closed: shop/orders, PoolExhausted: nothing matches, nothing done",
+            (
+                "Handle the alert by hand."
+                " To have it handled next time, enable a playbook for it on orders."
+            ),
+        ),
+        (
+            IncidentOutcome.SUPPRESSED,
+            "● Closed: shop/orders, PoolExhausted: suppressed, nothing done",
+            "Nothing, as long as the reason above holds.",
+        ),
+    ],
+)
+def test_each_outcome_says_where_it_stands_and_what_to_do(
+    outcome: IncidentOutcome, headline: str, next_step: str
+) -> None:
+    report = summarise(closed_as(outcome, reason="because", mitigations=[]))
+    assert report.headline == headline
+    assert report.next_step == next_step
+    assert report.done[0] == "Nothing was done: because."
+
+
+# --- urgent -----------------------------------------------------------------------------------
+
+
+def test_only_escalated_and_denied_ask_for_a_human_once_closed() -> None:
+    urgent = {o for o in IncidentOutcome if summarise(closed_as(o)).urgent}
+    assert urgent == {IncidentOutcome.ESCALATED, IncidentOutcome.DENIED}
+
+
+def test_only_an_approval_asks_for_a_human_while_open() -> None:
+    assert {phase for phase in Phase if summarise(open_in(phase)).urgent} == {Phase.APPROVAL}
+
+
+def test_a_dry_run_never_asks_for_a_human() -> None:
+    report = summarise(closed_as(IncidentOutcome.ESCALATED, dry_run=True, replay_of="manual"))
+    assert not report.urgent
+    assert report.headline.endswith("(dry run)")
+    assert "This is a dry run: nothing is changed, whatever the mode." in report.happened
+    assert "This is a replay of manual." in report.happened
+
+
+# --- the parts --------------------------------------------------------------------------------
+
+
+def test_what_happened_names_alert_time_place_and_numbers() -> None:
+    resolved = alert(
+        labels={"alertname": "HighLatency"},
+        status=AlertStatus.RESOLVED,
+        resolved_at=START + timedelta(minutes=5),
+        notifications=3,
+    )
+    report = summarise(closed_as(IncidentOutcome.MITIGATED, alerts=[alert(), resolved]))
+    assert report.happened == (
+        "PoolExhausted is firing since 2026-01-02 03:04:05 UTC.",
+        (
+            "HighLatency was firing since 2026-01-02 03:04:05 UTC"
+            " and resolved at 2026-01-02 03:09:05 UTC."
+        ),
+        "2 alerts in all, 1 still firing, from 4 notifications.",
+        "The alert says: Requests wait for a connection",
+        "Service orders of system shop, playbook PoolExhausted.",
+        f"Closed at 2026-01-02 03:11:35 UTC, 7m30s after it was opened. Incident {ID}.",
+    )
+
+
+def test_an_alert_without_a_service_says_how_it_would_get_one() -> None:
+    report = summarise(
+        closed_as(
+            IncidentOutcome.NO_MATCH,
+            system=None,
+            service=None,
+            playbook=None,
+            findings=[],
+            mitigations=[],
+            reason="no service matches",
+        )
+    )
+    assert report.headline == (
+        "● Closed: PoolExhausted, no playbook: nothing matches, nothing done"
+    )
+    assert "No service of the catalogue carries its labels." in report.happened
+    assert report.found == ("Nothing has been looked at.",)
+    assert "add its labels to a service of the catalogue" in report.next_step
+
+
+def test_problems_come_first_unknowns_are_named_and_the_rest_is_one_line() -> None:
+    assert summarise(view()).found == (
+        "Problem: pool: 100 of 100 connections are in use",
+        "Unknown: replication: no answer within 5 s",
+        "Fine: disk, locks.",
+    )
+
+
+def test_only_the_latest_diagnosis_is_told() -> None:
+    findings = [
+        finding("pool", FindingStatus.PROBLEM, "full", round=1),
+        finding("pool", FindingStatus.FINE, "free", round=2),
+    ]
+    assert summarise(view(findings=findings)).found == (
+        "Fine: pool.",
+        "This is the latest diagnosis, number 2; earlier ones are in the record.",
+    )
+
+
+def test_an_approval_says_who_must_do_what_by_when() -> None:
+    waiting = mitigation(
+        MitigationState.AWAITING_APPROVAL, items=[], expires_at=START + timedelta(minutes=15)
+    )
+    report = summarise(open_in(Phase.APPROVAL, mitigations=[waiting], reason=""))
+    assert report.headline == "▲ Open: shop/orders, PoolExhausted: waiting for your approval"
+    assert report.next_step == (
+        f"An operator must run `remediator approve {ID}` before 03:19:05 UTC,"
+        f" or `remediator reject {ID}`."
+    )
+    assert report.done[0] == (
+        "Not done, it needs an approval: End 2 sessions that are idle in transaction"
+        " [end_sessions on postgres/orders-db], risk medium."
+        " Reason: 5 sessions hold 80 % of the slots."
+    )
+
+
+def test_shadow_says_what_would_have_been_done_to_what() -> None:
+    report = summarise(
+        closed_as(
+            IncidentOutcome.SHADOWED, mitigations=[mitigation(MitigationState.SHADOWED)], reason=""
+        )
+    )
+    assert report.done[:2] == (
+        (
+            "Nothing was changed. In mode auto this would have been done: End 2 sessions that are"
+            " idle in transaction [end_sessions on postgres/orders-db]."
+            " Reason: 5 sessions hold 80 % of the slots."
+        ),
+        "2 items would have been touched: pid 4711, pid 4712 (gone already).",
+    )
+    assert report.helped == "Nothing was changed, so there is nothing to judge."
+
+
+def test_a_denied_limit_is_told_with_its_figures() -> None:
+    denied = mitigation(
+        MitigationState.DENIED, items=[], reason="budget of service/shop/orders: 3 of 3 in 1h"
+    )
+    report = summarise(closed_as(IncidentOutcome.DENIED, mitigations=[denied], reason=""))
+    assert "Denied, so not done" in report.done[0]
+    assert "budget of service/shop/orders: 3 of 3 in 1h." in report.done[0]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "word"),
+    [
+        (Assessment.BETTER, "Yes: wait time fell from 4 s to 20 ms."),
+        (Assessment.NOT_BETTER, "No: wait time fell from 4 s to 20 ms."),
+        (
+            Assessment.CANNOT_TELL,
+            "Cannot tell, which does not count as success: wait time fell from 4 s to 20 ms.",
+        ),
+    ],
+)
+def test_the_verdict_comes_with_its_evidence(verdict: Assessment, word: str) -> None:
+    judged = mitigation(
+        MitigationState.APPLIED, verdict=verdict, evidence="wait time fell from 4 s to 20 ms"
+    )
+    assert summarise(view(mitigations=[judged])).helped == word
+
+
+def test_a_change_that_is_being_watched_is_not_called_a_success() -> None:
+    applied = mitigation(MitigationState.APPLIED)
+    report = summarise(open_in(Phase.VERIFY, mitigations=[applied]))
+    assert report.helped == "Whether it helped is not known yet."
+
+
+def test_an_unknown_outcome_sends_a_human_to_look() -> None:
+    items = [
+        ItemOutcome(key="pid 1", state=MitigationState.APPLIED),
+        ItemOutcome(key="pid 2", state=MitigationState.UNKNOWN, detail="connection lost"),
+    ]
+    partly = mitigation(MitigationState.APPLIED, items=items)
+    report = summarise(closed_as(IncidentOutcome.MITIGATED, mitigations=[partly]))
+    assert "1 item with an unknown outcome: pid 2 (connection lost)." in report.done
+    assert report.next_step.endswith("Look by hand what became of pid 2: the outcome is unknown.")
+
+
+def test_many_items_are_counted_and_cut() -> None:
+    items = [ItemOutcome(key=f"pid {n}", state=MitigationState.APPLIED) for n in range(500)]
+    report = summarise(view(mitigations=[mitigation(MitigationState.APPLIED, items=items)]))
+    assert report.done[1].startswith("500 items done: pid 0, pid 1,")
+    assert report.done[1].endswith("pid 9 and 490 more.")
+
+
+def test_the_timelines_reasons_are_told_once() -> None:
+    timeline = [
+        event("triage", "joined"),
+        event("decide", "waiting", "paused by ann", 1),
+        event("decide", "waiting", "paused by ann", 2),
+        event("act", "applied", "5 sessions hold 80 % of the slots", 3),
+    ]
+    report = summarise(view(timeline=timeline))
+    assert [line for line in report.done if "paused by ann" in line] == [
+        "03:04:07 decide, waiting: paused by ann."
+    ]
+    assert sum("80 %" in line for line in report.done) == 1
+
+
+# --- secrets ----------------------------------------------------------------------------------
+
+SECRET = "s3cr3t-4711"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"postgres://app:{SECRET}@db:5432/orders",
+        f"cannot connect to postgresql+asyncpg://app:p@/{SECRET}@db",
+        f"redis://:{SECRET}@cache:6379",
+        f"host=db user=app password={SECRET} dbname=orders",
+        f"password='{SECRET} and more'",
+        f'password="{SECRET}',
+        f'{{"api_key": "{SECRET}", "x": 1}}',
+        f'{{"token": "a\\"{SECRET}"}}',
+        f"Authorization: Bearer {SECRET}",
+        f"authorization=Basic {SECRET}",
+        f"sent bearer {SECRET}",
+        f"GET /?access_token={SECRET}",
+        f"X-Api-Key: {SECRET}",
+        f"PGPASSWORD={SECRET} psql",
+        f"xoxb-12345678-{SECRET}",
+        f"https://hooks.slack.com/services/T0/B0/{SECRET}",
+        f"eyJhbGciOiJIUzI1NiJ9.{SECRET}.abc",
+    ],
+)
+def test_a_secret_in_any_text_is_masked_everywhere(text: str) -> None:
+    shown = summarise(
+        view(
+            alerts=[alert(annotations={"summary": text}, labels={"alertname": "A", "x": text})],
+            findings=[finding("pool", FindingStatus.PROBLEM, text)],
+            mitigations=[mitigation(MitigationState.APPLIED, reason=text, evidence=text)],
+            timeline=[event("act", "applied", text)],
+            reason=text,
+        )
+    )
+    assert SECRET not in shown.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["password", "db_passwd", "API_KEY", "api-key", "Authorization", "auth_token", "client_secret"],
+)
+def test_a_label_whose_name_says_secret_is_masked(label: str) -> None:
+    report = summarise(
+        view(
+            alerts=[alert(labels={"alertname": "A", label: SECRET})],
+            timeline=[
+                event("act", "applied").model_copy(update={"data": {"deep": [{label: SECRET}]}})
+            ],
+        )
+    )
+    assert SECRET not in report.model_dump_json()
+    assert report.incident.alerts[0].labels == {"alertname": "A", label: "***"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "100 of 100 connections are in use; see http://grafana:3000/d/orders?from=now-1h",
+        "pid 4711 has been idle in transaction for 310 s (role app@orders)",
+        "p95 = 1.2 s, errors: 0.4 %",
+    ],
+)
+def test_ordinary_text_is_left_alone(text: str) -> None:
+    assert redact_text(text) == text
+
+
+def test_a_very_long_text_is_cut_with_a_mark() -> None:
+    text = redact_text("x" * 1_000_000)
+    assert text.endswith("… (998000 characters left out)")
+    assert len(text) < 2_100
+
+
+@pytest.mark.parametrize(
+    "piece", ["a://a:", "eyJ", "eyJ-", 'token="', "password=", "bearer ", "xoxb-", "basic ", "a:"]
+)
+def test_hostile_text_is_read_in_no_time(piece: str) -> None:
+    started = time.process_time()
+    redact_text(piece * (100_000 // len(piece)))
+    assert time.process_time() - started < 1
+
+
+@given(st.text(max_size=200))
+def test_any_text_can_be_reported(text: str) -> None:
+    incident: IncidentView = view(
+        reason=text, alerts=[alert(labels={"alertname": text, text: text})], service=text
+    )
+    assert "\n" not in summarise(incident).headline
