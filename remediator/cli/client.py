@@ -167,8 +167,9 @@ def _problem(answer: httpx.Response) -> str:
     problem = answer.json()
     if not isinstance(problem, dict):
         return f"the service said no: {answer.status_code}"
-    wrong = [e for e in problem.get("errors") or () if isinstance(e, dict)]
-    values = (f"{e.get('path')} {e.get('message')}" for e in wrong)
-    parts = (problem.get("title"), problem.get("detail"), *values)
+    wrong = [e for e in problem.get("errors") or () if isinstance(e, dict) and e.get("message")]
+    detail = str(problem.get("detail", ""))
+    values = (f"{e.get('path')} {e['message']}" for e in wrong if e["message"] not in detail)
+    parts = (problem.get("title"), detail, *values)
     text = ": ".join(str(part) for part in parts if part)
     return f"the service said no ({answer.status_code}): {text or 'without a reason'}"

@@ -106,7 +106,7 @@ def incident_page(incident: IncidentView) -> Group:
     parts += _section("Findings", (_finding(finding) for finding in incident.findings))
     parts += _section("Decision", _decisions(incident))
     parts += _section("Mitigations", (mitigation_block(m) for m in incident.mitigations))
-    parts += _section("Timeline (UTC)", (timeline_line(event) for event in incident.timeline))
+    parts += _section("Timeline (UTC)", [_timeline(incident.timeline)])
     return Group(*parts)
 
 
@@ -120,7 +120,8 @@ def _title(incident: IncidentView) -> Text:
     if incident.closed_at is not None:
         title.append(f", closed after {lasting(incident.closed_at - incident.opened_at)}", ASIDE)
     if incident.replay_of is not None:
-        title.append(f"\nReplay of {plain(incident.replay_of)}", ASIDE)
+        of = "a body given by hand" if incident.replay_of == "manual" else plain(incident.replay_of)
+        title.append(f"\nreplay of {of}", ASIDE)
     return title.append(f"\n{plain(incident.reason)}")
 
 
@@ -128,7 +129,7 @@ def _section(name: str, lines: Iterable[RenderableType]) -> Iterator[RenderableT
     shown = list(lines)
     if shown:
         yield Text(f"\n{name}", "bold")
-        yield from (Padding(line, (0, 0, 0, 2)) for line in shown)
+        yield from (Padding(line, (0, 0, 0, 2), expand=False) for line in shown)
 
 
 def _alert(alert: AlertView) -> Text:
@@ -137,7 +138,8 @@ def _alert(alert: AlertView) -> Text:
     text.append(f"  {plain(alert.labels.get('alertname', 'unnamed'))}")
     end = "" if firing else f" to {moment(alert.resolved_at, '%H:%M:%S')}"
     text.append(f"  from {moment(alert.starts_at, '%H:%M:%S')}{end} UTC", ASIDE)
-    text.append(f", {alert.notifications} notifications", ASIDE)
+    times = "once" if alert.notifications == 1 else f"{alert.notifications} times"
+    text.append(f", notified {times}", ASIDE)
     rest = (f"{k}={v}" for k, v in sorted(alert.labels.items()) if k != "alertname")
     text.append(f"\n  {plain(', '.join(rest))}", ASIDE)
     summary = alert.annotations.get("summary")
@@ -161,7 +163,8 @@ def mitigation_block(mitigation: MitigationView) -> Text:
     text = Text.assemble(
         styled(words(mitigation.kind), "bold"), " on ", styled(mitigation.target), "  ", state
     )
-    text.append(f"\n  what: {plain(mitigation.summary)}")
+    if mitigation.summary not in ("", mitigation.reason):
+        text.append(f"\n  what: {plain(mitigation.summary)}")
     text.append(f"\n  why:  {plain(mitigation.reason)}")
     text.append(f"\n  plan: {plain(mitigation.plan_hash)}", ASIDE)
     text.append(f", risk {mitigation.risk}, mode {mitigation.mode}", ASIDE)
@@ -181,6 +184,14 @@ def mitigation_block(mitigation: MitigationView) -> Text:
     return text
 
 
+def _timeline(events: Iterable[TimelineEvent]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for event in events:
+        what = styled(words(event.event), "bold").append(f"  {plain(event.reason)}")
+        grid.add_row(styled(moment(event.at, "%H:%M:%S"), ASIDE), styled(event.step), what)
+    return grid
+
+
 def timeline_line(event: TimelineEvent) -> Text:
     """Write one line of the journal."""
     text = styled(moment(event.at, "%H:%M:%S"), ASIDE)
@@ -196,19 +207,24 @@ def playbook_page(playbooks: Iterable[PlaybookView]) -> Group:
     return Group(*(_playbook(playbook) for playbook in playbooks))
 
 
-def _playbook(playbook: PlaybookView) -> Text:
-    text = styled(playbook.name, "bold").append(f"  {plain(playbook.summary)}")
-    text.append(f"\n  matches {plain(', '.join(playbook.matches))}", ASIDE)
-    text.append(f"\n  levers  {plain(', '.join(playbook.levers)) or 'none'}", ASIDE)
-    text.append(f"\n  from    {plain(playbook.origin)}", ASIDE)
+def _playbook(playbook: PlaybookView) -> Group:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style=ASIDE)
+    grid.add_column(overflow="fold")
+    grid.add_row("  matches", styled(", ".join(playbook.matches)))
+    grid.add_row("  levers", styled(", ".join(playbook.levers) or "none"))
+    grid.add_row("  from", styled(playbook.origin))
     for use in playbook.services:
-        text.append(f"\n  {_use(use)}")
-    return text if playbook.services else text.append("\n  not switched on anywhere", DOUBT)
+        grid.add_row("  on", styled(_use(use)))
+    if not playbook.services:
+        grid.add_row("  on", styled("no service yet", DOUBT))
+    title = styled(playbook.name, "bold").append(f"  {plain(playbook.summary)}")
+    return Group(title, grid)
 
 
 def _use(use: PlaybookUse) -> str:
     modes = ", ".join(f"{risk} risk: {mode}" for risk, mode in use.modes.items())
-    return f"on {where(use.system, use.service)}: {modes}; at most {budget(use.limits)}"
+    return f"{where(use.system, use.service)}: {modes}; at most {budget(use.limits)}"
 
 
 def budget(limits: Limits) -> str:

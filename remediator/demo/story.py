@@ -51,20 +51,27 @@ class Story:
         for mitigation in incident.mitigations:
             yield from self._mitigation(mitigation)
         if incident.outcome is not None and self.told.first("outcome"):
-            outcome = incident.outcome.replace("_", " ")
-            style = OUTCOMES.get(incident.outcome, BAD)
-            yield Fact(f"Closed as {outcome}: {incident.reason}", style=style)
+            yield self._closed(incident, incident.outcome)
+
+    def _closed(self, incident: IncidentView, outcome: IncidentOutcome) -> Fact:
+        new = self.told.first(incident.reason)  # a verdict's evidence is the reason of the end
+        return Fact(
+            f"The incident is closed as {outcome.replace('_', ' ')}",
+            (incident.reason,) if new else (),
+            style=OUTCOMES.get(outcome, BAD),
+        )
 
     def _mitigation(self, mitigation: MitigationView) -> Iterator[Fact]:
         if self.told.first(f"plan {mitigation.id}"):
             yield Fact(
-                f"Plan {mitigation.plan_hash}: {mitigation.summary}",
+                f"Plan {mitigation.plan_hash}: {mitigation.kind.replace('_', ' ')}"
+                f" on {mitigation.target}",
                 (mitigation.reason, f"risk {mitigation.risk}, mode {mitigation.mode}"),
             )
         if mitigation.state in PULLED and self.told.first(f"pulled {mitigation.id}"):
             applied = mitigation.state is MitigationState.APPLIED
             yield Fact(
-                f"Lever {mitigation.kind}: {mitigation.state.replace('_', ' ')}",
+                f"The lever is pulled: {mitigation.state.replace('_', ' ')}",
                 tuple(
                     f"{item.key}: {item.detail or item.state.replace('_', ' ')}"
                     for item in mitigation.items
@@ -72,6 +79,7 @@ class Story:
                 style=GOOD if applied else BAD,
             )
         if mitigation.verdict is not None and self.told.first(f"verdict {mitigation.id}"):
+            self.told.add(mitigation.evidence)
             yield Fact(
                 f"Verdict: {mitigation.verdict.replace('_', ' ')}",
                 (mitigation.evidence,),

@@ -65,9 +65,12 @@ async def listening(
     )
     await runner.setup()
     try:
+        protocol = runner.server
+        if protocol is None:
+            raise RuntimeError("aiohttp made no server")
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: _Connection(gate, _protocol(runner)), host, port, backlog=512
+            lambda: _Connection(gate, protocol()), host, port, backlog=512
         )
         try:
             bound = server.sockets[0].getsockname()
@@ -79,25 +82,27 @@ async def listening(
         await runner.cleanup()
 
 
-def _protocol(runner: web.AppRunner) -> asyncio.Protocol:
-    if runner.server is None:
-        raise RuntimeError("the server is not set up")
-    return runner.server()
-
-
 class _Gate:
     """The open connections, and which of them are in a request."""
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
         self._open: dict[asyncio.BaseTransport, _Connection] = {}
+        self._said_full = float("-inf")
 
     def enter(self, transport: asyncio.BaseTransport, connection: _Connection) -> bool:
         if len(self._open) >= self.limits.max_connections:
-            _log.warning("connection_refused", reason="max_connections", open=len(self._open))
+            self._say_full()
             return False
         self._open[transport] = connection
         return True
+
+    def _say_full(self) -> None:
+        """Log at most once a second: many connections is what this is about."""
+        now = asyncio.get_running_loop().time()
+        if now - self._said_full >= 1:
+            self._said_full = now
+            _log.warning("connection_refused", reason="max_connections", open=len(self._open))
 
     def leave(self, transport: asyncio.BaseTransport) -> None:
         self._open.pop(transport, None)

@@ -222,7 +222,7 @@ def _postgres_engine(url: str, *, read_only: bool) -> AsyncEngine:
             timeout=5,
             command_timeout=STATEMENT_TIMEOUT,
             server_settings={
-                "application_name": "remediator-store",
+                "application_name": "remediator",
                 "default_transaction_read_only": "on" if read_only else "off",
                 # a stopped process must not hold the serial lock for long
                 "idle_in_transaction_session_timeout": "5000",

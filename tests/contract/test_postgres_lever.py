@@ -450,8 +450,9 @@ async def test_lost_request_is_unknown_until_observed_as_not_applied(scene: Scen
         assert outcome.state is MitigationState.UNKNOWN
         assert [item.state for item in outcome.items] == [
             MitigationState.UNKNOWN,
-            MitigationState.NOT_APPLIED,  # nothing is sent after a lost answer
+            MitigationState.NOT_APPLIED,
         ]
+        assert outcome.items[1].detail == "not sent: an earlier answer was lost"
         proxy.broken, proxy.marker = False, b""
         assert (await lever.observe(preparation, "key")).state is MitigationState.NOT_APPLIED
     assert not await gone(scene, leaks[0])

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from aiohttp import web
 
 from remediator.cli import main
@@ -527,3 +530,72 @@ def test_a_terminal_that_knows_only_ascii_is_no_error() -> None:
 
 def test_plain_keeps_readable_text_of_any_script() -> None:
     assert plain("Überlast  日本\n\x1b[0mx\u200b") == "Überlast 日本 [0mx"
+
+
+# --- the service itself ---------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def serving(state: Path) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+    """Start ``remediator serve`` on a free port; what it prints once it listens."""
+    environ = os.environ | {
+        "REMEDIATOR_STATE_DIR": str(state),
+        "REMEDIATOR_LISTEN": "127.0.0.1:0",
+        "REMEDIATOR_CONFIG": "",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "remediator", "serve"),
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            yield (await process.stdout.read(4096)).decode(), process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()
+
+
+async def test_the_first_start_prints_a_receiver_and_the_commands_work_without_more(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REMEDIATOR_STATE_DIR", str(tmp_path))
+    monkeypatch.delenv("REMEDIATOR_TOKEN", raising=False)
+    async with serving(tmp_path) as (printed, process):
+        url = printed.split()[2]
+        [receiver] = yaml.safe_load(printed[printed.index("receivers:") :])["receivers"]
+        [webhook] = receiver["webhook_configs"]
+        assert webhook == {
+            "url": f"{url}/webhooks/alertmanager",
+            "send_resolved": True,
+            "max_alerts": 0,
+            "http_config": {
+                "authorization": {"type": "Bearer", "credentials_file": str(tmp_path / "token")}
+            },
+        }
+        monkeypatch.setenv("REMEDIATOR_URL", url)
+        file = tmp_path / "alert.json"
+        file.write_text('{"labels": {"alertname": "NobodyKnows"}}')
+        replayed = await run("replay", str(file), "--wait")
+        assert (replayed.code, replayed.err) == (0, "")
+        listed = json.loads((await run("incidents", "--json")).out)
+        assert listed["items"][0]["outcome"] == "no_match"
+        shown = await run("incidents", listed["items"][0]["id"])
+        assert "NobodyKnows" in shown.out
+        for name in ("playbooks", "limits", "deadletters"):
+            assert (await run(name)).code == 0
+        assert (await run("pause", "--reason", "test")).code == 0
+        assert "Paused: global by operator" in (await run("limits")).out
+        assert (await run("resume")).code == 0
+        assert (await run("resume")).code == 1
+        again = await run("serve")
+        assert again.code == 2
+        assert str(tmp_path) in again.err
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    async with serving(tmp_path) as (printed, _):
+        assert printed.split()[:2] == ["Listening", "on"]
+        assert "token" not in printed

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -218,20 +220,41 @@ def test_the_shops_story_is_told_once_and_in_order() -> None:
 
 
 def test_slacks_markup_becomes_style_and_its_entities_text() -> None:
-    text = mrkdwn("*bold* `a&lt;b` <http://x|label> snake_case_name 3 * 4 :x: [red]&amp;")
-    assert text.plain == "bold a<b label snake_case_name 3 * 4 ✘ [red]&"
-    assert {str(span.style) for span in text.spans} == {"bold", "cyan", "underline"}
+    text = mrkdwn("*bold* `a&lt;b` <http://x|label> snake_case_name 3 * 4 _it_ [red]&amp;")
+    assert text.plain == "bold a<b label snake_case_name 3 * 4 it [red]&"
+    assert {str(span.style) for span in text.spans} == {"bold", "cyan", "italic", "underline"}
 
 
 def test_a_message_is_drawn_block_by_block() -> None:
     out = io.StringIO()
     blocks: list[dict[str, Any]] = [
         {"type": "header", "text": {"type": "plain_text", "text": "Closed: shop/orders"}},
-        {"type": "divider"},
         {"type": "section", "text": {"type": "mrkdwn", "text": "*Found* 3 sessions"}},
-        {"type": "context", "elements": [{"type": "mrkdwn", "text": "_inc-1_"}]},
+        {"type": "section", "text": {"type": "plain_text", "text": "*as it is* &lt;inc-1&gt;"}},
     ]
     Console(file=out, width=60).print(draw_message("#alerts", blocks))
     shown = out.getvalue()
-    for text in ("#alerts", "remediator  APP", "Closed: shop/orders", "Found 3 sessions", "inc-1"):
+    for text in (
+        "#alerts",
+        "remediator  APP",
+        "Closed: shop/orders",
+        "Found 3 sessions",
+        "*as it is* <inc-1>",
+    ):
         assert text in shown
+
+
+# --- the whole ------------------------------------------------------------------------------------
+
+
+async def test_the_demo_mends_the_shop_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "remediator", "demo"),
+        env=os.environ | {"TMPDIR": str(tmp_path), "REMEDIATOR_LISTEN": "127.0.0.1:1"},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    printed = (await process.communicate())[0].decode()
+    assert process.returncode == 0, printed
+    assert "closed as mitigated" in printed
+    assert "Orders flow again" in printed
+    assert list(tmp_path.iterdir()) == []

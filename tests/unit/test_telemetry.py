@@ -114,7 +114,7 @@ def test_a_traceback_shows_no_local_variables_and_no_passwords(format_: Any) -> 
     stream = io.StringIO()
     configure_logging(format_, "info", stream)
     try:
-        connect("".join(["hun", "ter2"]))
+        connect("2retnuh"[::-1])  # not as it stands here: the source line is shown
     except OSError:
         structlog.get_logger("remediator.x").exception("failed")
         logging.getLogger("asyncio").exception("failed too")
