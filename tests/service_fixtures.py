@@ -115,6 +115,17 @@ class Service:
             shown = json.dumps(seen, indent=1)[-6000:]
             raise AssertionError(f"no incident with {expected}:\n{shown}\n{self.log()}") from None
 
+    async def closed(self, incident_id: str) -> dict[str, Any]:
+        """Wait until one incident is closed, and return it."""
+        async with asyncio.timeout(30):
+            while True:
+                incident: dict[str, Any] = (
+                    await self.api("GET", f"/incidents/{incident_id}")
+                ).json()
+                if incident["state"] == "closed":
+                    return incident
+                await asyncio.sleep(0.1)
+
     async def command(self, *arguments: str) -> tuple[int, str]:
         """Run a command of the command line against the service."""
         process = await asyncio.create_subprocess_exec(

@@ -7,7 +7,7 @@ import io
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,7 +21,7 @@ from remediator.demo.screen import Screen
 from remediator.demo.shop import Load, Shop, customers
 from remediator.demo.slack import LocalSlack
 from remediator.demo.slackview import draw_message
-from remediator.demo.story import BAD, GOOD, ShopLook, ShopStory, Story
+from remediator.demo.story import BAD, GOOD, Fact, ShopLook, ShopStory, Story
 from remediator.model import AlertStatus, IncidentOutcome, IncidentState
 from remediator.telemetry import configure_logging
 from remediator.views import IncidentSummary, IncidentView, Page
@@ -49,21 +49,23 @@ class DemoFailed(Exception):
 
 @dataclass
 class Gauge:
-    """Looks at the shop; orders a second come from its own count over the last second."""
+    """Looks at the shop; orders a second come from its own count over the last five looks."""
 
     shop: Shop
-    counts: deque[int] = field(default_factory=lambda: deque(maxlen=1 + round(1 / LOOK_EVERY)))
+    counts: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=6))
+    """Seconds and orders served."""
 
-    def look(self) -> ShopLook:
-        """Read the shop's figures; called every ``LOOK_EVERY`` seconds."""
-        self.counts.append(self.shop.served)
+    def look(self, now: float) -> ShopLook:
+        """Read the shop's figures at the second ``now``."""
+        self.counts.append((now, self.shop.served))
+        (start, before), (end, after) = self.counts[0], self.counts[-1]
         whole = len(self.counts) == self.counts.maxlen
         return ShopLook(
             active=self.shop.active,
             size=self.shop.size,
             waiting=self.shop.waiting,
             leaked=self.shop.leaked,
-            rate=self.counts[-1] - self.counts[0] if whole else 0,
+            rate=(after - before) / (end - start) if whole else 0,
         )
 
 
@@ -87,12 +89,10 @@ class Play:
             token=token,
         )
         async with customers(self.box.shop.shop, self.load), asyncio.TaskGroup() as group:
-            watching = group.create_task(self._watch_shop(), name="watch the shop")
             alerting = group.create_task(
                 play_alerts(route, Timing(), self._on_sent), name="play Alertmanager"
             )
             await self._follow()
-            watching.cancel()
             alerting.cancel()
 
     def _on_sent(self, status: AlertStatus, answer: httpx.Response) -> None:
@@ -102,23 +102,11 @@ class Play:
             f" {answer.status_code} {answer.reason_phrase}"
         )
 
-    async def _watch_shop(self) -> None:
-        gauge, story = Gauge(self.box.shop.shop), ShopStory()
-        while True:
-            look = self.look = gauge.look()
-            self.screen.status = (
-                f"pool {look.active} of {look.size}, {look.waiting} waiting,"
-                f" {look.rate:.0f} orders/s"
-            )
-            for fact in story.news(look):
-                self.screen.fact(fact.what, fact.details, fact.style)
-            await asyncio.sleep(LOOK_EVERY)
-
     async def _follow(self) -> None:
-        """Tell what the API says until the incident is closed and the shop sells again."""
+        """Tell what the API and the shop say until the incident is closed and orders flow."""
         token = (self.service.state_dir / "operator-token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
-        story = Story()
+        gauge, story, shop_story = Gauge(self.box.shop.shop), Story(), ShopStory()
         async with httpx.AsyncClient(
             base_url=self.service.url, headers=headers, trust_env=False
         ) as http:
@@ -127,11 +115,17 @@ class Play:
                     raise DemoFailed(f"not over within {WITHIN:g} s")
                 await asyncio.sleep(LOOK_EVERY)
                 self.incident = await _newest(http)
-                for fact in story.news(self.incident) if self.incident else ():
-                    self.screen.fact(fact.what, fact.details, fact.style)
+                self._tell(story.news(self.incident) if self.incident else ())
+                self.look = gauge.look(self.screen.elapsed)
+                self._tell(shop_story.news(self.look))
+                self.screen.status = f"{self.look}, {self.look.rate:.0f} orders/s"
         if self.incident is not None and self.incident.outcome is not IncidentOutcome.MITIGATED:
             raise DemoFailed(f"the incident closed as {self.incident.outcome}")
         await self._end()
+
+    def _tell(self, facts: Iterable[Fact]) -> None:
+        for fact in facts:
+            self.screen.fact(fact.what, fact.details, fact.style)
 
     async def _end(self) -> None:
         shop = self.box.shop.shop

@@ -112,6 +112,9 @@ class ShopLook:
         """Whether every connection is taken and orders wait."""
         return self.waiting > 0 and self.active == self.size
 
+    def __str__(self) -> str:
+        return f"{self.active} of {self.size} connections in use, {self.waiting} orders wait"
+
 
 @dataclass
 class ShopStory:
@@ -132,15 +135,7 @@ class ShopStory:
                 style=DOUBT,
             )
         if look.exhausted and self.told.first("exhausted"):
-            yield Fact(
-                f"The pool is exhausted: {look.active} of {look.size} connections in use,"
-                f" {look.waiting} orders wait",
-                style=BAD,
-            )
+            yield Fact(f"The pool is exhausted: {look}", style=BAD)
         recovered = "exhausted" in self.told and look.waiting == 0
         if recovered and self.told.first("recovered"):
-            yield Fact(
-                f"The pool recovered: {look.active} of {look.size} connections in use,"
-                f" {look.waiting} orders wait",
-                style=GOOD,
-            )
+            yield Fact(f"The pool recovered: {look}", style=GOOD)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from remediator.catalogue import Catalogue, Service
 from remediator.model import Alert, Value
 from remediator.playbook import PlaybookSet
+
+KEY_LENGTH = 256
+"""Characters of a correlation key before it is cut: labels are long, a database's index is not."""
 
 
 class Match(Value):
@@ -18,7 +23,10 @@ class Match(Value):
     def key(self, alert: Alert) -> str:
         """Return the correlation key: alerts of one service with one cause share it."""
         cause = self.playbook or alert.name
-        return f"{self.system or '-'}/{self.service or '-'}/{cause}"
+        key = f"{self.system or '-'}/{self.service or '-'}/{cause}"
+        if len(key) <= KEY_LENGTH:
+            return key
+        return f"{key[:KEY_LENGTH]}-{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def match(

@@ -144,6 +144,12 @@ async def test_an_alert_of_no_service_is_a_record_and_its_copies_add_none(bench:
     assert "no service of the catalogue" in incident.reason
 
 
+async def test_an_alert_with_a_very_long_name_is_taken(bench: Bench) -> None:
+    name = "N" * 60_000
+    await bench.receive(bench.alert(alertname=name), bench.alert(alertname=name + "2"))
+    assert len(await bench.incidents()) == 2
+
+
 async def test_a_delivery_that_triage_cannot_digest_becomes_a_dead_letter(bench: Bench) -> None:
     delivery = a_delivery(bench.clock)
     await bench.store.inbox.put(delivery, [bench.alert()], [])

@@ -170,11 +170,7 @@ async def test_replays_of_a_body_an_alert_and_a_stored_incident_dry_and_for_real
     assert (answer.status_code, answer.json()["dry_run"]) == (202, True)
     answer = await service.api("POST", "/replay?dry_run=false", json={"id": dry["id"]})
     (real_id,) = answer.json()["incidents"]
-    async with asyncio.timeout(30):
-        while (real := (await service.api("GET", f"/incidents/{real_id}")).json())[
-            "state"
-        ] == "open":
-            await asyncio.sleep(0.1)
+    real = await service.closed(real_id)
     assert (real["outcome"], real["replay_of"]) == ("mitigated", dry["id"])
     assert not await scene.is_(leak)
 

@@ -591,9 +591,8 @@ async def test_the_first_start_prints_a_receiver_and_the_commands_work_without_m
         assert "Paused: global by operator" in (await run("limits")).out
         assert (await run("resume")).code == 0
         assert (await run("resume")).code == 1
-        again = await run("serve")
-        assert again.code == 2
-        assert str(tmp_path) in again.err
+        async with serving(tmp_path) as (said, second):
+            assert (said, await second.wait()) == ("", 2)
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
     async with serving(tmp_path) as (printed, _):

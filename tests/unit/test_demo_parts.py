@@ -6,8 +6,10 @@ import asyncio
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -247,14 +249,35 @@ def test_a_message_is_drawn_block_by_block() -> None:
 # --- the whole ------------------------------------------------------------------------------------
 
 
-async def test_the_demo_mends_the_shop_and_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.fixture
+def emptied() -> Iterator[Path]:
+    """A folder that has to be empty again at the end."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to the server's account
+        Path(name).chmod(0o755)
+        yield Path(name)
+        assert list(Path(name).iterdir()) == []
+
+
+async def test_the_demo_mends_the_shop_and_leaves_nothing_behind(emptied: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "remediator", "demo"),
-        env=os.environ | {"TMPDIR": str(tmp_path), "REMEDIATOR_LISTEN": "127.0.0.1:1"},
+        env=os.environ | {"TMPDIR": str(emptied), "REMEDIATOR_LISTEN": "127.0.0.1:1"},
         stdout=asyncio.subprocess.PIPE,
     )
     printed = (await process.communicate())[0].decode()
     assert process.returncode == 0, printed
     assert "closed as mitigated" in printed
     assert "Orders flow again" in printed
-    assert list(tmp_path.iterdir()) == []
+
+
+async def test_an_interrupted_demo_leaves_nothing_behind(emptied: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "remediator", "demo"),
+        env=os.environ | {"TMPDIR": str(emptied)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async for line in process.stdout:
+        if b"remediator listens" in line:
+            process.send_signal(signal.SIGINT)
+    assert await process.wait() == 130
