@@ -73,7 +73,9 @@ class SwitchOff(Playbook[ThingsOn]):
         return await context.gather({"things": eyes.look()})
 
     def propose(self, context: Context, findings: Findings) -> Proposal:
-        on = sorted(findings["things"].summary.split())
+        mine = f"{context.incident.service}:"
+        things = sorted(findings["things"].summary.split())
+        on = [thing for thing in things if ":" not in thing or thing.startswith(mine)]
         if findings["things"].status is not FindingStatus.PROBLEM:
             return Proposal(reason="nothing is on")
         mitigation = Mitigation(

@@ -142,8 +142,9 @@ class SlackBot:
 class SlackWebhook:
     """Implements ``ports.Notifier`` with an incoming webhook, whose messages cannot be edited.
 
-    One message at the start, one at the end, nothing in between; ``Handle.detailed`` says that
-    the one at the end was sent.
+    One message at the start, one at the end, and in between only one that asks a human for an
+    approval; ``Handle.detailed`` says that the one at the end was sent, ``Handle.message`` that
+    a human was asked.
     """
 
     def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:
@@ -152,8 +153,10 @@ class SlackWebhook:
         self._client = AsyncWebhookClient(url, logger=_silent(), retry_handlers=[])
 
     async def send(self, report: Report, handle: Handle | None) -> Handle | None:
-        """Post ``report`` when it is the first or the final one."""
-        if handle is not None and (handle.detailed or not report.final):
+        """Post ``report`` when it is the first or the final one, or asks for a human."""
+        asked = handle.message if handle is not None else ""
+        asks = report.urgent and not asked
+        if handle is not None and (handle.detailed or not (report.final or asks)):
             return handle
         message = draw(report)
         async with _translated(self._timeout, "incoming webhook"):
@@ -166,7 +169,8 @@ class SlackWebhook:
             )
         if answer.status_code != 200:
             _refuse("incoming webhook", answer.status_code, answer.body, answer.headers)
-        return Handle(channel="webhook", message="", detailed=report.final)
+        said = "asked" if report.urgent else asked
+        return Handle(channel="webhook", message=said, detailed=report.final)
 
 
 class _MessageGone(PermanentError):

@@ -220,7 +220,7 @@ def _explain(play: Play, problem: str, log: str) -> None:
     if play.look is not None:
         screen.fact(f"The shop at the end: {play.look}")
     if log:
-        screen.fact("The service's warnings:", log.splitlines()[-LOG_LINES:])
+        screen.fact("Warnings in the log:", log.splitlines()[-LOG_LINES:])
     if play.incident is None:
         screen.fact("No incident was opened.")
         return

@@ -21,6 +21,9 @@ from remediator.views import Report
 
 SEND_TIMEOUT = 30.0
 """Seconds that a notifier may take; less than the lease of a notice."""
+DETAIL_ATTEMPTS = 5
+"""Times that the detail of a closed incident is tried again when only it failed."""
+_DETAIL_AGAIN = timedelta(seconds=30)
 _LONGEST = 300.0
 """Seconds between attempts once a chat has been away for long."""
 _log = structlog.get_logger(__name__)
@@ -46,7 +49,8 @@ async def _deliver(
         return
     try:
         async with asyncio.timeout(SEND_TIMEOUT):
-            handle = await notifier.send(summarise(view), notice.handle)
+            report = summarise(view)
+            handle = await notifier.send(report, notice.handle)
     except TimeoutError:
         await _later(store, notice, f"no answer within {SEND_TIMEOUT:g} s", None)
         count("delayed")
@@ -58,7 +62,9 @@ async def _deliver(
         await store.notices.failed(notice, str(error), timedelta(seconds=_LONGEST))
         count("failed")
     else:
-        await store.notices.sent(notice, handle)
+        whole = handle is None or handle.detailed or not report.final
+        again = None if whole or notice.attempts >= DETAIL_ATTEMPTS else _DETAIL_AGAIN
+        await store.notices.sent(notice, handle, again)
         count("sent")
 
 

@@ -20,7 +20,14 @@ from remediator.model import (
 )
 from remediator.report import wording
 from remediator.report.redaction import redact_incident
-from remediator.views import AlertView, FindingView, IncidentView, MitigationView, Report
+from remediator.views import (
+    AlertView,
+    FindingView,
+    IncidentView,
+    MitigationView,
+    Report,
+    TimelineEvent,
+)
 
 _SHOWN_ALERTS = 5
 _SHOWN_ITEMS = 10
@@ -153,7 +160,7 @@ def _done(view: IncidentView) -> tuple[str, ...]:
         lines += (wording.attempt(mitigation), *_items(mitigation))
     if not lines:
         lines.append(wording.nothing_done(view))
-    elif view.reason:
+    elif view.reason and view.reason not in {m.evidence for m in view.mitigations}:
         lines.append(f"In all: {wording.sentence(view.reason)}")
     return tuple(lines)
 
@@ -171,13 +178,20 @@ def _items(mitigation: MitigationView) -> Iterable[str]:
 def _reasons(view: IncidentView, said: str) -> list[str]:
     """Return the journal's latest reasons that the report has not given yet."""
     reasons: dict[str, str] = {}
+    evidence = {m.evidence for m in view.mitigations}
     for event in view.timeline:
-        if event.reason and event.reason not in said:
+        told = event.reason in said or event.reason in evidence
+        if event.reason and not told and not _is_routine(event):
             reasons[event.reason] = (
                 f"{event.at.astimezone(UTC):%H:%M:%S} {event.step}, {event.event}:"
                 f" {wording.sentence(event.reason)}"
             )
     return list(reasons.values())[-_SHOWN_REASONS:]
+
+
+def _is_routine(event: TimelineEvent) -> bool:
+    """Whether it is a look or a notification among many: the thread's detail has them all."""
+    return event.step == "triage" or event.event.startswith("looks ")
 
 
 # --- did it help ------------------------------------------------------------------------------

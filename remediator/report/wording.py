@@ -93,7 +93,8 @@ def attempt(mitigation: MitigationView) -> str:
         by=f" by {mitigation.decided_by}" if mitigation.decided_by else "",
         approved=f", approved by {mitigation.decided_by}" if mitigation.decided_by else "",
     )
-    return f"{fate} Reason: {sentence(mitigation.reason)}" if mitigation.reason else fate
+    why = mitigation.reason if mitigation.reason != mitigation.summary else ""
+    return f"{fate} Reason: {sentence(why)}" if why else fate
 
 
 _FATES: dict[MitigationState, str] = {

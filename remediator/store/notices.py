@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import case, or_, select, update
+from sqlalchemy import case, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import OwnershipLost
@@ -62,17 +62,31 @@ class Notices:
 
         return await self._database.write(operation)
 
-    async def sent(self, notice: Notice, handle: Handle | None) -> None:
-        """Record where the message is; what was asked for meanwhile stays due."""
-        stored = None if handle is None else handle.model_dump(mode="json")
-        await self._finish(
-            notice,
-            sent=notice.wanted,
-            attempts=0,
-            handle=stored,
-            last_error="",
-            due_at=case((t.notices.c.wanted > notice.wanted, t.notices.c.due_at), else_=None),
-        )
+    async def sent(
+        self, notice: Notice, handle: Handle | None, again_in: timedelta | None = None
+    ) -> None:
+        """Record where the message is; what was asked for meanwhile stays due.
+
+        ``again_in`` makes it due again: something of it is still missing.
+        """
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            later = None if again_in is None else now + again_in
+            due = case(
+                (t.notices.c.wanted > notice.wanted, t.notices.c.due_at),
+                else_=literal(later, t.Instant),
+            )
+            values = {
+                "sent": notice.wanted,
+                "attempts": 0 if again_in is None else notice.attempts + 1,
+                "handle": None if handle is None else handle.model_dump(mode="json"),
+                "last_error": "",
+                "due_at": due,
+            }
+            await _write(connection, notice, values)
+
+        await self._database.write(operation)
 
     async def failed(self, notice: Notice, reason: str, again_in: timedelta | None) -> None:
         """Record why it was not sent, and when it is tried again (None: never)."""
@@ -87,9 +101,6 @@ class Notices:
             )
 
         await self._database.write(operation)
-
-    async def _finish(self, notice: Notice, **values: Any) -> None:
-        await self._database.write(lambda connection: _write(connection, notice, values))
 
 
 async def _write(connection: AsyncConnection, notice: Notice, values: dict[str, Any]) -> None:

@@ -263,12 +263,21 @@ async def test_a_webhook_tells_the_start_and_the_end_only(
     webhook: SlackWebhook, slack: LocalSlack
 ) -> None:
     first = await webhook.send(OPENED, None)
-    assert await webhook.send(WAITING, first) is first
+    assert await webhook.send(OPENED, first) is first
     last = await webhook.send(FINAL, first)
     assert last is not None
     assert last.detailed
     assert await webhook.send(FINAL, last) is last
     assert [headline(m) for m in slack.posted] == [OPENED.headline, FINAL.headline]
+
+
+async def test_a_webhook_asks_for_an_approval_once(
+    webhook: SlackWebhook, slack: LocalSlack
+) -> None:
+    first = await webhook.send(OPENED, None)
+    asked = await webhook.send(WAITING, first)
+    assert await webhook.send(WAITING, asked) is asked
+    assert [headline(m) for m in slack.posted] == [OPENED.headline, WAITING.headline]
 
 
 async def test_a_webhook_tells_an_incident_that_is_over_at_once_in_one_message(

@@ -281,6 +281,22 @@ async def test_twelve_racing_for_a_budget_of_five_get_exactly_five(
         assert all(d.effect is Effect.DENY and "5 of 5" in d.reason for d in denied)
 
 
+async def test_twelve_incidents_and_a_budget_of_five_end_as_five_changes_and_seven_denials(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(f"s{n}") for n in range(12)]
+    five = WIDE.model_copy(update={"budget": 5})
+    world = World(things={f"s{n}:lamp" for n in range(12)})
+    async with open_bench(world, services, everywhere=five) as bench:
+        await bench.receive(*(bench.alert(service=f"s{n}") for n in range(12)))
+        await bench.settle(20)
+        incidents = await bench.incidents()
+        denied = [i for i in incidents if i.outcome is IncidentOutcome.DENIED]
+        made = [m for i in incidents for m in i.mitigations if m.state is MitigationState.APPLIED]
+        assert (len(made), len(denied), len(world.applied)) == (5, 7, 5)
+        assert all("5 of 5 mitigations" in i.reason for i in denied)
+
+
 async def test_a_target_has_one_mitigation_in_flight(open_bench: OpenBench) -> None:
     async with open_bench() as bench:
         await bench.receive(bench.alert())
