@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
 import structlog
-from sqlalchemy import event, text
+from sqlalchemy import Table, event, insert, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from remediator.errors import StoreUnavailable
+from remediator.store.tables import metadata
 
 T = TypeVar("T")
 Operation = Callable[[AsyncConnection], Awaitable[T]]
 """A state change. May run more than once, so it touches nothing but its connection."""
+
+Rows = Mapping[Table, Sequence[Mapping[str, Any]]]
+"""Rows to insert, by table; a table's rows all have the same columns."""
 
 BATCH = 256
 """Most operations in one commit; bounds the time that the first of them waits."""
@@ -39,9 +43,10 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class _Job:
-    operation: Operation[Any]
-    serial: bool
     done: asyncio.Future[Any]
+    rows: Rows = field(default_factory=dict)
+    operation: Operation[Any] | None = None
+    serial: bool = False
 
 
 class Database:
@@ -70,10 +75,19 @@ class Database:
         ``serial`` operations never run at the same time as another replica's. Raises what the
         operation raises (its changes are then undone), or ``StoreUnavailable``.
         """
-        job = _Job(operation, serial, asyncio.get_running_loop().create_future())
+        job = _Job(self._answer(), operation=operation, serial=serial)
         self._waiting.put_nowait(job)
         result: T = await job.done
         return result
+
+    async def insert(self, rows: Rows) -> None:
+        """Insert rows together with everybody else's, a statement a table; as ``write`` does."""
+        job = _Job(self._answer(), rows=rows)
+        self._waiting.put_nowait(job)
+        await job.done
+
+    def _answer(self) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -134,7 +148,18 @@ class Database:
                     # first of all, so that no row lock is held while waiting for it
                     lock = text("SELECT pg_advisory_xact_lock(:key)")
                     await connection.execute(lock, {"key": SERIAL_LOCK})
-                return [await job.operation(connection) for job in batch]
+                for table, rows in _together(batch):
+                    await connection.execute(insert(table), rows)
+                return [job.operation and await job.operation(connection) for job in batch]
+
+
+def _together(batch: list[_Job]) -> list[tuple[Table, list[Mapping[str, Any]]]]:
+    """Return the rows of all jobs by table, tables that others refer to first."""
+    merged: dict[Table, list[Mapping[str, Any]]] = {}
+    for job in batch:
+        for table, rows in job.rows.items():
+            merged.setdefault(table, []).extend(rows)
+    return [(t, merged[t]) for t in metadata.sorted_tables if merged.get(t)]
 
 
 def _answer(job: _Job, result: object) -> None:

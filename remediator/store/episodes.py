@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from pydantic import AwareDatetime
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import (
@@ -110,7 +110,7 @@ async def snapshot_of(connection: AsyncConnection, batch: Batch, keys: Keys) -> 
         for row in (await connection.execute(query)).mappings():
             episodes[row["fingerprint"]] = Episode.model_validate(dict(row))
     incidents: dict[str, IncidentId] = {}
-    for chunk in _chunks(keys(alert, delivery) for delivery, alerts in batch for alert in alerts):
+    for chunk in _chunks(_new_keys(batch, episodes, keys)):
         still_open = (t.incidents.c.state == IncidentState.OPEN) & (
             t.incidents.c.replay_of.is_(None)
         )
@@ -130,6 +130,15 @@ async def snapshot_of(connection: AsyncConnection, batch: Batch, keys: Keys) -> 
     return Snapshot(episodes=episodes, open_incidents=incidents)
 
 
+def _new_keys(batch: Batch, episodes: Mapping[str, Episode], keys: Keys) -> Iterable[str]:
+    """Return the keys of alerts that may open something: no open episode has them."""
+    for delivery, alerts in batch:
+        for alert in alerts:
+            episode = episodes.get(alert.fingerprint)
+            if episode is None or episode.status is not AlertStatus.FIRING:
+                yield keys(alert, delivery)
+
+
 async def apply(connection: AsyncConnection, decided: Correlation, now: datetime) -> None:
     """Write what was decided; wake the open incidents that it touches."""
     if decided.opened:
@@ -145,12 +154,16 @@ async def apply(connection: AsyncConnection, decided: Correlation, now: datetime
             .where(t.incidents.c.id.in_(chunk), t.incidents.c.state == IncidentState.OPEN)
             .values(due_at=now, poked=True)
         )
-    for delivery_id, incident_ids in decided.deliveries.items():
-        await connection.execute(
-            update(t.deliveries)
-            .where(t.deliveries.c.id == delivery_id)
-            .values(triaged_at=now, incidents=list(incident_ids))
-        )
+    done = [
+        {"done": delivery, "touching": list(incidents)}
+        for delivery, incidents in decided.deliveries.items()
+    ]
+    await connection.execute(
+        update(t.deliveries)
+        .where(t.deliveries.c.id == bindparam("done"))
+        .values(triaged_at=now, incidents=bindparam("touching", type_=t.Json)),
+        done,
+    )
 
 
 async def _write_alerts(connection: AsyncConnection, decided: Correlation, now: datetime) -> None:
@@ -163,10 +176,13 @@ async def _write_alerts(connection: AsyncConnection, decided: Correlation, now: 
         await connection.execute(insert(t.alerts), [_joined(j, now) for j in decided.joined])
     for chunk in _chunks(decided.resent):
         await connection.execute(update(t.alerts).where(t.alerts.c.id.in_(chunk)).values(**again))
-    for alert_id, ends_at in decided.left:
-        resolved = {"status": AlertStatus.RESOLVED, "ends_at": ends_at, "resolved_at": now}
+    if decided.left:
+        resolved = {"status": AlertStatus.RESOLVED, "resolved_at": now}
         await connection.execute(
-            update(t.alerts).where(t.alerts.c.id == alert_id).values(**again, **resolved)
+            update(t.alerts)
+            .where(t.alerts.c.id == bindparam("resolving"))
+            .values(**again, **resolved, ends_at=bindparam("ended", type_=t.Instant)),
+            [{"resolving": alert_id, "ended": ends_at} for alert_id, ends_at in decided.left],
         )
 
 

@@ -25,6 +25,9 @@ EXCERPT = 64 * 1024
 TRIAGE_BATCH = 64
 """Deliveries in one triage transaction."""
 
+Decode = Callable[[Delivery], Sequence[Alert]]
+"""Reads the alerts of a stored delivery again."""
+
 
 class Inbox:
     """Takes deliveries in and turns them into incidents."""
@@ -33,7 +36,7 @@ class Inbox:
         """Call ``arrived`` after each delivery is durable: the doorbell of triage."""
         self._database = database
         self._arrived = arrived
-        self._decoded: OrderedDict[DeliveryId, Sequence[Alert]] = OrderedDict()
+        self._decoded: OrderedDict[DeliveryId, tuple[Delivery, Sequence[Alert]]] = OrderedDict()
 
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
@@ -42,15 +45,20 @@ class Inbox:
 
         Raises ``StoreUnavailable``; then nothing was taken.
         """
-        await self._database.write(lambda c: _insert_delivery(c, delivery, len(alerts), dead))
-        self._decoded[delivery.id] = alerts
+        await self._database.insert(
+            {
+                t.deliveries: [_row(delivery, len(alerts), len(dead))],
+                t.dead_letters: _letters(delivery, dead),
+            }
+        )
+        self._decoded[delivery.id] = delivery, alerts
         while len(self._decoded) > HANDED_OVER:
             self._decoded.popitem(last=False)
         self._arrived()
 
     async def triage(
         self,
-        decode: Callable[[Delivery], Sequence[Alert]],
+        decode: Decode,
         keys: Keys,
         correlate: Correlate,
         only: DeliveryId | None = None,
@@ -61,12 +69,11 @@ class Inbox:
         """
 
         async def operation(connection: AsyncConnection) -> Correlation | None:
-            rows = (await connection.execute(_untriaged(only))).mappings().all()
-            if not rows:
+            waiting = (await connection.execute(_untriaged(only))).scalars().all()
+            if not waiting:
                 return None
             now = await self._database.now(connection)
-            deliveries = [delivery_of(row) for row in rows]
-            batch = [(d, self._decoded.get(d.id) or decode(d)) for d in deliveries]
+            batch = [await self._alerts(connection, found, decode) for found in waiting]
             snapshot = await snapshot_of(connection, batch, keys)
             correlation = correlate(batch, snapshot, now)
             await apply(connection, correlation, now)
@@ -77,6 +84,17 @@ class Inbox:
             self._decoded.pop(delivery, None)
         return correlation
 
+    async def _alerts(
+        self, connection: AsyncConnection, found: DeliveryId, decode: Decode
+    ) -> tuple[Delivery, Sequence[Alert]]:
+        """Return a delivery with its alerts, from memory where they are at hand."""
+        known = self._decoded.get(found)
+        if known is not None:
+            return known
+        query = select(t.deliveries).where(t.deliveries.c.id == found)
+        delivery = delivery_of((await connection.execute(query)).mappings().one())
+        return delivery, decode(delivery)
+
     async def incidents_of(self, delivery: DeliveryId) -> list[IncidentId]:
         """Return the incidents that a triaged delivery touched."""
         async with self._database.read() as connection:
@@ -86,8 +104,7 @@ class Inbox:
     async def waiting(self) -> list[DeliveryId]:
         """Return the ids of the oldest deliveries that wait for triage."""
         async with self._database.read() as connection:
-            rows = await connection.execute(_untriaged(None))
-            return [DeliveryId(row["id"]) for row in rows.mappings()]
+            return [DeliveryId(found) for found in await connection.scalars(_untriaged(None))]
 
     async def bury(self, delivery: DeliveryId, reason: str) -> None:
         """Make a delivery that triage cannot digest a dead letter, so that it blocks nothing."""
@@ -99,41 +116,34 @@ class Inbox:
             await connection.execute(update(t.deliveries).where(mine).values(triaged_at=now))
             excerpt = bytes(row["body"][:EXCERPT]).decode(errors="replace").replace("\0", "")
             letter = DeadLetter(reason=reason, excerpt=excerpt)
-            await _insert_dead(connection, delivery_of(row), [letter])
+            await connection.execute(insert(t.dead_letters), _letters(delivery_of(row), [letter]))
 
         await self._database.write(operation)
 
 
 def _untriaged(only: DeliveryId | None) -> Select[Any]:
-    query = select(t.deliveries).where(t.deliveries.c.triaged_at.is_(None))
+    query = select(t.deliveries.c.id).where(t.deliveries.c.triaged_at.is_(None))
     if only is not None:
         query = query.where(t.deliveries.c.id == only)
     return query.order_by(t.deliveries.c.received_at, t.deliveries.c.id).limit(TRIAGE_BATCH)
 
 
-async def _insert_delivery(
-    connection: AsyncConnection, delivery: Delivery, alerts: int, dead: Sequence[DeadLetter]
-) -> None:
-    row = delivery.model_dump() | {"alerts": alerts, "dead": len(dead), "incidents": []}
-    row["triaged_at"] = None if alerts else delivery.received_at
-    await connection.execute(insert(t.deliveries), row)
-    if dead:
-        await _insert_dead(connection, delivery, dead)
+def _row(delivery: Delivery, alerts: int, dead: int) -> dict[str, Any]:
+    row = {name: getattr(delivery, name) for name in Delivery.model_fields}
+    triaged_at = None if alerts else delivery.received_at
+    return row | {"alerts": alerts, "dead": dead, "incidents": [], "triaged_at": triaged_at}
 
 
-async def _insert_dead(
-    connection: AsyncConnection, delivery: Delivery, dead: Sequence[DeadLetter]
-) -> None:
+def _letters(delivery: Delivery, dead: Sequence[DeadLetter]) -> list[dict[str, Any]]:
     common = {
         "delivery_id": delivery.id,
         "source": delivery.source,
         "at": delivery.received_at,
     }
-    rows = [
+    return [
         letter.model_dump() | common | {"id": new_id("dead", delivery.received_at)}
         for letter in dead
     ]
-    await connection.execute(insert(t.dead_letters), rows)
 
 
 def delivery_of(row: Any) -> Delivery:
