@@ -119,6 +119,11 @@ class Work:
         silent = {Mode.OBSERVE, Mode.SHADOW}
         return self.claim.incident.dry_run or set(self.enabled.modes.values()) <= silent
 
+    def still_configured(self, mitigation: Mitigation) -> bool:
+        """Whether the service still has the target, and the playbook the lever, of a stored plan."""
+        targets = self.service.targets.values()
+        return mitigation.target in targets and mitigation.kind in self.playbook.levers
+
     def bounds(self, mitigation: Mitigation) -> tuple[Bound, ...]:
         """List every bound that ``mitigation`` has to keep."""
         own = self.enabled.limits.over(self.playbook.limits)
@@ -215,6 +220,9 @@ class Work:
 
 def close(claim: Claim, outcome: IncidentOutcome, reason: str) -> Transition:
     """End the incident's remediation."""
+    pending = [e.effect_key for e in claim.entries if e.state is MitigationState.RESERVED]
+    if pending:
+        reason = f"{reason}; a change may have been made: {', '.join(pending)}"
     event = TimelineEvent(
         at=claim.now, step=claim.incident.phase, event=f"closed as {outcome}", reason=reason
     )

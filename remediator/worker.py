@@ -26,6 +26,7 @@ from remediator.pipeline import take_step
 from remediator.ports import Notifier
 from remediator.report.deliver import deliver
 from remediator.store import Store
+from remediator.store.database import patiently
 from remediator.store.episodes import Correlation
 from remediator.store.queue import LEASE, Claim, Transition
 from remediator.triage.incidents import correlate
@@ -40,8 +41,7 @@ STEPS_AT_ONCE = 16
 """Incidents that one process works on at the same time."""
 FAILURES = 5
 """Unexpected failures of one step in a row after which a human gets the incident."""
-_AGAIN = (0.2, 0.5, 1.0, 2.0, 5.0)
-"""Seconds between attempts to write a finished step while the store is away."""
+
 
 Decode = Callable[[Delivery], Sequence[Alert]]
 
@@ -104,11 +104,10 @@ class Worker:
     async def run(self) -> None:
         """Run the loops until ``stop``; steps under way are finished first."""
         async with asyncio.TaskGroup() as group:
+            self._group = group
             group.create_task(self._loop(self._bell.deliveries, self._triage), name="triage")
             group.create_task(self._loop(self._bell.incidents, self._claim), name="incidents")
             group.create_task(self._loop(self._bell.notices, self._tell), name="notices")
-        if self._steps:
-            await asyncio.wait(self._steps)
 
     async def _loop(self, doorbell: asyncio.Event, work: Callable[[], Awaitable[bool]]) -> None:
         while not self._stopping.is_set():
@@ -173,7 +172,11 @@ class Worker:
         free = STEPS_AT_ONCE - len(self._steps)
         claims = await self._store.queue.claim(free) if free > 0 else []
         for claim in claims:
-            task = asyncio.create_task(self._work_on(claim), name=f"step {claim.incident.id}")
+            if self._stopping.is_set():  # claimed in the moment of stopping: for whoever comes
+                await self._store.queue.release(claim)
+                continue
+            name = f"step {claim.incident.id}"
+            task = self._group.create_task(self._work_on(claim), name=name)
             self._steps.add(task)
             task.add_done_callback(self._step_ended)
         return free > 0 and len(claims) == free
@@ -182,8 +185,6 @@ class Worker:
         self._steps.discard(task)
         self._bell.incidents.set()
         self._bell.notices.set()
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("step_died", task=task.get_name(), exc_info=task.exception())
 
     async def _work_on(self, claim: Claim) -> None:
         incident = claim.incident
@@ -191,45 +192,40 @@ class Worker:
             incident_id=incident.id, playbook=incident.playbook, phase=incident.phase
         ):
             started = asyncio.get_running_loop().time()
+            result = None
             try:
                 async with self._leased(claim):
                     result = await self._step(claim)
-                if result is not None:
-                    await self._finish(claim, result)
             except OwnershipLost as error:
                 _log.warning("ownership_lost", reason=str(error))
-                return
             except StoreUnavailable as error:  # the lease runs out and somebody takes over
                 _log.warning("step_not_finished", reason=str(error))
-                return
+            except Exception:  # noqa: BLE001 - one incident's fault must not end the others
+                _log.exception("step_lost")
             seconds = asyncio.get_running_loop().time() - started
             self._watcher.step_taken(claim, result, seconds)
 
     async def _step(self, claim: Claim) -> Transition | None:
+        """Take the step and store its result; count what fails unexpectedly, and give up."""
         try:
-            return await take_step(self._around, claim)
-        except (OwnershipLost, StoreUnavailable) as error:
-            if isinstance(error, OwnershipLost):
-                raise
-            _log.warning("store_unavailable", reason=str(error))
+            result = await take_step(self._around, claim)
+            await self._finish(claim, result)
+        except (OwnershipLost, StoreUnavailable):
+            raise
         except Exception:  # noqa: BLE001 - counted; a human gets the incident in the end
             _log.exception("step_failed")
+        else:
+            return result
         failures = await self._store.queue.retry_later(claim, timedelta(seconds=5))
         if failures < FAILURES:
             return None
         reason = f"the step {claim.incident.phase} failed {failures} times; see the service's log"
-        return close(claim, IncidentOutcome.ESCALATED, reason)
+        result = close(claim, IncidentOutcome.ESCALATED, reason)
+        await self._finish(claim, result)
+        return result
 
     async def _finish(self, claim: Claim, result: Transition) -> None:
-        for pause in _AGAIN:
-            try:
-                await self._store.queue.finish(claim, result)
-                break
-            except StoreUnavailable as error:
-                _log.warning("result_not_stored_yet", reason=str(error))
-                await asyncio.sleep(pause)
-        else:
-            await self._store.queue.finish(claim, result)
+        await patiently(lambda: self._store.queue.finish(claim, result))
         _log.info("step", next=result.phase, outcome=result.outcome, reason=result.reason)
         if result.due_in is not None and timedelta(0) < result.due_in < timedelta(seconds=POLL):
             loop = asyncio.get_running_loop()
@@ -273,11 +269,3 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), PACE)
         return told
-
-    async def drain(self, within: float) -> None:
-        """Give steps under way ``within`` seconds, then end them; their leases run out."""
-        self.stop()
-        if self._steps:
-            await asyncio.wait(self._steps, timeout=within)
-        for task in list(self._steps):
-            task.cancel()

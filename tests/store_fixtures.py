@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.model import (
@@ -36,7 +37,7 @@ from remediator.model import (
 )
 from remediator.pipeline import take_step
 from remediator.playbook import Context, Findings, Parameters, Playbook, PlaybookSet, alertnames
-from remediator.store import Store, open_store
+from remediator.store import Store, open_store, tables
 from remediator.store.queue import Claim, Transition
 from remediator.testing import FrozenClock, World, WorldLever, firing_alert, items
 from remediator.triage.incidents import correlate
@@ -161,7 +162,8 @@ class Bench:
                 pass
             if self.clock.now >= end:
                 return
-            due = await self.store.queue.next_due()
+            async with self.store.database.read() as connection:
+                due = await connection.scalar(select(func.min(tables.incidents.c.due_at)))
             self.clock.now = min(end, max(due or end, self.clock.now + timedelta(seconds=1)))
 
     async def incidents(self) -> list[Any]:

@@ -186,8 +186,10 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
         try:
             yield worker
         finally:
-            await worker.drain(parts.settings.shutdown_within.total_seconds())
-            await asyncio.wait([loops])
+            worker.stop()
+            within = parts.settings.shutdown_within.total_seconds()
+            await asyncio.wait([loops], timeout=within)
+            loops.cancel()  # what is left over is taken up again when its lease is over
             counting.cancel()
 
 

@@ -64,6 +64,8 @@ async def watch_backlog(store: Store, telemetry: Telemetry) -> None:
             backlog = await store.records.backlog()
         except StoreUnavailable as error:
             _log.warning("backlog_unknown", reason=str(error))
+        except Exception:  # noqa: BLE001 - a count that fails must not stop the service
+            _log.exception("backlog_unknown")
         else:
             telemetry.backlog(
                 open_incidents=backlog.open_incidents,

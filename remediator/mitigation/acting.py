@@ -46,8 +46,8 @@ async def act(work: Work) -> Transition:
         choose(work.claim.proposal, work.claim.entries) if approved is None else approved.mitigation
     )
     needed = Mode.AUTO if approved is None else Mode.APPROVE
-    if mitigation is None or not _reaches(work.mode(mitigation), needed):
-        return _mode_changed(work, approved)
+    if mitigation is None or not _allows(work, mitigation, needed):
+        return _configuration_changed(work, approved)
     impaired = await _impaired(work)
     if impaired is not None:
         decision = Decision(effect=Effect.WAIT, code="senses", reason=impaired)
@@ -160,16 +160,17 @@ def _refused(
     return closing.model_copy(update={"settlement": settlement})
 
 
-def _reaches(mode: Mode, needed: Mode) -> bool:
+def _allows(work: Work, mitigation: Mitigation, needed: Mode) -> bool:
     order = list(Mode)
-    return order.index(mode) >= order.index(needed)
+    reaches = order.index(work.mode(mitigation)) >= order.index(needed)
+    return reaches and work.still_configured(mitigation)
 
 
-def _mode_changed(work: Work, approved: LedgerEntry | None) -> Transition:
-    if approved is None:  # the configuration changed since the decision: decide again
+def _configuration_changed(work: Work, approved: LedgerEntry | None) -> Transition:
+    if approved is None:  # decide again
         return Transition(phase=Phase.DECIDE, notify=False)
-    reason = "approved, but the mode no longer allows it"
-    decision = Decision(effect=Effect.DENY, code="mode", reason=reason)
+    reason = "the configuration no longer allows it: its mode, target or lever has changed"
+    decision = Decision(effect=Effect.DENY, code="configuration", reason=reason)
     return _refused(work, approved.mitigation, decision, approved)
 
 

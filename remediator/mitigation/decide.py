@@ -22,6 +22,7 @@ from remediator.model import (
 )
 from remediator.store.ledger import Standing
 
+_MADE = (MitigationState.APPLIED, MitigationState.UNKNOWN, MitigationState.REVERTED)
 _APPROVAL_TIMES = {
     "critical": timedelta(minutes=5),
     "page": timedelta(minutes=5),
@@ -40,7 +41,7 @@ def choose(proposal: Proposal | None, entries: Iterable[LedgerEntry]) -> Mitigat
     made = [
         (entry.mitigation.kind, entry.mitigation.target.key, _identities(entry.mitigation.items))
         for entry in entries
-        if entry.state in (MitigationState.APPLIED, MitigationState.UNKNOWN)
+        if entry.state in _MADE
     ]
     for mitigation in proposal.mitigations if proposal is not None else ():
         this = (mitigation.kind, mitigation.target.key, _identities(mitigation.items))

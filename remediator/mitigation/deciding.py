@@ -39,6 +39,8 @@ async def decide(work: Work) -> Transition:
     mitigation = policy.choose(proposal, claim.entries)
     if mitigation is None:
         return _nothing_left(work, proposal)
+    if not work.still_configured(mitigation):  # the configuration changed: look afresh
+        return Transition(phase=Phase.DIAGNOSE, next_round=True, notify=False)
     if len(work.made) >= MUTATIONS_PER_INCIDENT:
         return work.escalate(f"{MUTATIONS_PER_INCIDENT} mitigations did not cure it")
     bounds = work.bounds(mitigation)

@@ -52,6 +52,11 @@ async def revert(work: Work) -> Transition:
     entry = work.find(MitigationState.APPLIED)
     if entry is None:
         return work.escalate("nothing is in flight that could be put back")
+    paused = await work.around.ledger.paused(work.claim.incident)
+    if paused is not None and not work.out_of_patience:
+        return work.wait(f"not put back yet: {paused}", SEEN_AGAIN, code="paused")
+    if paused is not None:
+        return work.escalate(f"the change was not put back: {paused}")
     try:
         outcome = await act.revert(work.lever(entry.mitigation), entry)
     except PermanentError as error:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import datetime
-from itertools import takewhile
+from datetime import datetime, timedelta
 
 import structlog
 
@@ -46,17 +45,18 @@ def verdict(
 ) -> Verdict | None:
     """Judge what was seen since ``since``; None while it is too early.
 
-    Better needs an unbroken run of good samples over the hold time, the shorter one once the
+    Better needs an unbroken run of good samples over the hold time (a long gap breaks it: nobody
+    looked), the shorter hold once the
     sender itself says that the alert resolved. At the deadline the last sample decides, but a
     good run under way is given the time to complete.
     """
-    good = list(takewhile(lambda s: s.assessment is Assessment.BETTER, reversed(samples)))
+    good = _good_run(samples, 2 * verification.interval + timedelta(seconds=SAMPLE_TIMEOUT))
     hold = verification.hold_resolved if resolved else verification.hold
     if len(good) > 1 and good[0].at - good[-1].at >= hold:
         seconds = (good[0].at - good[-1].at).total_seconds()
         reason = f"{good[0].evidence} (held for {seconds:.0f} s over {len(good)} samples)"
         return Verdict(assessment=Assessment.BETTER, reason=reason)
-    end = since + verification.deadline + (hold if good else type(hold)())
+    end = since + verification.deadline + (hold if good else timedelta(0))
     if now < end or not samples:
         return None
     last = samples[-1]
@@ -64,3 +64,14 @@ def verdict(
         reason = f"it did not stay better for long enough: {last.evidence}"
         return Verdict(assessment=Assessment.NOT_BETTER, reason=reason)
     return Verdict(assessment=last.assessment, reason=last.evidence)
+
+
+def _good_run(samples: Sequence[Sample], gap: timedelta) -> list[Sample]:
+    """Return the unbroken run of good samples at the end, newest first."""
+    run: list[Sample] = []
+    for sample in reversed(samples):
+        unseen = bool(run) and run[-1].at - sample.at > gap
+        if sample.assessment is not Assessment.BETTER or unseen:
+            break
+        run.append(sample)
+    return run

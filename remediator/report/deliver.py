@@ -16,6 +16,7 @@ from remediator.errors import OwnershipLost, PermanentError, TemporaryError
 from remediator.ports import Handle, Notifier
 from remediator.report.summary import summarise
 from remediator.store import Store
+from remediator.store.database import patiently
 from remediator.store.notices import Notice
 from remediator.views import Report
 
@@ -61,15 +62,19 @@ async def _deliver(
         _log.error("notice_refused", reason=str(error), incident_id=notice.incident_id)
         await store.notices.failed(notice, str(error), timedelta(seconds=_LONGEST))
         count("failed")
+    except Exception as error:  # noqa: BLE001 - a fault of ours may not silence all messages
+        _log.exception("notice_failed", incident_id=notice.incident_id)
+        await _later(store, notice, f"failed: {type(error).__name__}", None)
+        count("failed")
     else:
         whole = handle is None or handle.detailed or not report.final
         again = None if whole or notice.attempts >= DETAIL_ATTEMPTS else _DETAIL_AGAIN
-        await store.notices.sent(notice, handle, again)
+        await patiently(lambda: store.notices.sent(notice, handle, again))
         count("sent")
 
 
 async def _later(store: Store, notice: Notice, reason: str, after: float | None) -> None:
-    seconds = min(2.0**notice.attempts, _LONGEST) if after is None else after
+    seconds = min(2.0 ** min(notice.attempts, 10), _LONGEST) if after is None else after
     _log.warning("notice_delayed", reason=reason, again_in=seconds)
     await store.notices.failed(notice, reason, timedelta(seconds=seconds))
 

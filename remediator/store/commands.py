@@ -110,7 +110,7 @@ class Commands:
 
 
 async def _open_incident(connection: AsyncConnection, incident_id: str) -> Any:
-    query = select(t.incidents).where(t.incidents.c.id == incident_id)
+    query = select(t.incidents).where(t.incidents.c.id == incident_id).with_for_update()
     row = (await connection.execute(query)).mappings().first()
     if row is None:
         raise Refused(404, f"there is no incident {incident_id}")

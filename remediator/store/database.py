@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -38,6 +39,12 @@ SERIAL_LOCK = 0x52454D45
 STATEMENT_TIMEOUT = 15.0
 """Seconds after which a statement on PostgreSQL is given up: nothing may hang."""
 
+_AGAIN = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds between attempts to write a result while the store is away."""
+_PASSING = ("25006", "40", "53", "55", "57", "58")
+"""Begin of the SQLSTATEs that say nothing about the statement: read-only after a failover,
+deadlock, no resources, lock not to be had, cancelled or shutting down, system error."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -61,6 +68,8 @@ class Database:
         self._reader = reader
         self._writer = writer
         self._clock = clock
+        self._started, self._monotonic = datetime.now(UTC), time.monotonic()
+        self._closed = False
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
         self.is_postgres = writer.dialect.name == "postgresql"
 
@@ -75,16 +84,18 @@ class Database:
         ``serial`` operations never run at the same time as another replica's. Raises what the
         operation raises (its changes are then undone), or ``StoreUnavailable``.
         """
-        job = _Job(self._answer(), operation=operation, serial=serial)
-        self._waiting.put_nowait(job)
-        result: T = await job.done
+        result: T = await self._ask(_Job(self._answer(), operation=operation, serial=serial))
         return result
 
     async def insert(self, rows: Rows) -> None:
         """Insert rows together with everybody else's, a statement a table; as ``write`` does."""
-        job = _Job(self._answer(), rows=rows)
+        await self._ask(_Job(self._answer(), rows=rows))
+
+    async def _ask(self, job: _Job) -> Any:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
         self._waiting.put_nowait(job)
-        await job.done
+        return await job.done
 
     def _answer(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()
@@ -100,8 +111,8 @@ class Database:
         """Return the store's time: the database's clock, so that all replicas agree."""
         if self._clock is not None:
             return self._clock()
-        if not self.is_postgres:
-            return datetime.now(UTC)
+        if not self.is_postgres:  # one process: a clock that no correction of the time moves
+            return self._started + timedelta(seconds=time.monotonic() - self._monotonic)
         micros = text("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
         value = (await connection.execute(micros)).scalar_one()
         return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(value))
@@ -114,14 +125,16 @@ class Database:
                 batch.append(self._waiting.get_nowait())
             batch = [job for job in batch if not job.done.done()]
             try:
-                await self._settle(batch)
+                if batch:
+                    await self._settle(batch)
             except asyncio.CancelledError:
                 for job in batch:
                     _fail(job, StoreUnavailable("the store is closing"))
                 raise
 
     def refuse_waiting(self) -> None:
-        """Answer everything that still waits: the writer has ended."""
+        """Answer everything that still waits, and all that comes: the writer has ended."""
+        self._closed = True
         while not self._waiting.empty():
             _fail(self._waiting.get_nowait(), StoreUnavailable("the store is closing"))
 
@@ -180,11 +193,23 @@ def translated() -> Any:
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
         raise StoreUnavailable(f"the store does not answer: {type(error).__name__}") from error
     except DBAPIError as error:
-        if error.connection_invalidated:
-            raise StoreUnavailable("the store's connection was lost") from error
+        state = str(getattr(error.orig, "sqlstate", None) or "")
+        if error.connection_invalidated or state.startswith(_PASSING):
+            raise StoreUnavailable(f"the store cannot take it now ({state or 'lost'})") from error
         raise
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise StoreUnavailable(f"the store cannot be reached: {type(error).__name__}") from error
+
+
+async def patiently(write: Callable[[], Awaitable[T]]) -> T:
+    """Write what must not be lost, a few times over some seconds while the store is away."""
+    for pause in _AGAIN:
+        try:
+            return await write()
+        except StoreUnavailable as error:
+            _log.warning("result_not_stored_yet", reason=str(error))
+            await asyncio.sleep(pause)
+    return await write()
 
 
 @contextlib.asynccontextmanager

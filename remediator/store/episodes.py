@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import AwareDatetime
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, false, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import (
@@ -38,6 +38,10 @@ class Episode(Value):
     status: AlertStatus
     starts_at: AwareDatetime
     resolved_at: AwareDatetime | None
+    closed_at: AwareDatetime | None = None
+    """When its incident was closed; None while it is open."""
+    unmatched: bool = False
+    """Whether its incident is a record that nothing took it."""
 
 
 class Opening(Value):
@@ -76,8 +80,6 @@ class Correlation(Value):
     """Episodes that resolved, with the sender's time of it."""
     superseded: tuple[AlertId, ...] = ()
     """Resolved episodes that are not their fingerprint's latest any more."""
-    ignored: int = 0
-    """Notifications that change nothing: late, stale, or a resolve of what is not open."""
     deliveries: dict[DeliveryId, tuple[IncidentId, ...]]
     """Every delivery of the batch, with the incidents that it touched."""
 
@@ -104,9 +106,19 @@ def _chunks(values: Iterable[str]) -> Iterable[list[str]]:
 async def snapshot_of(connection: AsyncConnection, batch: Batch, keys: Keys) -> Snapshot:
     """Read what the decision about ``batch`` depends on; cost follows the batch."""
     episodes: dict[str, Episode] = {}
-    columns = [t.alerts.c[name] for name in Episode.model_fields]
+    stored = ("id", "incident_id", "fingerprint", "status", "starts_at", "resolved_at")
+    columns = [t.alerts.c[name] for name in stored]
+    unmatched = t.incidents.c.outcome == IncidentOutcome.NO_MATCH
     for chunk in _chunks(alert.fingerprint for _, alerts in batch for alert in alerts):
-        query = select(*columns).where(t.alerts.c.latest, t.alerts.c.fingerprint.in_(chunk))
+        query = (
+            select(
+                *columns,
+                t.incidents.c.closed_at,
+                func.coalesce(unmatched, false()).label("unmatched"),
+            )
+            .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
+            .where(t.alerts.c.latest, t.alerts.c.fingerprint.in_(chunk))
+        )
         for row in (await connection.execute(query)).mappings():
             episodes[row["fingerprint"]] = Episode.model_validate(dict(row))
     incidents: dict[str, IncidentId] = {}
@@ -123,19 +135,21 @@ async def snapshot_of(connection: AsyncConnection, batch: Batch, keys: Keys) -> 
             )
             .exists()
         )
-        query = select(t.incidents.c.correlation_key, t.incidents.c.id).where(
+        matching = select(t.incidents.c.correlation_key, t.incidents.c.id).where(
             t.incidents.c.correlation_key.in_(chunk), still_open | unmatched
         )
-        incidents |= {key: IncidentId(found) for key, found in await connection.execute(query)}
+        rows = (await connection.execute(matching)).all()
+        incidents |= {str(row[0]): IncidentId(row[1]) for row in rows}
     return Snapshot(episodes=episodes, open_incidents=incidents)
 
 
 def _new_keys(batch: Batch, episodes: Mapping[str, Episode], keys: Keys) -> Iterable[str]:
-    """Return the keys of alerts that may open something: no open episode has them."""
+    """Return the keys of alerts that may open something: no open incident has them."""
     for delivery, alerts in batch:
         for alert in alerts:
             episode = episodes.get(alert.fingerprint)
-            if episode is None or episode.status is not AlertStatus.FIRING:
+            firing = episode is not None and episode.status is AlertStatus.FIRING
+            if episode is None or not firing or episode.closed_at is not None:
                 yield keys(alert, delivery)
 
 

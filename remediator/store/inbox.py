@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, new_id
@@ -23,7 +24,12 @@ HANDED_OVER = 256
 EXCERPT = 64 * 1024
 """Bytes of a body that a dead letter keeps."""
 TRIAGE_BATCH = 64
-"""Deliveries in one triage transaction."""
+"""Deliveries in one triage transaction, at most."""
+TRIAGE_ALERTS = 2000
+"""Alerts in one triage transaction, which has to end within the database's patience; a single
+delivery may have more."""
+DECODED_ALERTS = 20_000
+"""Alerts that are kept in memory until triage takes them."""
 
 Decode = Callable[[Delivery], Sequence[Alert]]
 """Reads the alerts of a stored delivery again."""
@@ -52,8 +58,12 @@ class Inbox:
             }
         )
         self._decoded[delivery.id] = delivery, alerts
-        while len(self._decoded) > HANDED_OVER:
-            self._decoded.popitem(last=False)
+        held = sum(len(waiting) for _, waiting in self._decoded.values())
+        while len(self._decoded) > HANDED_OVER or (
+            held > DECODED_ALERTS and len(self._decoded) > 1
+        ):
+            _, (_, dropped) = self._decoded.popitem(last=False)
+            held -= len(dropped)
         self._arrived()
 
     async def triage(
@@ -67,32 +77,34 @@ class Inbox:
 
         ``decode`` reads a stored body again where the alerts are not at hand (after a restart).
         """
+        waiting = await self.waiting() if only is None else [only]
+        read = {found: await self._alerts(found, decode) for found in waiting}
 
         async def operation(connection: AsyncConnection) -> Correlation | None:
-            waiting = (await connection.execute(_untriaged(only))).scalars().all()
-            if not waiting:
+            still = t.deliveries.c.triaged_at.is_(None) & t.deliveries.c.id.in_(waiting)
+            left = set(await connection.scalars(select(t.deliveries.c.id).where(still)))
+            if not left:
                 return None
             now = await self._database.now(connection)
-            batch = [await self._alerts(connection, found, decode) for found in waiting]
+            batch = [read[found] for found in waiting if found in left]
             snapshot = await snapshot_of(connection, batch, keys)
             correlation = correlate(batch, snapshot, now)
             await apply(connection, correlation, now)
             return correlation
 
-        correlation = await self._database.write(operation, serial=True)
-        for delivery in correlation.deliveries if correlation else ():
+        correlation = await self._database.write(operation, serial=True) if waiting else None
+        for delivery in waiting:
             self._decoded.pop(delivery, None)
         return correlation
 
-    async def _alerts(
-        self, connection: AsyncConnection, found: DeliveryId, decode: Decode
-    ) -> tuple[Delivery, Sequence[Alert]]:
+    async def _alerts(self, found: DeliveryId, decode: Decode) -> tuple[Delivery, Sequence[Alert]]:
         """Return a delivery with its alerts, from memory where they are at hand."""
         known = self._decoded.get(found)
         if known is not None:
             return known
-        query = select(t.deliveries).where(t.deliveries.c.id == found)
-        delivery = delivery_of((await connection.execute(query)).mappings().one())
+        async with self._database.read() as connection:
+            query = select(t.deliveries).where(t.deliveries.c.id == found)
+            delivery = delivery_of((await connection.execute(query)).mappings().one())
         return delivery, decode(delivery)
 
     async def incidents_of(self, delivery: DeliveryId) -> list[IncidentId]:
@@ -102,30 +114,37 @@ class Inbox:
             return [IncidentId(found) for found in (await connection.execute(query)).scalar_one()]
 
     async def waiting(self) -> list[DeliveryId]:
-        """Return the ids of the oldest deliveries that wait for triage."""
+        """Return the oldest deliveries that wait for triage, as many as one batch may hold."""
+        query = (
+            select(t.deliveries.c.id, t.deliveries.c.alerts)
+            .where(t.deliveries.c.triaged_at.is_(None))
+            .order_by(t.deliveries.c.received_at, t.deliveries.c.id)
+            .limit(TRIAGE_BATCH)
+        )
         async with self._database.read() as connection:
-            return [DeliveryId(found) for found in await connection.scalars(_untriaged(None))]
+            rows = (await connection.execute(query)).all()
+        sums = accumulate(alerts for _, alerts in rows)
+        return [
+            DeliveryId(found)
+            for position, ((found, _), total) in enumerate(zip(rows, sums, strict=True))
+            if position == 0 or total <= TRIAGE_ALERTS
+        ]
 
     async def bury(self, delivery: DeliveryId, reason: str) -> None:
         """Make a delivery that triage cannot digest a dead letter, so that it blocks nothing."""
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
-            mine = t.deliveries.c.id == delivery
-            row = (await connection.execute(select(t.deliveries).where(mine))).mappings().one()
+            mine = (t.deliveries.c.id == delivery) & t.deliveries.c.triaged_at.is_(None)
+            row = (await connection.execute(select(t.deliveries).where(mine))).mappings().first()
+            if row is None:  # somebody else could digest it
+                return
             await connection.execute(update(t.deliveries).where(mine).values(triaged_at=now))
             excerpt = bytes(row["body"][:EXCERPT]).decode(errors="replace").replace("\0", "")
             letter = DeadLetter(reason=reason, excerpt=excerpt)
             await connection.execute(insert(t.dead_letters), _letters(delivery_of(row), [letter]))
 
         await self._database.write(operation)
-
-
-def _untriaged(only: DeliveryId | None) -> Select[Any]:
-    query = select(t.deliveries.c.id).where(t.deliveries.c.triaged_at.is_(None))
-    if only is not None:
-        query = query.where(t.deliveries.c.id == only)
-    return query.order_by(t.deliveries.c.received_at, t.deliveries.c.id).limit(TRIAGE_BATCH)
 
 
 def _row(delivery: Delivery, alerts: int, dead: int) -> dict[str, Any]:

@@ -138,7 +138,8 @@ async def _own(connection: AsyncConnection, incident: Incident) -> None:
         & (t.incidents.c.epoch == incident.epoch)
         & (t.incidents.c.state == IncidentState.OPEN)
     )
-    if (await connection.execute(select(t.incidents.c.id).where(mine))).first() is None:
+    query = select(t.incidents.c.id).where(mine).with_for_update()
+    if (await connection.execute(query)).first() is None:
         raise OwnershipLost(f"incident {incident.id} has been claimed or closed by another")
 
 
@@ -261,6 +262,16 @@ async def settle(
 async def close_entries(connection: AsyncConnection, incident: IncidentId, now: datetime) -> None:
     """Leave nothing of a closed incident in flight or waiting for an answer."""
     mine = t.mitigations.c.incident_id == incident
+    pending = t.mitigations.c.state == MitigationState.RESERVED
+    await connection.execute(
+        update(t.mitigations)
+        .where(mine, pending)
+        .values(
+            state=MitigationState.UNKNOWN,
+            evidence="the incident was closed before it was known whether this was done",
+            finished_at=now,
+        )
+    )
     await connection.execute(
         update(t.mitigations).where(mine, t.mitigations.c.in_flight).values(in_flight=False)
     )

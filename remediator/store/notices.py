@@ -9,13 +9,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import case, literal, or_, select, update
+from sqlalchemy import case, literal
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import OwnershipLost
 from remediator.model import IncidentId, Value
 from remediator.ports import Handle
 from remediator.store import tables as t
+from remediator.store.claims import claim_due, write_claimed
 from remediator.store.database import Database
 
 LEASE = timedelta(seconds=60)
@@ -43,21 +43,10 @@ class Notices:
 
         async def operation(connection: AsyncConnection) -> list[Notice]:
             now = await self._database.now(connection)
-            due = (
-                select(t.notices.c.incident_id)
-                .where(t.notices.c.due_at <= now)
-                .where(or_(t.notices.c.lease_until.is_(None), t.notices.c.lease_until <= now))
-                .order_by(t.notices.c.due_at)
-                .limit(limit)
-            )
-            if self._database.is_postgres:
-                due = due.with_for_update(skip_locked=True)
-            rows = await connection.execute(
-                update(t.notices)
-                .where(t.notices.c.incident_id.in_(due.scalar_subquery()))
-                .values(epoch=t.notices.c.epoch + 1, lease_until=now + LEASE)
-                .returning(*(t.notices.c[name] for name in Notice.model_fields))
-            )
+            postgres = self._database.is_postgres
+            claim = claim_due(t.notices, now, LEASE, limit, skip_locked=postgres)
+            columns = (t.notices.c[name] for name in Notice.model_fields)
+            rows = await connection.execute(claim.returning(*columns))
             return [Notice.model_validate(dict(row)) for row in rows.mappings()]
 
         return await self._database.write(operation)
@@ -88,25 +77,19 @@ class Notices:
 
         await self._database.write(operation)
 
-    async def failed(self, notice: Notice, reason: str, again_in: timedelta | None) -> None:
-        """Record why it was not sent, and when it is tried again (None: never)."""
+    async def failed(self, notice: Notice, reason: str, again_in: timedelta) -> None:
+        """Record why it was not sent, and when it is tried again."""
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
-            due = None if again_in is None else now + again_in
-            await _write(
-                connection,
-                notice,
-                {"attempts": notice.attempts + 1, "last_error": reason, "due_at": due},
-            )
+            attempts = notice.attempts + 1
+            values = {"attempts": attempts, "last_error": reason, "due_at": now + again_in}
+            await _write(connection, notice, values)
 
         await self._database.write(operation)
 
 
 async def _write(connection: AsyncConnection, notice: Notice, values: dict[str, Any]) -> None:
-    mine = (t.notices.c.incident_id == notice.incident_id) & (t.notices.c.epoch == notice.epoch)
-    done = await connection.execute(
-        update(t.notices).where(mine).values(**values, lease_until=None)
-    )
-    if done.rowcount != 1:
-        raise OwnershipLost(f"the notice of {notice.incident_id} was claimed by another worker")
+    # a higher epoch: a write whose answer was lost is not made twice
+    finished = values | {"lease_until": None, "epoch": notice.epoch + 1}
+    await write_claimed(connection, t.notices, notice.incident_id, notice.epoch, finished)

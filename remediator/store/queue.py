@@ -9,17 +9,18 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import AwareDatetime, Field
-from sqlalchemy import case, func, insert, literal, or_, select, update
+import structlog
+from pydantic import AwareDatetime, Field, ValidationError
+from sqlalchemy import case, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import OwnershipLost
 from remediator.model import (
     Alert,
     AlertStatus,
     Duration,
     Finding,
     Incident,
+    IncidentId,
     IncidentOutcome,
     IncidentState,
     LedgerEntry,
@@ -30,9 +31,13 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
+from remediator.store.claims import claim_due, write_claimed
 from remediator.store.database import Database
 from remediator.store.ledger import Settlement, close_entries, entry_of, insert_entry, settle
 from remediator.views import TimelineEvent
+
+_GOOD_ENDS = (IncidentOutcome.MITIGATED, IncidentOutcome.RESOLVED_BY_ITSELF)
+_log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=5)
 """Time after which a silent owner's incident is taken over; renewed at a third of it."""
@@ -48,7 +53,6 @@ class Claim(Value):
     """Its rows in the ledger, oldest first."""
     samples: tuple[Sample, ...]
     """Looks at the mitigation that is in flight."""
-    paused: bool
     now: AwareDatetime
     """The store's time at the claim."""
 
@@ -93,27 +97,12 @@ class Queue:
 
         async def operation(connection: AsyncConnection) -> list[Claim]:
             now = await self._database.now(connection)
-            due = (
-                select(t.incidents.c.id)
-                .where(t.incidents.c.due_at <= now)
-                .where(or_(t.incidents.c.lease_until.is_(None), t.incidents.c.lease_until <= now))
-                .order_by(t.incidents.c.due_at)
-                .limit(limit)
-            )
-            if self._database.is_postgres:
-                due = due.with_for_update(skip_locked=True)
-            rows = await connection.execute(
-                update(t.incidents)
-                .where(t.incidents.c.id.in_(due.scalar_subquery()))
-                .values(
-                    epoch=t.incidents.c.epoch + 1,
-                    owner=self._owner,
-                    lease_until=now + LEASE,
-                    poked=False,
-                )
-                .returning(t.incidents)
-            )
-            return [await _load(connection, row, now) for row in rows.mappings().all()]
+            postgres = self._database.is_postgres
+            claim = claim_due(t.incidents, now, LEASE, limit, skip_locked=postgres)
+            claim = claim.values(owner=self._owner, poked=False)
+            rows = (await connection.execute(claim.returning(t.incidents))).mappings().all()
+            claims = [await _load_or_close(connection, row, now) for row in rows]
+            return [claim for claim in claims if claim is not None]
 
         return await self._database.write(operation)
 
@@ -129,11 +118,16 @@ class Queue:
     async def finish(self, claim: Claim, result: Transition) -> None:
         """End the step: write its whole result, release the lease, keep earlier wake-ups.
 
-        Raises ``OwnershipLost`` and writes nothing when the incident was claimed since.
+        A good end is not written when an event came while the step ran: it may not be good any
+        more, so the step is taken again. Raises ``OwnershipLost`` and writes nothing when the
+        incident was claimed or finished since.
         """
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
+            if result.outcome in _GOOD_ENDS and await _is_poked(connection, claim):
+                await _write(connection, claim, {"due_at": now, "lease_until": None})
+                return
             await _write(connection, claim, _columns(claim, result, now))
             await _write_details(connection, claim.incident, result, now)
             if result.outcome is not None:
@@ -141,7 +135,8 @@ class Queue:
             if result.notify:
                 await request_notice(connection, claim.incident.id, now)
 
-        await self._database.write(operation)
+        # a close is serial with triage, so that no alert joins what is just being closed
+        await self._database.write(operation, serial=result.outcome is not None)
 
     async def retry_later(self, claim: Claim, delay: timedelta) -> int:
         """Give a step that failed unexpectedly another chance; return how often it failed."""
@@ -164,20 +159,15 @@ class Queue:
 
         await self._database.write(operation)
 
-    async def next_due(self) -> datetime | None:
-        """Return when the next incident is due, by the store's clock; None when none is."""
-        async with self._database.read() as connection:
-            when: datetime | None = (
-                await connection.execute(select(func.min(t.incidents.c.due_at)))
-            ).scalar_one()
-            return when
-
 
 async def _write(connection: AsyncConnection, claim: Claim, values: dict[str, Any]) -> None:
-    mine = (t.incidents.c.id == claim.incident.id) & (t.incidents.c.epoch == claim.incident.epoch)
-    done = await connection.execute(update(t.incidents).where(mine).values(**values))
-    if done.rowcount != 1:
-        raise OwnershipLost(f"incident {claim.incident.id} has been claimed by another worker")
+    incident = claim.incident
+    await write_claimed(connection, t.incidents, incident.id, incident.epoch, values)
+
+
+async def _is_poked(connection: AsyncConnection, claim: Claim) -> bool:
+    query = select(t.incidents.c.poked).where(t.incidents.c.id == claim.incident.id)
+    return bool((await connection.execute(query)).scalar_one())
 
 
 def _columns(claim: Claim, result: Transition, now: datetime) -> dict[str, Any]:
@@ -187,11 +177,16 @@ def _columns(claim: Claim, result: Transition, now: datetime) -> dict[str, Any]:
         "phase": Phase.DONE if closes else result.phase,
         "lease_until": None,
         "failures": 0,
-        # an event that came while the step ran is not lost: it stays due
-        "due_at": later
-        if closes
-        else case((t.incidents.c.poked, literal(now, t.Instant)), else_=literal(later, t.Instant)),
+        # a write whose answer was lost is not made twice
+        "epoch": claim.incident.epoch + 1,
     }
+    if closes:
+        values["due_at"] = None
+    elif later != now:  # what goes on at once keeps its place in the queue
+        # an event that came while the step ran is not lost: it stays due
+        values["due_at"] = case(
+            (t.incidents.c.poked, literal(now, t.Instant)), else_=literal(later, t.Instant)
+        )
     if result.phase is not claim.incident.phase or result.next_round or closes:
         values["phase_since"] = now
     if result.reason:
@@ -251,6 +246,36 @@ async def request_notice(connection: AsyncConnection, incident: str, now: dateti
         )
 
 
+async def _load_or_close(connection: AsyncConnection, row: Any, now: datetime) -> Claim | None:
+    """Read a claimed row; one that this version cannot read goes to a human and blocks nobody."""
+    try:
+        return await _load(connection, row, now)
+    except ValidationError as error:
+        _log.error("incident_unreadable", incident_id=row["id"], reason=str(error))
+        await close_unread(connection, row["id"], now)
+        return None
+
+
+async def close_unread(connection: AsyncConnection, incident: str, now: datetime) -> None:
+    """Close, as escalated, an incident whose stored state cannot be read."""
+    reason = "its stored state cannot be read by this version of the service; see the log"
+    await close_entries(connection, IncidentId(incident), now)
+    await connection.execute(
+        update(t.incidents)
+        .where(t.incidents.c.id == incident)
+        .values(
+            state=IncidentState.CLOSED,
+            phase=Phase.DONE,
+            outcome=IncidentOutcome.ESCALATED,
+            reason=reason,
+            closed_at=now,
+            due_at=None,
+            lease_until=None,
+        )
+    )
+    await request_notice(connection, incident, now)
+
+
 async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
     incident = incident_of(row)
     mine = t.mitigations.c.incident_id == incident.id
@@ -263,8 +288,6 @@ async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
         .where(mine, t.mitigations.c.in_flight)
         .order_by(t.samples.c.at)
     )
-    scopes = ("global", f"{incident.system}", f"{incident.system}/{incident.service}")
-    paused = await connection.execute(select(t.pauses.c.scope).where(t.pauses.c.scope.in_(scopes)))
     return Claim(
         incident=incident,
         alerts=await incident_alerts(connection, incident.id),
@@ -274,7 +297,6 @@ async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
             Sample.model_validate({name: sample[name] for name in Sample.model_fields})
             for sample in samples.mappings()
         ),
-        paused=paused.first() is not None,
         now=now,
     )
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Table, func, select, text, tuple_
+from sqlalchemy import Table, func, literal, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remediator.errors import Refused
 from remediator.model import (
     Alert,
     AlertStatus,
@@ -16,6 +18,7 @@ from remediator.model import (
     Delivery,
     IncidentState,
     Mitigation,
+    Value,
 )
 from remediator.store import tables as t
 from remediator.store.database import Database
@@ -79,7 +82,7 @@ class Records:
         where = {name: value for name, value in filters.items() if value is not None}
         async with self._database.read() as connection:
             rows, following = await _page(
-                connection, t.incidents, t.incidents.c.opened_at, after, limit, where
+                connection, _Listing(t.incidents, "opened_at", IncidentSummary), after, limit, where
             )
         return Page(items=[_summary(row) for row in rows], next=following)
 
@@ -101,9 +104,8 @@ class Records:
     async def deliveries(self, *, after: str | None = None, limit: int = 50) -> Page[DeliveryView]:
         """List deliveries without their bodies, newest first."""
         async with self._database.read() as connection:
-            rows, following = await _page(
-                connection, t.deliveries, t.deliveries.c.received_at, after, limit, {}
-            )
+            listing = _Listing(t.deliveries, "received_at", DeliveryView)
+            rows, following = await _page(connection, listing, after, limit, {})
         return Page(items=[_view(DeliveryView, row) for row in rows], next=following)
 
     async def dead_letters(
@@ -111,9 +113,8 @@ class Records:
     ) -> Page[DeadLetterView]:
         """List what was received and could not be used, newest first."""
         async with self._database.read() as connection:
-            rows, following = await _page(
-                connection, t.dead_letters, t.dead_letters.c.at, after, limit, {}
-            )
+            listing = _Listing(t.dead_letters, "at", DeadLetterView)
+            rows, following = await _page(connection, listing, after, limit, {})
         return Page(items=[_view(DeadLetterView, row) for row in rows], next=following)
 
     async def delivery(self, delivery_id: str) -> Delivery | None:
@@ -176,20 +177,34 @@ async def _count(connection: AsyncConnection, table: Table, *where: Any) -> int:
     return int((await connection.execute(query)).scalar_one())
 
 
+@dataclass(frozen=True)
+class _Listing:
+    """What a list shows: the columns of ``view``, in the order of the time ``at``."""
+
+    table: Table
+    at: str
+    view: type[Value]
+
+
 async def _page(
     connection: AsyncConnection,
-    table: Table,
-    at: Any,
+    listing: _Listing,
     after: str | None,
     limit: int,
     where: dict[str, str],
 ) -> tuple[list[Any], str | None]:
-    query = select(table).order_by(at.desc(), table.c.id.desc()).limit(limit + 1)
+    table, at = listing.table, listing.table.c[listing.at]
+    columns = (table.c[name] for name in listing.view.model_fields)
+    query = select(*columns).order_by(at.desc(), table.c.id.desc()).limit(limit + 1)
     for name, value in where.items():
         query = query.where(table.c[name] == value)
     if after is not None:
-        last = select(at).where(table.c.id == after).scalar_subquery()
-        query = query.where(tuple_(at, table.c.id) < tuple_(last, after))
+        found = await connection.execute(select(at).where(table.c.id == after))
+        last = found.scalar_one_or_none()
+        if last is None:
+            raise Refused(400, f"there is no {after!r} to go on after; begin at the first page")
+        bound = tuple_(literal(last, at.type), literal(after))
+        query = query.where(tuple_(at, table.c.id) < bound)
     rows = list((await connection.execute(query)).mappings())
     return rows[:limit], rows[limit - 1]["id"] if len(rows) > limit else None
 

@@ -6,6 +6,7 @@ them alike. An incident's row is its place in the queue; a mitigation's row is i
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,6 +29,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import TypeEngine
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -51,7 +53,56 @@ class Instant(TypeDecorator[datetime]):
         return None if value is None else _EPOCH + timedelta(microseconds=value)
 
 
-Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+class Words(TypeDecorator[str]):
+    """Text without what a database cannot hold: NUL and lone surrogates."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Replace them."""
+        return None if value is None else clean_text(value)
+
+
+class Document(TypeDecorator[Any]):
+    """JSON; jsonb on PostgreSQL. What JSON or a database cannot hold is replaced."""
+
+    impl = JSON(none_as_null=True)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Choose jsonb where there is one."""
+        kind = JSONB if dialect.name == "postgresql" else JSON
+        return dialect.type_descriptor(kind(none_as_null=True))
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """Replace NUL, lone surrogates and numbers that are none."""
+        return clean_json(value)
+
+
+def clean_text(text: str) -> str:
+    """Replace NUL and lone surrogates, which no database takes."""
+    if "\0" not in text and text.isascii():
+        return text
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def clean_json(value: Any) -> Any:
+    """Replace, at any depth, what neither JSON nor a database can hold."""
+    match value:
+        case str():
+            return clean_text(value)
+        case float() if not math.isfinite(value):
+            return str(value)
+        case dict():
+            return {clean_text(str(key)): clean_json(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [clean_json(inner) for inner in value]
+        case _:
+            return value
+
+
+Json = Document()
 RowId = BigInteger().with_variant(Integer, "sqlite")
 
 metadata = MetaData(
@@ -91,6 +142,7 @@ deliveries = Table(
     Column("triaged_at", Instant),
     Column("incidents", Json, nullable=False),
     _partial("ix_deliveries_untriaged", "received_at", where="triaged_at IS NULL"),
+    Index("ix_deliveries_received", "received_at", "id"),
 )
 
 dead_letters = Table(
@@ -101,8 +153,9 @@ dead_letters = Table(
     Column("source", String(20), nullable=False),
     Column("at", Instant, nullable=False),
     Column("position", Integer),
-    Column("reason", Text, nullable=False),
-    Column("excerpt", Text, nullable=False),
+    Column("reason", Words, nullable=False),
+    Column("excerpt", Words, nullable=False),
+    Index("ix_dead_letters_at", "at", "id"),
 )
 
 incidents = Table(
@@ -114,7 +167,7 @@ incidents = Table(
     Column("phase", String(20), nullable=False),
     Column("phase_since", Instant, nullable=False),
     Column("outcome", String(20)),
-    Column("reason", Text, nullable=False),
+    Column("reason", Words, nullable=False),
     Column("system", Text),
     Column("service", Text),
     Column("playbook", Text),
@@ -137,6 +190,7 @@ incidents = Table(
         unique=True,
     ),
     _partial("ix_incidents_due", "due_at", where="due_at IS NOT NULL"),
+    _partial("ix_incidents_still_open", "opened_at", where="state = 'open'"),
     Index("ix_incidents_opened", "opened_at", "id"),
 )
 
@@ -170,7 +224,7 @@ findings = Table(
     Column("at", Instant, nullable=False),
     Column("name", Text, nullable=False),
     Column("status", String(10), nullable=False),
-    Column("summary", Text, nullable=False),
+    Column("summary", Words, nullable=False),
     Column("value", Json),
 )
 
@@ -188,7 +242,7 @@ mitigations = Table(
     Column("mode", String(10), nullable=False),
     Column("state", String(20), nullable=False),
     Column("in_flight", Boolean, nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", Words, nullable=False),
     Column("plan_hash", String(16), nullable=False),
     Column("before", Json, nullable=False),
     Column("undo", Json),
@@ -200,7 +254,7 @@ mitigations = Table(
     Column("finished_at", Instant),
     Column("decided_by", String(200)),
     Column("verdict", String(20)),
-    Column("evidence", Text, nullable=False),
+    Column("evidence", Words, nullable=False),
     UniqueConstraint("effect_key"),
     _partial("ux_mitigations_in_flight", "target_key", where="in_flight", unique=True),
     _partial("ix_mitigations_reserved", "reserved_at", where="reserved_at IS NOT NULL"),
@@ -213,7 +267,7 @@ samples = Table(
     Column("mitigation_id", String(40), ForeignKey("mitigations.id"), nullable=False, index=True),
     Column("at", Instant, nullable=False),
     Column("assessment", String(20), nullable=False),
-    Column("evidence", Text, nullable=False),
+    Column("evidence", Words, nullable=False),
     Column("data", Json, nullable=False),
 )
 
@@ -225,7 +279,7 @@ journal = Table(
     Column("at", Instant, nullable=False),
     Column("step", String(20), nullable=False),
     Column("event", String(60), nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", Words, nullable=False),
     Column("data", Json, nullable=False),
 )
 
@@ -234,7 +288,7 @@ pauses = Table(
     metadata,
     Column("scope", String(400), primary_key=True),
     Column("by", String(200), nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", Words, nullable=False),
     Column("since", Instant, nullable=False),
 )
 
@@ -249,6 +303,6 @@ notices = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("handle", Json),
-    Column("last_error", Text, nullable=False),
+    Column("last_error", Words, nullable=False),
     _partial("ix_notices_due", "due_at", where="due_at IS NOT NULL"),
 )

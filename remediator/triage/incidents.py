@@ -1,8 +1,8 @@
 """CORRELATE: alerts open, join or leave incidents. Pure: the store applies what it returns.
 
 An alert's row is one episode of its fingerprint. While an episode is open every firing
-notification of it joins, whatever its startsAt; a later startsAt after a resolve opens a new
-one; a resolve that is older than the open episode is ignored.
+notification of it joins, whatever its startsAt; a later startsAt after a resolve, or after its
+incident was closed, opens a new one; a resolve that is older than the open episode is ignored.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ class _Draft:
     left: dict[AlertId, AwareDatetime | None] = field(default_factory=dict)
     superseded: dict[AlertId, None] = field(default_factory=dict)
     touched: dict[DeliveryId, dict[IncidentId, None]] = field(default_factory=dict)
-    ignored: int = 0
 
     def __post_init__(self) -> None:
         self.episodes = dict(self.snapshot.episodes)
@@ -71,29 +70,27 @@ class _Draft:
 
     def firing(self, delivery: Delivery, alert: Alert) -> None:
         episode = self.episodes.get(alert.fingerprint)
-        if episode is not None and episode.status is AlertStatus.FIRING:
+        if episode is None:
+            self._begin(delivery, alert)
+        elif self._begins_anew(episode, alert, delivery):
+            self._supersede(episode)
+            self._begin(delivery, alert)
+        elif episode.status is AlertStatus.FIRING:
             self._resend(delivery, episode)
-        elif episode is not None and not self._begins_anew(episode, alert):
-            self._ignore(delivery, episode)
         else:
-            if episode is not None:
-                self._supersede(episode)
-            match = self.matching(alert, delivery)
-            incident = self._incident(match.key(alert), match, alert)
-            self._join(delivery, incident, alert)
+            self._ignore(delivery, episode)
 
     def resolved(self, delivery: Delivery, alert: Alert) -> None:
         episode = self.episodes.get(alert.fingerprint)
         if episode is None or episode.status is not AlertStatus.FIRING:
-            self.ignored += 1
-        elif alert.ends_at is not None and alert.ends_at < episode.starts_at:
+            return
+        if alert.ends_at is not None and alert.ends_at < episode.starts_at:
             self._ignore(delivery, episode)
         else:
             self._leave(delivery, episode, alert)
 
     def replay(self, delivery: Delivery, alert: Alert) -> None:
         if alert.status is not AlertStatus.FIRING:
-            self.ignored += 1
             return
         match = self.matching(alert, delivery)
         key = f"{delivery.id}/{match.key(alert)}"
@@ -107,11 +104,19 @@ class _Draft:
             resent=tuple(self.resent),
             left=tuple(self.left.items()),
             superseded=tuple(self.superseded),
-            ignored=self.ignored,
             deliveries={delivery: tuple(found) for delivery, found in self.touched.items()},
         )
 
-    def _begins_anew(self, episode: Episode, alert: Alert) -> bool:
+    def _begin(self, delivery: Delivery, alert: Alert) -> None:
+        match = self.matching(alert, delivery)
+        self._join(delivery, self._incident(match.key(alert), match, alert), alert)
+
+    def _begins_anew(self, episode: Episode, alert: Alert, delivery: Delivery) -> bool:
+        if episode.status is AlertStatus.FIRING:
+            return episode.closed_at is not None and (
+                alert.starts_at > episode.closed_at  # its resolve was lost
+                or (episode.unmatched and self.matching(alert, delivery).playbook is not None)
+            )
         if alert.starts_at > episode.starts_at:
             return True
         return episode.resolved_at is None or self.now - episode.resolved_at > STALE_WITHIN
@@ -161,7 +166,6 @@ class _Draft:
         self.touched[delivery.id][episode.incident_id] = None
 
     def _ignore(self, delivery: Delivery, episode: Episode) -> None:
-        self.ignored += 1
         self.touched[delivery.id][episode.incident_id] = None
 
     def _leave(self, delivery: Delivery, episode: Episode, alert: Alert) -> None:

@@ -22,7 +22,7 @@ class Match(Value):
 
     def key(self, alert: Alert) -> str:
         """Return the correlation key: alerts of one service with one cause share it."""
-        cause = self.playbook or alert.name
+        cause = self.playbook or f"alert:{alert.name}"
         key = f"{self.system or '-'}/{self.service or '-'}/{cause}"
         if len(key) <= KEY_LENGTH:
             return key

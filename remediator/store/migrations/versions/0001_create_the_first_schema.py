@@ -37,13 +37,10 @@ def upgrade() -> None:
         sa.Column("alerts", sa.Integer(), nullable=False),
         sa.Column("dead", sa.Integer(), nullable=False),
         sa.Column("triaged_at", instant(), nullable=True),
-        sa.Column(
-            "incidents",
-            document(),
-            nullable=False,
-        ),
+        sa.Column("incidents", document(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_deliveries")),
     )
+    op.create_index("ix_deliveries_received", "deliveries", ["received_at", "id"], unique=False)
     op.create_index(
         "ix_deliveries_untriaged",
         "deliveries",
@@ -67,11 +64,7 @@ def upgrade() -> None:
         sa.Column("dry_run", sa.Boolean(), nullable=False),
         sa.Column("replay_of", sa.String(length=200), nullable=True),
         sa.Column("round", sa.Integer(), nullable=False),
-        sa.Column(
-            "proposal",
-            document(),
-            nullable=True,
-        ),
+        sa.Column("proposal", document(), nullable=True),
         sa.Column("opened_at", instant(), nullable=False),
         sa.Column("closed_at", instant(), nullable=True),
         sa.Column("due_at", instant(), nullable=True),
@@ -95,6 +88,14 @@ def upgrade() -> None:
     )
     op.create_index("ix_incidents_opened", "incidents", ["opened_at", "id"], unique=False)
     op.create_index(
+        "ix_incidents_still_open",
+        "incidents",
+        ["opened_at"],
+        unique=False,
+        sqlite_where=sa.text("state = 'open'"),
+        postgresql_where=sa.text("state = 'open'"),
+    )
+    op.create_index(
         "ux_incidents_open",
         "incidents",
         ["correlation_key"],
@@ -117,16 +118,8 @@ def upgrade() -> None:
         sa.Column("fingerprint", sa.Text(), nullable=False),
         sa.Column("source", sa.String(length=20), nullable=False),
         sa.Column("status", sa.String(length=10), nullable=False),
-        sa.Column(
-            "labels",
-            document(),
-            nullable=False,
-        ),
-        sa.Column(
-            "annotations",
-            document(),
-            nullable=False,
-        ),
+        sa.Column("labels", document(), nullable=False),
+        sa.Column("annotations", document(), nullable=False),
         sa.Column("group_key", sa.Text(), nullable=True),
         sa.Column("starts_at", instant(), nullable=False),
         sa.Column("ends_at", instant(), nullable=True),
@@ -163,6 +156,7 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dead_letters")),
     )
+    op.create_index("ix_dead_letters_at", "dead_letters", ["at", "id"], unique=False)
     op.create_index(
         op.f("ix_dead_letters_delivery_id"), "dead_letters", ["delivery_id"], unique=False
     )
@@ -180,11 +174,7 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("status", sa.String(length=10), nullable=False),
         sa.Column("summary", sa.Text(), nullable=False),
-        sa.Column(
-            "value",
-            document(),
-            nullable=True,
-        ),
+        sa.Column("value", document(), nullable=True),
         sa.ForeignKeyConstraint(
             ["incident_id"], ["incidents.id"], name=op.f("fk_findings_incident_id")
         ),
@@ -204,11 +194,7 @@ def upgrade() -> None:
         sa.Column("step", sa.String(length=20), nullable=False),
         sa.Column("event", sa.String(length=60), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
-        sa.Column(
-            "data",
-            document(),
-            nullable=False,
-        ),
+        sa.Column("data", document(), nullable=False),
         sa.ForeignKeyConstraint(
             ["incident_id"], ["incidents.id"], name=op.f("fk_journal_incident_id")
         ),
@@ -224,31 +210,15 @@ def upgrade() -> None:
         sa.Column("service", sa.Text(), nullable=False),
         sa.Column("playbook", sa.Text(), nullable=False),
         sa.Column("target_key", sa.Text(), nullable=False),
-        sa.Column(
-            "mitigation",
-            document(),
-            nullable=False,
-        ),
+        sa.Column("mitigation", document(), nullable=False),
         sa.Column("mode", sa.String(length=10), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
         sa.Column("in_flight", sa.Boolean(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("plan_hash", sa.String(length=16), nullable=False),
-        sa.Column(
-            "before",
-            document(),
-            nullable=False,
-        ),
-        sa.Column(
-            "undo",
-            document(),
-            nullable=True,
-        ),
-        sa.Column(
-            "items",
-            document(),
-            nullable=False,
-        ),
+        sa.Column("before", document(), nullable=False),
+        sa.Column("undo", document(), nullable=True),
+        sa.Column("items", document(), nullable=False),
         sa.Column("created_at", instant(), nullable=False),
         sa.Column("reserved_at", instant(), nullable=True),
         sa.Column("apply_before", instant(), nullable=True),
@@ -291,11 +261,7 @@ def upgrade() -> None:
         sa.Column("lease_until", instant(), nullable=True),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column(
-            "handle",
-            document(),
-            nullable=True,
-        ),
+        sa.Column("handle", document(), nullable=True),
         sa.Column("last_error", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(
             ["incident_id"], ["incidents.id"], name=op.f("fk_notices_incident_id")
@@ -322,11 +288,7 @@ def upgrade() -> None:
         sa.Column("at", instant(), nullable=False),
         sa.Column("assessment", sa.String(length=20), nullable=False),
         sa.Column("evidence", sa.Text(), nullable=False),
-        sa.Column(
-            "data",
-            document(),
-            nullable=False,
-        ),
+        sa.Column("data", document(), nullable=False),
         sa.ForeignKeyConstraint(
             ["mitigation_id"], ["mitigations.id"], name=op.f("fk_samples_mitigation_id")
         ),

@@ -1,0 +1,51 @@
+"""Rows as a queue: one claim at a time, fenced by an epoch. For incidents and for notices.
+
+A claim is one statement over rows that are due and whose lease is over. It raises the row's
+epoch; every later write of that claim says so and touches no row once somebody else claimed.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import Column, Table, Update, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.errors import OwnershipLost
+
+
+def claim_due(
+    table: Table, now: datetime, lease: timedelta, limit: int, *, skip_locked: bool
+) -> Update:
+    """Return the statement that claims up to ``limit`` due rows, oldest first."""
+    key = _key(table)
+    due = (
+        select(key)
+        .where(table.c.due_at <= now)
+        .where(or_(table.c.lease_until.is_(None), table.c.lease_until <= now))
+        .order_by(table.c.due_at)
+        .limit(limit)
+    )
+    if skip_locked:
+        due = due.with_for_update(skip_locked=True)
+    return (
+        update(table)
+        .where(key.in_(due.scalar_subquery()))
+        .values(epoch=table.c.epoch + 1, lease_until=now + lease)
+    )
+
+
+async def write_claimed(
+    connection: AsyncConnection, table: Table, row_id: str, epoch: int, values: dict[str, Any]
+) -> None:
+    """Change a claimed row; ``OwnershipLost`` when it was claimed or finished since."""
+    mine = (_key(table) == row_id) & (table.c.epoch == epoch)
+    done = await connection.execute(update(table).where(mine).values(**values))
+    if done.rowcount != 1:
+        raise OwnershipLost(f"{row_id} is no longer claimed by this worker")
+
+
+def _key(table: Table) -> Column[Any]:
+    (key,) = table.primary_key.columns
+    return key
