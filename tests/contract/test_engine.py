@@ -1,0 +1,256 @@
+"""What the engine must not do in the corners: on SQLite and on PostgreSQL alike."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import text, update
+
+from remediator.errors import OwnershipLost, Refused
+from remediator.mitigation.verify import verdict
+from remediator.model import (
+    AlertStatus,
+    Assessment,
+    IncidentOutcome,
+    IncidentState,
+    MitigationState,
+    Mode,
+    Phase,
+    Sample,
+    Verification,
+)
+from remediator.pipeline import take_step
+from remediator.store import tables as t
+from remediator.store.queue import Transition
+from remediator.testing import World
+from tests.store_fixtures import Bench, OpenBench, a_delivery, a_service, resolved
+
+
+async def _at(bench: Bench, phase: Phase) -> Any:
+    """Take steps until the only incident is claimed at ``phase``; return the claim."""
+    for _ in range(200):
+        for claim in await bench.claim():
+            if claim.incident.phase is phase:
+                return claim
+            result = await take_step(bench.around, claim)
+            await bench.store.queue.finish(claim, result)
+        bench.clock.advance(timedelta(seconds=1))
+    raise AssertionError(f"never came to {phase}")
+
+
+async def test_an_alert_that_joins_while_a_good_end_is_written_keeps_the_incident_open(
+    bench: Bench,
+) -> None:
+    first = bench.alert()
+    await bench.receive(first)
+    await bench.settle(45)
+    await bench.receive(resolved(first, bench.clock))
+    claim = await _at(bench, Phase.SETTLE)
+    good_end = await take_step(bench.around, claim)
+    assert good_end.outcome is IncidentOutcome.MITIGATED
+    await bench.receive(bench.alert(pod="another"))
+    await bench.store.queue.finish(claim, good_end)
+    assert (await bench.incident()).state is IncidentState.OPEN
+
+
+async def test_what_a_database_cannot_hold_is_replaced_and_stops_nothing(bench: Bench) -> None:
+    bench.world.things = {"lamp\0\ud800"}
+    await bench.receive(bench.alert())
+    await bench.settle(5)
+    incident = await bench.incident()
+    assert incident.outcome is IncidentOutcome.ESCALATED, "no such thing is on"
+    assert "lamp" in incident.findings[-1].summary
+
+
+async def test_one_incident_that_cannot_be_read_goes_to_a_human_and_blocks_nobody(
+    open_bench: OpenBench,
+) -> None:
+    async with open_bench(services=[a_service(), a_service("cart")]) as bench:
+        await bench.receive(bench.alert(), bench.alert(service="cart"))
+
+        async def spoil(connection: Any) -> None:
+            broken = update(t.incidents).where(t.incidents.c.service == "cart")
+            await connection.execute(broken.values(proposal={"of": "another version"}))
+
+        await bench.store.database.write(spoil)
+        await bench.settle()
+        by_service = {i.service: i for i in await bench.incidents()}
+        assert by_service["cart"].outcome is IncidentOutcome.ESCALATED
+        assert by_service["orders"].phase is Phase.VERIFY
+
+
+async def test_an_alert_that_a_playbook_takes_does_not_join_a_record_of_its_name(
+    bench: Bench,
+) -> None:
+    stray = bench.alert(alertname="SwitchOff")  # named as the playbook, which does not take it
+    await bench.receive(stray)
+    await bench.receive(bench.alert())
+    outcomes = {i.outcome for i in await bench.incidents()}
+    assert outcomes == {IncidentOutcome.NO_MATCH, None}
+
+
+async def test_an_alert_that_fires_anew_after_its_incident_closed_is_heard_without_a_resolve(
+    bench: Bench,
+) -> None:
+    alert = bench.alert()
+    await bench.receive(alert)
+    await bench.settle(200)
+    assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
+    bench.clock.advance(timedelta(days=1))
+    await bench.receive(alert)
+    assert len(await bench.incidents()) == 1, "the same episode is still told"
+    await bench.receive(alert.model_copy(update={"starts_at": bench.clock.now}))
+    assert len(await bench.incidents()) == 2
+
+
+async def test_a_change_that_is_pending_when_the_configuration_goes_is_said(
+    open_bench: OpenBench,
+) -> None:
+    world = World(things={"lamp"}, lose_answers=1)
+    async with open_bench(world) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle()
+    async with open_bench(world, services=[a_service("cart")], owner="later") as bench:
+        await bench.settle(10)
+        incident = await bench.incident()
+        assert incident.outcome is IncidentOutcome.ESCALATED
+        assert "a change may have been made" in incident.reason
+        assert incident.mitigations[0].state is MitigationState.UNKNOWN
+
+
+async def test_an_approved_plan_is_not_made_on_a_target_that_the_catalogue_has_lost(
+    open_bench: OpenBench,
+) -> None:
+    world = World(things={"lamp"})
+    async with open_bench(world, services=[a_service(mode=Mode.APPROVE)]) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle()
+        await bench.store.commands.approve((await bench.incident()).id, None, "ann")
+    moved = a_service(mode=Mode.APPROVE)
+    target = moved.targets["world"].model_copy(update={"name": "world-of-elsewhere"})
+    moved = moved.model_copy(update={"targets": {"world": target}})
+    async with open_bench(world, services=[moved], owner="later") as bench:
+        await bench.settle(10)
+        incident = await bench.incident()
+        assert (incident.outcome, world.applied) == (IncidentOutcome.DENIED, [])
+        assert "configuration" in incident.reason
+
+
+async def test_what_was_put_back_is_not_made_again(open_bench: OpenBench) -> None:
+    async with open_bench(World(things={"lamp"}), undo=True) as bench:
+        bench.eyes.assessment = Assessment.NOT_BETTER
+        await bench.receive(bench.alert())
+        await bench.settle(400)
+        incident = await bench.incident()
+        assert incident.outcome is IncidentOutcome.REVERTED
+        assert bench.world.applied == [(incident.mitigations[0].effect_key, "lamp")]
+
+
+async def test_nothing_is_put_back_while_paused(open_bench: OpenBench) -> None:
+    async with open_bench(World(things={"lamp"}), undo=True) as bench:
+        bench.eyes.assessment = Assessment.NOT_BETTER
+        await bench.receive(bench.alert())
+        await bench.settle(30)
+        await bench.store.commands.pause("global", "ann", "hands off")
+        await bench.settle(60)
+        assert bench.world.things == set()
+        await bench.store.commands.resume("global", "ann")
+        await bench.settle(15)
+        assert bench.world.things == {"lamp"}
+
+
+async def test_a_stale_owner_reserves_nothing_on_an_incident_that_is_being_closed(
+    open_bench: OpenBench, store_url: str
+) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("SQLite serves one process")
+    async with open_bench() as one, open_bench(owner="two") as two:
+        await one.receive(one.alert())
+        claim = await _at(one, Phase.ACT)
+        await two.store.commands.cancel(claim.incident.id, "ann", "mine")
+        with pytest.raises(OwnershipLost):
+            await take_step(one.around, claim)
+        assert one.world.applied == []
+
+
+async def test_deliveries_beyond_one_batch_are_all_triaged(bench: Bench) -> None:
+    for n in range(5):
+        pods = [bench.alert(pod=f"{n}-{m}") for m in range(900)]
+        await bench.store.inbox.put(a_delivery(bench.clock), pods, [])
+    assert len(await bench.store.inbox.waiting()) == 2
+    await bench.triage()
+    assert await bench.store.inbox.waiting() == []
+    assert sum(a.status is AlertStatus.FIRING for a in (await bench.incident()).alerts) == 200
+
+
+async def test_a_bad_operation_undoes_itself_and_not_its_neighbours(bench: Bench) -> None:
+    good = [a_delivery(bench.clock) for _ in range(5)]
+    twice = good[2]
+    writes = [bench.store.inbox.put(d, [], []) for d in (*good, twice)]
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    assert sum(isinstance(result, BaseException) for result in results) == 1
+    assert len((await bench.store.records.deliveries()).items) == 5
+
+
+async def test_an_unknown_place_to_go_on_from_is_said(bench: Bench) -> None:
+    with pytest.raises(Refused) as caught:
+        await bench.store.records.incidents(after="inc-of-nowhere")
+    assert caught.value.status == 400
+
+
+async def test_a_result_whose_answer_was_lost_is_not_written_twice(bench: Bench) -> None:
+    await bench.receive(bench.alert())
+    (claim,) = await bench.claim()
+    result = await take_step(bench.around, claim)
+    await bench.store.queue.finish(claim, result)
+    with pytest.raises(OwnershipLost):
+        await bench.store.queue.finish(claim, result)
+    events = [e.event for e in (await bench.incident()).timeline]
+    assert events.count("diagnosed") == 1
+
+
+async def test_a_claim_that_is_given_back_is_due_at_once(bench: Bench) -> None:
+    await bench.receive(bench.alert())
+    (claim,) = await bench.claim()
+    assert await bench.claim() == []
+    await bench.store.queue.release(claim)
+    assert len(await bench.claim()) == 1
+
+
+async def test_a_step_that_failed_is_due_later_and_counted(bench: Bench) -> None:
+    await bench.receive(bench.alert())
+    (claim,) = await bench.claim()
+    assert await bench.store.queue.retry_later(claim, timedelta(seconds=5)) == 1
+    assert await bench.claim() == []
+    bench.clock.advance(timedelta(seconds=5))
+    (claim,) = await bench.claim()
+    assert await bench.store.queue.retry_later(claim, timedelta(seconds=5)) == 2
+    bench.clock.advance(timedelta(seconds=5))
+    (claim,) = await bench.claim()
+    await bench.store.queue.finish(claim, Transition(phase=Phase.DECIDE))
+
+
+async def test_the_migrations_make_exactly_the_tables_that_are_declared(bench: Bench) -> None:
+    from alembic.autogenerate import compare_metadata  # noqa: PLC0415 - only here
+    from alembic.migration import MigrationContext  # noqa: PLC0415 - only here
+
+    def differences(connection: Any) -> Any:
+        return compare_metadata(MigrationContext.configure(connection), t.metadata)
+
+    async with bench.store.database.read() as connection:
+        assert await connection.run_sync(differences) == []
+        await connection.execute(text("SELECT 1"))
+
+
+def test_a_gap_without_a_look_breaks_a_run_of_good_samples() -> None:
+    rules = Verification(hold=timedelta(minutes=5), interval=timedelta(seconds=15))
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    samples = [
+        Sample(at=start, assessment=Assessment.BETTER, evidence="good"),
+        Sample(at=start + timedelta(minutes=9), assessment=Assessment.BETTER, evidence="good"),
+    ]
+    now = start + timedelta(minutes=9)
+    assert verdict(samples, rules, resolved=False, since=start, now=now) is None
