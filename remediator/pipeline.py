@@ -34,6 +34,7 @@ STEPS: Mapping[Phase, Step] = {
 
 async def take_step(around: Surroundings, claim: Claim) -> Transition:
     """Take the one step that ``claim`` is at."""
+    started = around.monotonic()
     incident = claim.incident
     service = around.catalogue.service(incident.system, incident.service)
     enabled = service.playbooks.get(incident.playbook or "") if service is not None else None
@@ -44,4 +45,5 @@ async def take_step(around: Surroundings, claim: Claim) -> Transition:
         playbook = around.playbooks.build(enabled.name, enabled.parameters)
     except ConfigError as error:
         return close(claim, IncidentOutcome.ESCALATED, str(error))
-    return await STEPS[incident.phase](Work(around, claim, service, enabled, playbook))
+    work = Work(around, claim, service, enabled, playbook, started)
+    return await STEPS[incident.phase](work)

@@ -84,6 +84,8 @@ class Work:
     service: Service
     enabled: EnabledPlaybook
     playbook: Playbook[Parameters]
+    started: float
+    """When the step began, by ``around.monotonic``: a claim that is older may be another's."""
 
     @property
     def context(self) -> Context:

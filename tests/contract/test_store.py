@@ -241,7 +241,7 @@ async def _reserve(
     assert service is not None
     enabled = service.playbooks["SwitchOff"]
     playbook = bench.around.playbooks.build("SwitchOff", {})
-    work = Work(bench.around, claim, service, enabled, playbook)
+    work = Work(bench.around, claim, service, enabled, playbook, 0.0)
     mitigation = Mitigation(
         kind="switch_off", target=service.targets["world"], reason=name, items=items(name)
     )
