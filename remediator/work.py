@@ -121,6 +121,15 @@ class Work:
         silent = {Mode.OBSERVE, Mode.SHADOW}
         return self.claim.incident.dry_run or set(self.enabled.modes.values()) <= silent
 
+    @property
+    def cause(self) -> str | None:
+        """A playbook at work on the same service whose cause explains this one's symptom."""
+        for name in self.claim.beside:
+            cls = self.around.playbooks.get(name)
+            if cls is not None and self.enabled.name in cls.explains:
+                return name
+        return None
+
     def still_configured(self, mitigation: Mitigation) -> bool:
         """Whether the service still has the target, and the playbook the lever, of a stored plan."""
         targets = self.service.targets.values()
@@ -195,6 +204,13 @@ class Work:
             events=() if known else (self.event(f"waiting: {code}", reason),),
             notify=not known,
         )
+
+    def wait_for_cause(self) -> Transition | None:
+        """Let the symptom wait while its cause is treated; None when there is none, or too long."""
+        if self.cause is None or self.out_of_patience:
+            return None
+        reason = f"{self.cause} is at work on this service and may explain it: its verdict first"
+        return self.wait(reason, SEEN_AGAIN, code="cause")
 
     def again(
         self, reason: str, event: TimelineEvent, settlement: Settlement | None = None

@@ -66,6 +66,7 @@ class SwitchOff(Playbook[ThingsOn]):
     targets = {"world": "world"}  # noqa: RUF012 - a constant of the test
     senses = frozenset({"world"})
     levers = frozenset({"switch_off"})
+    explains = frozenset({"Dim"})
     limits = WIDE
     parameters_type = ThingsOn
 
@@ -91,6 +92,13 @@ class SwitchOff(Playbook[ThingsOn]):
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
         eyes: Any = context.ports["world"]
         return Sample(at=context.now, assessment=eyes.assessment, evidence="as the test says")
+
+
+class Dim(SwitchOff):
+    """A symptom of what is on."""
+
+    matches = (alertnames("Dim"),)
+    explains = frozenset()
 
 
 @dataclass
@@ -216,7 +224,10 @@ def a_service(
         match={"system": "shop", "service": name},
         targets={"world": target},
         prometheus=None,
-        playbooks={"SwitchOff": EnabledPlaybook(name="SwitchOff", modes=dict.fromkeys(Risk, mode))},
+        playbooks={
+            playbook: EnabledPlaybook(name=playbook, modes=dict.fromkeys(Risk, mode))
+            for playbook in ("SwitchOff", "Dim")
+        },
         limits=limits,
         system_limits=system_limits,
         target_limits=target_limits,
@@ -238,7 +249,7 @@ def surroundings(
     ports: Mapping[str, Any] = {"world": eyes}
     around = Surroundings(
         catalogue=Catalogue(services=tuple(services), limits=everywhere),
-        playbooks=PlaybookSet([SwitchOff]),
+        playbooks=PlaybookSet([SwitchOff, Dim]),
         ports=lambda service: ports,
         levers=Levers({("world", f"world-of-{s.name}"): lever for s in services}),
         ledger=store.ledger,

@@ -35,6 +35,9 @@ async def decide(work: Work) -> Transition:
         return work.resolved_by_itself()
     if claim.now - claim.incident.phase_since > FRESH:
         return Transition(phase=Phase.DIAGNOSE, notify=False)
+    waiting = work.wait_for_cause()
+    if waiting is not None:
+        return waiting
     proposal = claim.proposal or Proposal(reason="the playbook proposed nothing")
     mitigation = policy.choose(proposal, claim.entries)
     if mitigation is None:

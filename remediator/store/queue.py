@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 from pydantic import AwareDatetime, Field, ValidationError
-from sqlalchemy import case, func, insert, literal, select, update
+from sqlalchemy import Select, case, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import (
@@ -51,6 +51,8 @@ class Claim(Value):
     proposal: Proposal | None
     entries: tuple[LedgerEntry, ...]
     """Its rows in the ledger, oldest first."""
+    beside: tuple[str, ...]
+    """Playbooks that are at work on other open incidents of the same service."""
     samples: tuple[Sample, ...]
     """Looks at the mitigation that is in flight."""
     now: AwareDatetime
@@ -291,6 +293,7 @@ async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
     return Claim(
         incident=incident,
         alerts=await incident_alerts(connection, incident.id),
+        beside=tuple(await connection.scalars(_beside(incident))),
         proposal=None if row["proposal"] is None else Proposal.model_validate(row["proposal"]),
         entries=tuple(entry_of(entry) for entry in entries.mappings()),
         samples=tuple(
@@ -298,6 +301,17 @@ async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
             for sample in samples.mappings()
         ),
         now=now,
+    )
+
+
+def _beside(incident: Incident) -> Select[Any]:
+    return (
+        select(t.incidents.c.playbook)
+        .where(t.incidents.c.state == IncidentState.OPEN, t.incidents.c.id != incident.id)
+        .where(t.incidents.c.system == incident.system)
+        .where(t.incidents.c.service == incident.service, t.incidents.c.playbook.is_not(None))
+        .distinct()
+        .order_by(t.incidents.c.playbook)
     )
 
 

@@ -17,6 +17,9 @@ async def diagnose(work: Work) -> Transition:
         return work.resolved_by_itself()
     if work.claim.incident.round >= ROUNDS:
         return work.escalate(f"{ROUNDS} diagnoses did not lead to a mitigation that helped")
+    waiting = work.wait_for_cause()
+    if waiting is not None:
+        return waiting
     seen = await look.diagnose(work.playbook, work.context)
     if seen.impaired and not work.never_changes and not work.out_of_patience:
         reason = f"our senses are impaired, so nothing is changed: {'; '.join(seen.impaired)}"

@@ -139,6 +139,23 @@ async def test_an_approved_plan_is_not_made_on_a_target_that_the_catalogue_has_l
         assert "configuration" in incident.reason
 
 
+async def test_a_symptom_waits_for_the_verdict_on_its_cause(bench: Bench) -> None:
+    symptom, cause = bench.alert(alertname="Dim"), bench.alert()
+    await bench.receive(symptom, cause)
+    await bench.settle(45)
+    by_name = {i.playbook: i for i in await bench.incidents()}
+    assert by_name["SwitchOff"].phase is Phase.SETTLE
+    assert (by_name["Dim"].phase, by_name["Dim"].mitigations) == (Phase.DIAGNOSE, [])
+    assert "SwitchOff is at work" in by_name["Dim"].reason
+    await bench.receive(resolved(cause, bench.clock), resolved(symptom, bench.clock))
+    await bench.settle(15)
+    outcomes = {i.playbook: i.outcome for i in await bench.incidents()}
+    assert outcomes == {
+        "SwitchOff": IncidentOutcome.MITIGATED,
+        "Dim": IncidentOutcome.RESOLVED_BY_ITSELF,
+    }
+
+
 async def test_what_was_put_back_is_not_made_again(open_bench: OpenBench) -> None:
     async with open_bench(World(things={"lamp"}), undo=True) as bench:
         bench.eyes.assessment = Assessment.NOT_BETTER

@@ -15,14 +15,18 @@ from tests.postgres_fixtures import Scene, eventually, require_embedded
 from tests.service_fixtures import Service, configuration, pool_alert
 
 
+def _configured(scene: Scene, slack: LocalSlack, folder: Path, store: str) -> Service:
+    folder.mkdir()
+    (folder / "store.dsn").write_text(store)
+    config = configuration(scene, slack, folder, "auto") | {"store": {"dsn_file": "store.dsn"}}
+    return Service(folder, config)
+
+
 @asynccontextmanager
 async def _replica(
     scene: Scene, slack: LocalSlack, folder: Path, store: str
 ) -> AsyncIterator[Service]:
-    folder.mkdir()
-    (folder / "store.dsn").write_text(store)
-    config = configuration(scene, slack, folder, "auto") | {"store": {"dsn_file": "store.dsn"}}
-    service = Service(folder, config)
+    service = _configured(scene, slack, folder, store)
     await service.start()
     try:
         yield service
