@@ -13,7 +13,12 @@ from datetime import timedelta
 
 import structlog
 
-from remediator.errors import BackendUnavailable, PermanentError, TemporaryError
+from remediator.errors import (
+    BackendRefused,
+    BackendUnavailable,
+    PermanentError,
+    TemporaryError,
+)
 from remediator.model import (
     LedgerEntry,
     Mitigation,
@@ -94,9 +99,15 @@ def not_prepared(
     error: BackendUnavailable | PermanentError,
     approved: LedgerEntry | None = None,
 ) -> Transition:
-    """Look again where the backend did not answer; look afresh where it refused."""
+    """Look again where the backend did not answer, afresh where it refused; not for ever."""
     if isinstance(error, BackendUnavailable) and not work.out_of_patience:
         return work.wait(str(error), SEEN_AGAIN, code="backend")
+    refused_before = any(
+        entry.state is MitigationState.NOT_APPLIED and entry.reason == str(error)
+        for entry in work.claim.entries
+    )
+    if refused_before or not isinstance(error, BackendRefused):
+        return work.escalate(f"{mitigation.kind} cannot be made: {error}")
     event = work.event(f"{mitigation.kind}: not made", str(error))
     if approved is not None:
         settlement = Settlement(

@@ -16,7 +16,8 @@ async def diagnose(work: Work) -> Transition:
     if not work.claim.firing:
         return work.resolved_by_itself()
     if work.claim.incident.round >= ROUNDS:
-        return work.escalate(f"{ROUNDS} diagnoses did not lead to a mitigation that helped")
+        reason = f"{ROUNDS} diagnoses did not lead to a mitigation that helped; the last"
+        return work.escalate(f"{reason}: {work.claim.incident.reason}")
     waiting = work.wait_for_cause()
     if waiting is not None:
         return waiting

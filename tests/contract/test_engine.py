@@ -26,6 +26,7 @@ from remediator.pipeline import take_step
 from remediator.store import tables as t
 from remediator.store.queue import Transition
 from remediator.testing import World
+from remediator.work import Levers
 from tests.store_fixtures import Bench, OpenBench, a_delivery, a_service, resolved
 
 
@@ -154,6 +155,28 @@ async def test_a_symptom_waits_for_the_verdict_on_its_cause(bench: Bench) -> Non
         "SwitchOff": IncidentOutcome.MITIGATED,
         "Dim": IncidentOutcome.RESOLVED_BY_ITSELF,
     }
+
+
+async def test_a_change_that_is_refused_for_the_same_reason_again_goes_to_a_human(
+    bench: Bench,
+) -> None:
+    bench.eyes.world = World(things={"lamp"})
+    bench.world.refuse = "our role may not switch anything off"
+    await bench.receive(bench.alert())
+    await bench.settle(5)
+    incident = await bench.incident()
+    assert incident.outcome is IncidentOutcome.ESCALATED
+    assert "our role may not" in incident.reason
+    assert len(incident.mitigations) == 1
+
+
+async def test_a_target_without_a_writer_goes_to_a_human_at_once(bench: Bench) -> None:
+    object.__setattr__(bench.around, "levers", Levers({}))
+    await bench.receive(bench.alert())
+    await bench.settle(5)
+    incident = await bench.incident()
+    assert incident.outcome is IncidentOutcome.ESCALATED
+    assert "no writer configured" in incident.reason
 
 
 async def test_what_was_put_back_is_not_made_again(open_bench: OpenBench) -> None:
