@@ -36,7 +36,7 @@ from remediator.model import (
     Value,
     Verification,
 )
-from remediator.ports import Endpoint, Metrics, Port, Sessions
+from remediator.ports import Breakers, Endpoint, KeySpace, Metrics, Port, Sessions, Workloads
 
 ENTRY_POINTS = "remediator.playbooks"
 CHECK_TIMEOUT = 5.0
@@ -81,6 +81,7 @@ class Parameters(Value):
 
 T = TypeVar("T", bound=Value)
 P = TypeVar("P", bound=Parameters)
+R = TypeVar("R")
 
 
 class Findings(dict[str, Finding]):
@@ -128,6 +129,22 @@ class Context:
         """Return the HTTP service in that role, or None where none is configured."""
         return cast("Endpoint | None", self.ports.get(role))
 
+    def breakers(self, role: str = "admin") -> Breakers:
+        """Return the reader of the circuit breakers in that role; ``PermanentError`` if none."""
+        port = self._port(role)
+        if not isinstance(port, Breakers):
+            name = self.targets[role].name if role in self.targets else role
+            raise PermanentError(f"no circuit breakers are configured: set breakers for {name!r}")
+        return port
+
+    def keyspace(self, role: str = "cache") -> KeySpace:
+        """Return the reader of the Redis in that role; ``PermanentError`` if there is none."""
+        return cast("KeySpace", self._port(role))
+
+    def workloads(self, role: str = "workload") -> Workloads:
+        """Return the reader of the cluster in that role; ``PermanentError`` if there is none."""
+        return cast("Workloads", self._port(role))
+
     def _port(self, role: str) -> Port:
         try:
             return self.ports[role]
@@ -150,15 +167,23 @@ class Context:
 async def _check(name: str, check: Awaitable[Finding], within: float) -> Finding:
     try:
         async with asyncio.timeout(within):
-            return await check
+            return returned(await check, Finding, name)
     except TimeoutError:
         reason = f"no answer within {within:g} s"
     except (TemporaryError, PermanentError) as error:
         reason = str(error)
     except Exception as error:  # noqa: BLE001 - author's code: its failure is a finding
         _log.exception("check_failed", check=name)
-        reason = f"the check itself failed: {type(error).__name__}"
+        said = str(error).partition("\n")[0][:200]
+        reason = f"the check itself failed: {type(error).__name__}: {said}"
     return Finding(name=name, status=FindingStatus.UNKNOWN, summary=reason)
+
+
+def returned(value: object, kind: type[R], by: str) -> R:
+    """Return what author's code returned; ``TypeError`` says what it should have been."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{by} returned {type(value).__name__}, not {kind.__name__}")
+    return value
 
 
 class Playbook(ABC, Generic[P]):

@@ -64,6 +64,13 @@ class FindingView(Value):
     value: dict[str, Any] | None = None
 
 
+class PlannedItem(Value):
+    """One thing that a mitigation touches, or would."""
+
+    key: str
+    summary: str
+
+
 class MitigationView(Value):
     """A ledger row as the operator's API shows it."""
 
@@ -79,7 +86,10 @@ class MitigationView(Value):
     plan_hash: str
     summary: str
     """What it does, in the playbook's words."""
+    planned: list[PlannedItem]
+    """What it touches, or would touch."""
     items: list[ItemOutcome]
+    """What became of each, once it is known."""
     verdict: Assessment | None = None
     evidence: str = ""
     created_at: AwareDatetime

@@ -212,14 +212,15 @@ class Worker:
             await self._finish(claim, result)
         except (OwnershipLost, StoreUnavailable):
             raise
-        except Exception:  # noqa: BLE001 - counted; a human gets the incident in the end
+        except Exception as error:  # noqa: BLE001 - counted; a human gets it in the end
             _log.exception("step_failed")
+            what = f"{type(error).__name__}: {str(error)[:200]}"
         else:
             return result
         failures = await self._store.queue.retry_later(claim, timedelta(seconds=5))
         if failures < FAILURES:
             return None
-        reason = f"the step {claim.incident.phase} failed {failures} times; see the service's log"
+        reason = f"the step {claim.incident.phase} failed {failures} times ({what}); see the log"
         result = close(claim, IncidentOutcome.ESCALATED, reason)
         await self._finish(claim, result)
         return result

@@ -60,6 +60,7 @@ def mitigation(state: MitigationState, **changes: Any) -> MitigationView:
             "risk": Risk.MEDIUM,
             "plan_hash": "0123456789abcdef",
             "summary": "End 2 sessions that are idle in transaction",
+            "planned": [],
             "items": [
                 ItemOutcome(key="pid 4711", state=state),
                 ItemOutcome(key="pid 4712", state=state, detail="gone already"),

@@ -100,7 +100,7 @@ async def _look(work: Work, entry: LedgerEntry) -> Transition:
         return _unknown(work, entry, outcome.detail)
     if outcome.state is MitigationState.NOT_APPLIED and not lever.conditional:
         return _unknown(work, entry, f"not seen in the world: {outcome.detail}")
-    detail = f"{outcome.detail} (found by looking: the answer was lost)"
+    detail = f"{outcome.detail} (found by looking: its answer was lost, or who made it ended)"
     return _after(work, entry, outcome.model_copy(update={"detail": detail}))
 
 

@@ -10,7 +10,7 @@ import structlog
 
 from remediator.errors import PermanentError, TemporaryError
 from remediator.model import Assessment, Mitigation, Sample, Verdict, Verification
-from remediator.playbook import Context, Parameters, Playbook
+from remediator.playbook import Context, Parameters, Playbook, returned
 
 SAMPLE_TIMEOUT = 20.0
 """Seconds that one look may take."""
@@ -24,14 +24,14 @@ async def take_sample(
     """Ask the playbook once; whatever fails is ``cannot_tell`` with the reason."""
     try:
         async with asyncio.timeout(SAMPLE_TIMEOUT):
-            return await playbook.verify(context, mitigation)
+            return returned(await playbook.verify(context, mitigation), Sample, "verify")
     except TimeoutError:
         reason = f"no answer within {SAMPLE_TIMEOUT:g} s"
     except (TemporaryError, PermanentError) as error:
         reason = str(error)
     except Exception as error:  # noqa: BLE001 - author's code: its failure proves nothing
         _log.exception("verification_failed", playbook=playbook.name)
-        reason = f"the playbook itself failed: {type(error).__name__}"
+        reason = f"the playbook {playbook.name} failed: {type(error).__name__}: {error}"
     return Sample(at=context.now, assessment=Assessment.CANNOT_TELL, evidence=reason)
 
 

@@ -103,7 +103,11 @@ class Commands:
             await _open_incident(connection, incident_id)
             await _refuse_under_way(connection, incident_id)
             why = f"cancelled by {by}: {reason or 'no reason given'}"
-            await _close(connection, incident_id, now, IncidentOutcome.SUPPRESSED, why)
+            unjudged = await _unjudged(connection, incident_id)
+            outcome = IncidentOutcome.ESCALATED if unjudged else IncidentOutcome.SUPPRESSED
+            if unjudged:
+                why = f"{why}; changed before and not judged any more: {', '.join(unjudged)}"
+            await _close(connection, incident_id, now, outcome, why)
             await _journal(connection, incident_id, now, "cancelled", by, reason)
 
         await self._order(operation)
@@ -127,6 +131,16 @@ async def _refuse_under_way(connection: AsyncConnection, incident_id: str) -> No
     key = (await connection.execute(query)).scalar()
     if key is not None:
         raise Refused(409, f"{key} is being made right now; ask again when its outcome is known")
+
+
+async def _unjudged(connection: AsyncConnection, incident_id: str) -> list[str]:
+    """Return the changes of which nobody has said yet whether they helped."""
+    query = select(t.mitigations.c.effect_key).where(
+        t.mitigations.c.incident_id == incident_id,
+        t.mitigations.c.state == MitigationState.APPLIED,
+        t.mitigations.c.verdict.is_(None),
+    )
+    return list(await connection.scalars(query))
 
 
 async def _waiting_plan(

@@ -36,6 +36,7 @@ from remediator.views import (
     MitigationView,
     Page,
     PauseView,
+    PlannedItem,
     TimelineEvent,
 )
 
@@ -267,6 +268,7 @@ def _mitigation(row: Any) -> MitigationView:
         risk=mitigation.risk,
         plan_hash=row["plan_hash"],
         summary=mitigation.reason,
+        planned=[PlannedItem(key=i.key, summary=i.summary) for i in mitigation.items],
         items=row["items"],
         verdict=row["verdict"],
         evidence=row["evidence"],

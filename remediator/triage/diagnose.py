@@ -8,7 +8,7 @@ import structlog
 
 from remediator.errors import PermanentError, TemporaryError
 from remediator.model import Finding, FindingStatus, Proposal, Sense, SenseState, Value
-from remediator.playbook import Context, Findings, Parameters, Playbook
+from remediator.playbook import Context, Findings, Parameters, Playbook, returned
 from remediator.work import probe
 
 DIAGNOSIS_TIMEOUT = 30.0
@@ -57,14 +57,14 @@ def _as_findings(senses: list[Sense]) -> list[Finding]:
 async def _look(playbook: Playbook[Parameters], context: Context) -> Findings:
     try:
         async with asyncio.timeout(DIAGNOSIS_TIMEOUT):
-            return await playbook.diagnose(context)
+            return returned(await playbook.diagnose(context), Findings, "diagnose")
     except TimeoutError:
         reason = f"the diagnosis took longer than {DIAGNOSIS_TIMEOUT:g} s"
     except (TemporaryError, PermanentError) as error:
         reason = str(error)
     except Exception as error:  # noqa: BLE001 - author's code: its failure is a finding
         _log.exception("diagnosis_failed", playbook=playbook.name)
-        reason = f"the playbook itself failed: {type(error).__name__}"
+        reason = f"the playbook {playbook.name} failed: {_first_line(error)}"
     unknown = Finding(name="diagnosis", status=FindingStatus.UNKNOWN, summary=reason)
     return Findings({unknown.name: unknown})
 
@@ -73,11 +73,15 @@ def _propose(playbook: Playbook[Parameters], context: Context, findings: Finding
     if "diagnosis" in findings and findings["diagnosis"].status is FindingStatus.UNKNOWN:
         return Proposal(reason=f"nothing is proposed: {findings['diagnosis'].summary}")
     try:
-        proposal = playbook.propose(context, findings)
+        proposal = returned(playbook.propose(context, findings), Proposal, "propose")
     except Exception as error:  # noqa: BLE001 - author's code: its failure is no reason to act
         _log.exception("proposal_failed", playbook=playbook.name)
-        return Proposal(reason=f"the playbook itself failed: {type(error).__name__}")
+        return Proposal(reason=f"the playbook {playbook.name} failed: {_first_line(error)}")
     return _checked(playbook, context, proposal)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
 
 
 def _checked(playbook: Playbook[Parameters], context: Context, proposal: Proposal) -> Proposal:

@@ -170,6 +170,25 @@ async def test_a_change_that_is_refused_for_the_same_reason_again_goes_to_a_huma
     assert len(incident.mitigations) == 1
 
 
+async def test_what_is_cancelled_after_a_change_is_a_humans_and_says_what_was_changed(
+    bench: Bench,
+) -> None:
+    await bench.receive(bench.alert())
+    await bench.settle(5)
+    await bench.store.commands.cancel((await bench.incident()).id, "ann", "mine")
+    incident = await bench.incident()
+    assert incident.outcome is IncidentOutcome.ESCALATED
+    assert incident.mitigations[0].effect_key in incident.reason
+
+
+async def test_a_plan_names_what_it_would_touch(open_bench: OpenBench) -> None:
+    async with open_bench(services=[a_service(mode=Mode.SHADOW)]) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle()
+        (plan,) = (await bench.incident()).mitigations
+        assert [item.key for item in plan.planned] == ["lamp", "oven"]
+
+
 async def test_a_target_without_a_writer_goes_to_a_human_at_once(bench: Bench) -> None:
     object.__setattr__(bench.around, "levers", Levers({}))
     await bench.receive(bench.alert())
