@@ -1,7 +1,7 @@
 """Runs the pipeline: takes what is due, one step at a time, and writes what came of it.
 
-Three loops, owned by one task group: deliveries become incidents, incidents take steps, humans
-are told. A doorbell wakes a loop at once; a poll every second is the truth.
+Four loops, owned by one task group: deliveries become incidents, incidents take steps, temporary
+changes are taken back, humans are told. A doorbell wakes a loop at once; a poll every second is the truth.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol
 import structlog
 
 from remediator.errors import OwnershipLost, StoreUnavailable
+from remediator.mitigation.holding import take_back
 from remediator.model import (
     Alert,
     Delivery,
@@ -108,6 +109,7 @@ class Worker:
             group.create_task(self._loop(self._bell.deliveries, self._triage), name="triage")
             group.create_task(self._loop(self._bell.incidents, self._claim), name="incidents")
             group.create_task(self._loop(self._bell.notices, self._tell), name="notices")
+            group.create_task(self._loop(asyncio.Event(), self._take_back), name="holds")
 
     async def _loop(self, doorbell: asyncio.Event, work: Callable[[], Awaitable[bool]]) -> None:
         while not self._stopping.is_set():
@@ -261,6 +263,9 @@ class Worker:
             raise
         finally:
             renewal.cancel()
+
+    async def _take_back(self) -> bool:
+        return await take_back(self._store, self._around.levers, self._around.monotonic)
 
     # --- humans -------------------------------------------------------------------------------
 

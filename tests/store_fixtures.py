@@ -14,11 +14,13 @@ import pytest
 from sqlalchemy import func, select
 
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
+from remediator.mitigation.holding import take_back
 from remediator.model import (
     Alert,
     Assessment,
     Delivery,
     DeliveryId,
+    Duration,
     Finding,
     FindingStatus,
     IncidentId,
@@ -49,6 +51,8 @@ WIDE = Limits(budget=100, window=timedelta(hours=1), cooldown=timedelta(0), conc
 
 class ThingsOn(Parameters):
     """Parameters of the test's playbook."""
+
+    hold: Duration | None = None
 
     verification: Verification = Verification(
         interval=timedelta(seconds=10),
@@ -86,6 +90,7 @@ class SwitchOff(Playbook[ThingsOn]):
             reason=f"{len(on)} things are on",
             items=items(*on),
             risk=Risk.LOW,
+            hold=self.parameters.hold,
         )
         return Proposal(mitigations=(mitigation,), reason="things are on")
 
@@ -168,11 +173,16 @@ class Bench:
         while True:
             while await self.step():
                 pass
+            await take_back(self.store, self.around.levers, self.clock.monotonic)
             if self.clock.now >= end:
                 return
             async with self.store.database.read() as connection:
-                due = await connection.scalar(select(func.min(tables.incidents.c.due_at)))
-            self.clock.now = min(end, max(due or end, self.clock.now + timedelta(seconds=1)))
+                dues = [
+                    await connection.scalar(select(func.min(table.c.due_at)))
+                    for table in (tables.incidents, tables.obligations)
+                ]
+            soon = self.clock.now + timedelta(seconds=1)
+            self.clock.now = min(end, max(soon, min((d for d in dues if d), default=end)))
 
     async def incidents(self) -> list[Any]:
         page = await self.store.records.incidents(limit=200)
@@ -213,6 +223,7 @@ def a_service(
     mode: Mode = Mode.AUTO,
     limits: Limits = WIDE,
     system_limits: Limits = WIDE,
+    parameters: Mapping[str, Any] | None = None,
     target_limits: Limits = WIDE,
 ) -> Service:
     target = Target(
@@ -225,7 +236,9 @@ def a_service(
         targets={"world": target},
         prometheus=None,
         playbooks={
-            playbook: EnabledPlaybook(name=playbook, modes=dict.fromkeys(Risk, mode))
+            playbook: EnabledPlaybook(
+                name=playbook, modes=dict.fromkeys(Risk, mode), parameters=dict(parameters or {})
+            )
             for playbook in ("SwitchOff", "Dim")
         },
         limits=limits,

@@ -13,6 +13,7 @@ from remediator.store.database import Database, open_database
 from remediator.store.inbox import Inbox
 from remediator.store.ledger import Ledger
 from remediator.store.notices import Notices
+from remediator.store.obligations import Obligations
 from remediator.store.queue import Queue
 from remediator.store.records import Records
 from remediator.store.schema import require_schema
@@ -31,6 +32,7 @@ class Store:
     queue: Queue
     ledger: Ledger
     notices: Notices
+    obligations: Obligations
     records: Records
     commands: Commands
 
@@ -62,6 +64,7 @@ async def open_store(
             queue=Queue(database, owner),
             ledger=ledger,
             notices=Notices(database),
+            obligations=Obligations(database),
             records=Records(database, ledger, bounds),
             commands=Commands(database, changed, scopes),
         )

@@ -25,6 +25,7 @@ from remediator.model import (
     IncidentState,
     LedgerEntry,
     MitigationId,
+    MitigationState,
     Phase,
     Proposal,
     Sample,
@@ -216,6 +217,8 @@ async def _write_details(
         await insert_entry(connection, result.entry)
     if result.settlement is not None:
         await settle(connection, incident.id, result.settlement, now)
+        if incident.phase is Phase.ACT and result.settlement.state is MitigationState.APPLIED:
+            await owe(connection, result.settlement.id, now)
     if result.sample is not None:
         mitigation, sample = result.sample
         row = sample.model_dump() | {"mitigation_id": mitigation}
@@ -313,6 +316,16 @@ def _beside(incident: Incident) -> Select[Any]:
         .distinct()
         .order_by(t.incidents.c.playbook)
     )
+
+
+async def owe(connection: AsyncConnection, mitigation: MitigationId, now: datetime) -> None:
+    """Note, where the change is temporary, that it has to be taken back at its hold time."""
+    query = select(t.mitigations).where(t.mitigations.c.id == mitigation)
+    entry = entry_of((await connection.execute(query)).mappings().one())
+    if entry.mitigation.hold is not None and entry.undo is not None:
+        due = now + entry.mitigation.hold
+        row = {"mitigation_id": mitigation, "due_at": due, "epoch": 0, "attempts": 0}
+        await connection.execute(insert(t.obligations), row)
 
 
 async def incident_alerts(connection: AsyncConnection, incident: str) -> tuple[Alert, ...]:

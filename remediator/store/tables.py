@@ -260,6 +260,17 @@ mitigations = Table(
     _partial("ix_mitigations_reserved", "reserved_at", where="reserved_at IS NOT NULL"),
 )
 
+obligations = Table(
+    "obligations",
+    metadata,
+    Column("mitigation_id", String(40), ForeignKey("mitigations.id"), primary_key=True),
+    Column("due_at", Instant, nullable=False),
+    Column("lease_until", Instant),
+    Column("epoch", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Index("ix_obligations_due", "due_at"),
+)
+
 samples = Table(
     "samples",
     metadata,

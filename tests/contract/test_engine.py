@@ -208,6 +208,59 @@ async def test_what_was_put_back_is_not_made_again(open_bench: OpenBench) -> Non
         assert bench.world.applied == [(incident.mitigations[0].effect_key, "lamp")]
 
 
+async def _mitigated_for_ten_minutes(bench: Bench) -> None:
+    alert = bench.alert()
+    await bench.receive(alert)
+    await bench.settle(45)
+    await bench.receive(resolved(alert, bench.clock))
+    await bench.settle()
+    assert (await bench.incident()).outcome is IncidentOutcome.MITIGATED
+    assert bench.world.things == set()
+
+
+async def test_a_temporary_change_is_taken_back_at_its_hold_time_after_the_incident(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        await bench.settle(500)
+        assert bench.world.things == set()
+        await bench.settle(100)
+        assert bench.world.things == {"lamp"}
+        incident = await bench.incident()
+        assert (incident.outcome, incident.mitigations[0].state) == (
+            IncidentOutcome.MITIGATED,
+            MitigationState.REVERTED,
+        )
+        assert incident.timeline[-1].event == "taken back"
+
+
+async def test_a_temporary_change_that_cannot_be_taken_back_goes_to_a_human(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        bench.world.refuse = "somebody changed it since"
+        await bench.settle(1300)
+        incident = await bench.incident()
+        assert incident.outcome is IncidentOutcome.ESCALATED
+        assert "not taken back" in incident.reason
+
+
+async def test_a_pause_holds_the_taking_back_too(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        await bench.store.commands.pause("global", "ann", "release")
+        await bench.settle(700)
+        assert bench.world.things == set()
+        await bench.store.commands.resume("global", "ann")
+        await bench.settle(60)
+        assert bench.world.things == {"lamp"}
+
+
 async def test_nothing_is_put_back_while_paused(open_bench: OpenBench) -> None:
     async with open_bench(World(things={"lamp"}), undo=True) as bench:
         bench.eyes.assessment = Assessment.NOT_BETTER

@@ -277,6 +277,19 @@ def upgrade() -> None:
         postgresql_where=sa.text("due_at IS NOT NULL"),
     )
     op.create_table(
+        "obligations",
+        sa.Column("mitigation_id", sa.String(length=40), nullable=False),
+        sa.Column("due_at", instant(), nullable=False),
+        sa.Column("lease_until", instant(), nullable=True),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["mitigation_id"], ["mitigations.id"], name=op.f("fk_obligations_mitigation_id")
+        ),
+        sa.PrimaryKeyConstraint("mitigation_id", name=op.f("pk_obligations")),
+    )
+    op.create_index("ix_obligations_due", "obligations", ["due_at"], unique=False)
+    op.create_table(
         "samples",
         sa.Column(
             "id",

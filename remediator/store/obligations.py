@@ -1,0 +1,149 @@
+"""What is still owed: temporary changes that have to be taken back, also after their incident.
+
+A row is made in the transaction that records the change as applied, and goes away in the one
+that records it as taken back, or as handed to a human. It is claimed as an incident is.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from pydantic import AwareDatetime
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.model import (
+    Incident,
+    IncidentOutcome,
+    LedgerEntry,
+    MitigationId,
+    MitigationState,
+    Value,
+)
+from remediator.store import tables as t
+from remediator.store.claims import claim_due, write_claimed
+from remediator.store.database import Database
+from remediator.store.ledger import entry_of
+from remediator.store.queue import incident_of, request_notice
+
+LEASE = timedelta(seconds=60)
+"""Longer than taking back may take."""
+
+
+class Obligation(Value):
+    """One temporary change whose hold time is over, claimed by this process."""
+
+    mitigation_id: MitigationId
+    epoch: int
+    attempts: int
+    entry: LedgerEntry
+    incident: Incident
+    busy: bool
+    """Whether a mitigation of the same target is in flight, this one included."""
+    now: AwareDatetime
+
+
+class Obligations:
+    """Hands out what is to be taken back, and takes what became of it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def claim(self, limit: int) -> list[Obligation]:
+        """Claim up to ``limit`` changes whose hold time is over, oldest first."""
+
+        async def operation(connection: AsyncConnection) -> list[Obligation]:
+            now = await self._database.now(connection)
+            postgres = self._database.is_postgres
+            claim = claim_due(t.obligations, now, LEASE, limit, skip_locked=postgres)
+            rows = (await connection.execute(claim.returning(t.obligations))).mappings().all()
+            return [
+                await _load(connection, row["mitigation_id"], row["epoch"], row["attempts"], now)
+                for row in rows
+            ]
+
+        return await self._database.write(operation)
+
+    async def postpone(self, owed: Obligation, again_in: timedelta) -> None:
+        """Try again later."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            values = {
+                "due_at": now + again_in,
+                "attempts": owed.attempts + 1,
+                "lease_until": None,
+                "epoch": owed.epoch + 1,
+            }
+            await write_claimed(connection, t.obligations, owed.mitigation_id, owed.epoch, values)
+
+        await self._database.write(operation)
+
+    async def settled(self, owed: Obligation, *, taken_back: bool, reason: str) -> None:
+        """Record that the change was taken back, or that a human has to: owed no more."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            mine = {"epoch": owed.epoch + 1}
+            await write_claimed(connection, t.obligations, owed.mitigation_id, owed.epoch, mine)
+            await _forget(connection, owed.mitigation_id)
+            await _record(connection, owed, taken_back=taken_back, reason=reason, now=now)
+
+        await self._database.write(operation, serial=True)
+
+
+async def _forget(connection: AsyncConnection, mitigation: MitigationId) -> None:
+    await connection.execute(
+        delete(t.obligations).where(t.obligations.c.mitigation_id == mitigation)
+    )
+
+
+async def _load(
+    connection: AsyncConnection, mitigation: str, epoch: int, attempts: int, now: datetime
+) -> Obligation:
+    row = (
+        (await connection.execute(select(t.mitigations).where(t.mitigations.c.id == mitigation)))
+        .mappings()
+        .one()
+    )
+    of = t.incidents.c.id == row["incident_id"]
+    incident = (await connection.execute(select(t.incidents).where(of))).mappings().one()
+    busy = select(t.mitigations.c.id).where(
+        t.mitigations.c.target_key == row["target_key"], t.mitigations.c.in_flight
+    )
+    return Obligation(
+        mitigation_id=MitigationId(mitigation),
+        epoch=epoch,
+        attempts=attempts,
+        entry=entry_of(row),
+        incident=incident_of(incident),
+        busy=(await connection.execute(busy)).first() is not None,
+        now=now,
+    )
+
+
+async def _record(
+    connection: AsyncConnection, owed: Obligation, *, taken_back: bool, reason: str, now: datetime
+) -> None:
+    if taken_back:
+        await connection.execute(
+            update(t.mitigations)
+            .where(t.mitigations.c.id == owed.mitigation_id)
+            .values(state=MitigationState.REVERTED)
+        )
+    else:
+        await connection.execute(
+            update(t.incidents)
+            .where(t.incidents.c.id == owed.incident.id)
+            .values(outcome=IncidentOutcome.ESCALATED, reason=reason)
+        )
+    line = {
+        "incident_id": owed.incident.id,
+        "at": now,
+        "step": "hold",
+        "event": "taken back" if taken_back else "not taken back",
+        "reason": reason,
+        "data": {"effect_key": owed.entry.effect_key},
+    }
+    await connection.execute(insert(t.journal), line)
+    await request_notice(connection, owed.incident.id, now)
