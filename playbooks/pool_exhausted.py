@@ -116,9 +116,8 @@ class PoolExhausted(Playbook[PoolParameters]):
         )
         chosen = tuple(plan for plan in plans if plan is not None)
         reason = chosen[0].reason if chosen else "No session is proven to be the cause."
-        return Proposal(
-            mitigations=chosen, reason=" ".join([reason, *self._advice(findings, chosen)])
-        )
+        said = [reason, *self._advice(findings, chosen)]
+        return Proposal(mitigations=chosen, reason=" ".join(said))
 
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
         """Better when the connections are free again, for the application as for a new one."""
@@ -170,7 +169,7 @@ class PoolExhausted(Playbook[PoolParameters]):
         return Finding(
             name="blocking",
             status=_judged(problem=bool(blocking.roots)),
-            summary=f"{blocking.waiting} sessions wait for a lock; root blockers: {named}."
+            summary=f"{_sessions(blocking.waiting, 'wait', 'for a lock')}; root blockers: {named}."
             if blocking.waiting
             else "No session waits for a lock.",
             value=blocking,
@@ -267,22 +266,23 @@ class PoolExhausted(Playbook[PoolParameters]):
     def _plan(
         self, context: Context, kind: str, sessions: list[Session], roots: Mapping[int, Blocker]
     ) -> Mitigation | None:
-        taken, total = sessions[: self.parameters.max_kills], len(sessions)
+        most = self.parameters.max_kills
+        taken, more = sessions[:most], len(sessions[most:])
         if not taken:
             return None
         blocking = sum(1 for session in taken if session.pid in roots)
         limit = self._limit(kind)
-        left = f" {total - len(taken)} more are left." if total > len(taken) else ""
+        left = f" {more} more {'is' if more == 1 else 'are'} left." if more else ""
         return Mitigation(
             kind=kind,
             target=context.targets["database"],
-            reason=f"{len(taken)} sessions {_WHY[kind]} for more than {limit:g} s;"
-            f" {blocking} of them block others.{left}",
+            reason=f"{_sessions(len(taken), *_WHY[kind])} for more than {limit:g} s;"
+            f" {blocking} of them block{'s' if blocking == 1 else ''} others.{left}",
             items=tuple(_item(kind, session, roots) for session in taken),
             parameters={
                 "app_roles": list(self.parameters.app_roles),
                 "min_age_s": limit,
-                "max_items": self.parameters.max_kills,
+                "max_items": most,
             },
             risk=Risk.LOW if kind == "cancel_queries" else Risk.MEDIUM,
         )
@@ -296,8 +296,7 @@ class PoolExhausted(Playbook[PoolParameters]):
         full = self._full(findings)
         said = [f"Connections are short: {full}."] if full else []
         said += [f"Root blocker left alone: {root}." for root in spared]
-        if leaks:
-            said.append(f"{len(leaks)} idle transactions are left alone: look for the leak.")
+        said += [f"Idle transactions left alone: {len(leaks)}; look for the leak."] if leaks else []
         for name, advice in _ADVICE.items():
             finding = findings.get(name)
             if finding and finding.status is FindingStatus.UNKNOWN:
@@ -312,9 +311,9 @@ _ADVICE = {
     "pool": "More instances would open more connections, so nothing is scaled.",
 }
 _WHY = {
-    "end_sessions": "are idle in a transaction",
-    "cancel_queries": "run one query",
-    "end_queries": "still run the query that was cancelled before,",
+    "end_sessions": ("are", "idle in a transaction"),
+    "cancel_queries": ("run", "one query"),
+    "end_queries": ("still run", "the query that was cancelled before,"),
 }
 _WHO = ("pid", "backend_start")
 
@@ -369,6 +368,11 @@ def _item(kind: str, session: Session, roots: Mapping[int, Blocker]) -> Item:
     )
 
 
+def _sessions(number: int, verb: str, what: str) -> str:
+    one = "is" if verb == "are" else f"{verb}s"
+    return f"1 session {one} {what}" if number == 1 else f"{number} sessions {verb} {what}"
+
+
 def _judged(*, problem: bool) -> FindingStatus:
     return FindingStatus.PROBLEM if problem else FindingStatus.FINE
 
@@ -379,7 +383,7 @@ def _listing(name: str, sessions: list[Session], what: str) -> Finding:
     return Finding(
         name=name,
         status=_judged(problem=bool(sessions)),
-        summary=f"{len(sessions)} sessions are {what}{f' (pid {pids})' if pids else ''}.",
+        summary=f"{_sessions(len(sessions), 'are', what)}{f' (pid {pids})' if pids else ''}.",
         value=SessionList(sessions=tuple(oldest), count=len(sessions)),
     )
 

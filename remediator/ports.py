@@ -7,7 +7,8 @@ Every method raises only ``BackendUnavailable`` (ask again later) or ``BackendRe
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from enum import StrEnum
+from typing import Any, Protocol, runtime_checkable
 
 from pydantic import AwareDatetime
 
@@ -16,9 +17,11 @@ from remediator.model import (
     Outcome,
     Preparation,
     Sense,
+    Target,
     Value,
 )
 from remediator.views import Report
+from remediator.workloads import Autoscaler, Pod, Revision, Workload, WorkloadEvent
 
 # --- readers ----------------------------------------------------------------------------------
 
@@ -129,6 +132,138 @@ class Endpoint(Protocol):
         ...
 
 
+class BreakerState(StrEnum):
+    """What a circuit breaker does with calls."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half_open"
+    """It lets a few calls through to find out whether it may close: it heals itself."""
+    FORCED_OPEN = "forced_open"
+    """A human opened it; it never closes by itself."""
+    DISABLED = "disabled"
+    """A human switched it off, or lets it only count: it protects nothing."""
+    UNKNOWN = "unknown"
+
+
+class Breaker(Value):
+    """One circuit breaker of one instance of a service."""
+
+    name: str
+    state: BreakerState
+    failure_rate: float | None = None
+    """Share of failed calls, 0..1; None where the service does not say."""
+    reason: str = ""
+    """Why it is open, in the service's words, where it says so."""
+
+
+@runtime_checkable
+class Breakers(Protocol):
+    """Reads the circuit breakers of one HTTP service of the catalogue."""
+
+    async def probe(self) -> Sense:
+        """Say whether the breakers can be read."""
+        ...
+
+    async def breakers(self) -> tuple[Breaker, ...]:
+        """List them; at least one, each name once."""
+        ...
+
+
+class MemoryUse(Value):
+    """What a Redis server says of its memory, its hits and its clients."""
+
+    used: int
+    """Bytes."""
+    limit: int
+    """``maxmemory`` in bytes; 0 where there is none."""
+    evicted: int
+    """Keys evicted for want of memory since the server started."""
+    hits: int
+    """Lookups that found their key since the server started; compare two readings."""
+    misses: int
+    clients: int
+    """Connected clients."""
+
+    @property
+    def ratio(self) -> float | None:
+        """Used share of the limit; None where there is no limit."""
+        return self.used / self.limit if self.limit else None
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Share of the lookups that found their key, 0..1; None before the first lookup."""
+        lookups = self.hits + self.misses
+        return self.hits / lookups if lookups else None
+
+
+class SlowCommand(Value):
+    """One entry of the slow log: the command's name only, its arguments may be personal data."""
+
+    command: str
+    at: AwareDatetime
+    took: timedelta
+
+
+class KeyCount(Value):
+    """How many keys begin with each of some prefixes, as far as a budget allowed to look."""
+
+    by_prefix: dict[str, int]
+    """Of two prefixes that fit a key, the longer one counts it."""
+    other: int
+    complete: bool
+    """Whether every key was looked at; if not, the counts are lower bounds."""
+
+
+@runtime_checkable
+class KeySpace(Protocol):
+    """Reads one database of a Redis server. Never lists all keys at once, never reads values."""
+
+    async def probe(self) -> Sense:
+        """Say whether the server answers and lets us read what we need."""
+        ...
+
+    async def info(self) -> MemoryUse:
+        """Read memory, evictions, hits and clients."""
+        ...
+
+    async def slow_log(self, most: int = 20) -> tuple[SlowCommand, ...]:
+        """List the newest slow commands."""
+        ...
+
+    async def count(self, prefixes: tuple[str, ...]) -> KeyCount:
+        """Count keys by prefix within the reader's budget of keys and time."""
+        ...
+
+
+class Workloads(Protocol):
+    """Reads the deployments of one cluster, each named by a target of the catalogue."""
+
+    async def probe(self) -> Sense:
+        """Say whether the cluster answers, and which rights our account lacks to read."""
+        ...
+
+    async def workload(self, target: Target) -> Workload:
+        """Read the deployment itself."""
+        ...
+
+    async def pods(self, target: Target) -> tuple[Pod, ...]:
+        """List its pods, oldest first; those that only share its labels are left out."""
+        ...
+
+    async def autoscaler(self, target: Target) -> Autoscaler | None:
+        """Read the autoscaler that sets its replicas; ``BackendRefused`` when there are two."""
+        ...
+
+    async def events(self, target: Target) -> tuple[WorkloadEvent, ...]:
+        """List what was noted about it and its pods, newest first (kept for about an hour)."""
+        ...
+
+    async def revisions(self, target: Target) -> tuple[Revision, ...]:
+        """List the revisions that are kept, newest first."""
+        ...
+
+
 # --- writers ----------------------------------------------------------------------------------
 
 
@@ -189,4 +324,4 @@ class Notifier(Protocol):
 
 # --- for the playbooks' context ----------------------------------------------------------------
 
-Port = Metrics | Sessions | Endpoint
+Port = Metrics | Sessions | Endpoint | Breakers | KeySpace | Workloads

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -290,9 +290,21 @@ class RedisBackend(_Backend):
     needed: ClassVar[str | None] = "url"
 
     url_file: File | None = None
-    """File with the URL, `redis://user:password@host:6379/0`."""
+    """File with the reader's URL, `redis://user:password@host:6379/0`."""
     url_env: Variable | None = None
-    """Environment variable with the URL."""
+    """Environment variable with the reader's URL."""
+    writer_url_file: File | None = None
+    """File with the writer's URL; none: nothing is ever changed there."""
+    writer_url_env: Variable | None = None
+    """Environment variable with the writer's URL."""
+    cache_prefixes: tuple[Text, ...] = ()
+    """Beginnings of the keys that can be built again, such as `cache:`. Only these may be removed."""
+
+    @model_validator(mode="after")
+    def _writer_has_prefixes(self) -> Self:
+        if self.secret("writer_url") and not self.cache_prefixes:
+            raise ValueError("a writer needs cache_prefixes: nothing else may be removed")
+        return self
 
 
 class HttpBackend(_Backend):
@@ -304,6 +316,18 @@ class HttpBackend(_Backend):
     """File with a bearer token."""
     token_env: Variable | None = None
     """Environment variable with a bearer token."""
+    breakers: Literal["actuator", "admin"] | None = None
+    """How its circuit breakers are read: `/actuator/circuitbreakers`, or `/admin/circuit-breaker`."""
+    writer_token_file: File | None = None
+    """File with the bearer token that breakers are reset with; none: nothing is ever changed."""
+    writer_token_env: Variable | None = None
+    """Environment variable with the bearer token that breakers are reset with."""
+
+    @model_validator(mode="after")
+    def _writer_has_work(self) -> Self:
+        if self.secret("writer_token") and self.breakers is None:
+            raise ValueError("a writer token needs breakers: nothing else can be changed there")
+        return self
 
 
 class DockerBackend(_Backend):

@@ -35,8 +35,9 @@ _SECRET_TEXT = (
 )
 _DEEPEST = 8
 """Levels of nesting that are looked through; what is deeper is masked whole."""
-_TALKATIVE = ("httpx", "httpcore", "urllib3", "slack_sdk", "sqlalchemy", "asyncpg")
-"""Libraries whose chatter holds URLs, parameters and headers: only their warnings are kept."""
+_TALKATIVE = ("httpx", "httpcore", "urllib3", "slack_sdk", "sqlalchemy", "alembic", "asyncpg")
+"""Libraries whose chatter holds URLs, parameters and headers, or says nothing to an operator: only
+their warnings are kept."""
 
 
 # --- log --------------------------------------------------------------------------------------

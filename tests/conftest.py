@@ -1,8 +1,11 @@
 """What all tests share: the fixtures that start real servers."""
 
 pytest_plugins = [
-    "tests.monitoring_fixtures",
+    # first: the others import it
     "tests.postgres_fixtures",
+    "tests.redis_fixtures",
+    "tests.kubernetes_fixtures",
+    "tests.monitoring_fixtures",
     "tests.service_fixtures",
     "tests.store_fixtures",
 ]

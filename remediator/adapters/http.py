@@ -1,4 +1,7 @@
-"""Reads JSON from one HTTP service of the catalogue, and from nowhere else."""
+"""Speaks to one HTTP service of the catalogue, and to nothing else.
+
+Reader and writer are two classes, for two tokens: the reader has no way to change anything.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from remediator.model import Sense, SenseState
 MAX_BYTES = 1 << 20
 _LATER = frozenset({408, 425, 429})
 """Client errors that another try may cure."""
+_TIMED_OUT = 408
 
 
 class HttpEndpoint:
@@ -71,10 +75,7 @@ class HttpEndpoint:
 
     async def get_json(self, path: str, params: dict[str, str] | None = None) -> Any:
         """GET ``path`` below the base URL; ``BackendRefused`` for a path that would leave it."""
-        problem = _leaves(path)
-        if problem:
-            raise BackendRefused(f"{self._where}: path {path[:100]!r} refused: {problem}")
-        async with self._answer(f"{self._url}/{path.removeprefix('/')}", params) as response:
+        async with self._answer(self._below(path), params) as response:
             self._check_status(response)
             body = await self._read(response)
         return self._decode(body)
@@ -82,6 +83,12 @@ class HttpEndpoint:
     @property
     def _where(self) -> str:
         return f"{self._name} ({self._url})"
+
+    def _below(self, path: str) -> str:
+        problem = _leaves(path)
+        if problem:
+            raise BackendRefused(f"{self._where}: path {path[:100]!r} refused: {problem}")
+        return f"{self._url}/{path.removeprefix('/')}"
 
     @asynccontextmanager
     async def _answer(
@@ -141,6 +148,36 @@ class HttpEndpoint:
             return json.loads(body, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise BackendUnavailable(f"{self._where}: the answer is not JSON") from error
+
+
+class AnswerLost(BackendUnavailable):
+    """A change was sent, and whether it was made is not known. It must not be sent again."""
+
+
+class HttpWriter(HttpEndpoint):
+    """Changes things by POST, with a token of its own. Nothing is ever sent twice."""
+
+    async def post(self, path: str, body: Any = None) -> None:
+        """POST ``path`` with ``body`` as JSON once; a 2xx status or an error.
+
+        Raises ``BackendRefused`` when the service said no, ``AnswerLost`` when it may have done
+        it, and plain ``BackendUnavailable`` when it surely did not.
+        """
+        request = self._client.build_request("POST", self._below(path), json=body)
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._client.send(request, stream=True)
+                await response.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            reason = f"cannot be reached ({type(error).__name__}), nothing was sent"
+            raise BackendUnavailable(f"{self._where}: {reason}") from error
+        except (TimeoutError, httpx.HTTPError) as error:
+            reason = f"the answer was lost ({type(error).__name__})"
+            raise AnswerLost(f"{self._where}: {reason}") from error
+        if response.is_server_error or response.is_redirect or response.status_code == _TIMED_OUT:
+            reason = f"HTTP {response.status_code} does not say whether it was done"
+            raise AnswerLost(f"{self._where}: {reason}")
+        self._check_status(response)
 
 
 def _leaves(path: str) -> str:

@@ -44,9 +44,13 @@ async def open_backends(settings: Settings, environ: Mapping[str, str]) -> Async
     async with contextlib.AsyncExitStack() as stack:
         readers: dict[Key, Port] = {}
         readers |= await _prometheus(settings, environ, stack)
-        readers |= await _http(settings, environ, stack)
-        found, levers = await _postgres(settings, environ, stack)
-        yield Backends(readers | found, levers)
+        levers: dict[Key, Lever] = {}
+        for opened in (_http, _postgres, _redis):
+            found, writers = await opened(settings, environ, stack)
+            readers |= found
+            levers |= writers
+        clusters, writers = await _kubernetes(settings, stack)
+        yield Backends(readers | clusters, levers | writers)
 
 
 async def _prometheus(
@@ -74,17 +78,56 @@ async def _prometheus(
 
 async def _http(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
-) -> dict[Key, Port]:
+) -> tuple[dict[Key, Port], dict[Key, Lever]]:
+    readers: dict[Key, Port] = {}
+    levers: dict[Key, Lever] = {}
     if not settings.backends.http:
-        return {}
+        return readers, levers
+    from remediator.adapters.breakers import (  # noqa: PLC0415 - only where configured
+        BreakerLever,
+        HttpBreakers,
+    )
     from remediator.adapters.http import HttpEndpoint  # noqa: PLC0415 - only where configured
 
-    readers: dict[Key, Port] = {}
     for name, backend in settings.backends.http.items():
+        key, shown, shape = ("http", name), f"http {name}", backend.breakers
         token = _read(backend.secret("token"), environ)
-        endpoint = HttpEndpoint(backend.url, name=f"http {name}", token=token)
-        readers["http", name] = await stack.enter_async_context(endpoint)
-    return readers
+        endpoint = (
+            HttpEndpoint(backend.url, name=shown, token=token)
+            if shape is None
+            else HttpBreakers(backend.url, shape=shape, name=shown, token=token)
+        )
+        readers[key] = await stack.enter_async_context(endpoint)
+        writer = _read(backend.secret("writer_token"), environ)
+        if shape is not None and writer is not None:
+            lever = BreakerLever(backend.url, shape=shape, name=shown, token=writer)
+            levers[key] = await stack.enter_async_context(lever)
+    return readers, levers
+
+
+async def _kubernetes(
+    settings: Settings, stack: contextlib.AsyncExitStack
+) -> tuple[dict[Key, Port], dict[Key, Lever]]:
+    readers: dict[Key, Port] = {}
+    levers: dict[Key, Lever] = {}
+    if not settings.backends.kubernetes:
+        return readers, levers
+    from remediator.adapters.kubernetes import (  # noqa: PLC0415 - only where configured
+        KubernetesLever,
+        KubernetesReader,
+    )
+
+    targets = [t for s in settings.catalogue().services for t in s.targets.values()]
+    for name, backend in settings.backends.kubernetes.items():
+        key = ("kubernetes", name)
+        seen = {t.locator["namespace"] for t in targets if (t.kind, t.name) == key}
+        reader = KubernetesReader(backend.kubeconfig, name=f"kubernetes {name}", namespaces=seen)
+        readers[key] = await stack.enter_async_context(reader)
+        if backend.writer_kubeconfig is not None:
+            writer = backend.writer_kubeconfig
+            lever = KubernetesLever(writer, name=f"kubernetes {name}", namespaces=seen)
+            levers[key] = await stack.enter_async_context(lever)
+    return readers, levers
 
 
 async def _postgres(
@@ -107,6 +150,29 @@ async def _postgres(
         if writer is not None:
             lever = await stack.enter_async_context(PostgresLever(writer, name=name))
             levers[key] = lever
+    return readers, levers
+
+
+async def _redis(
+    settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
+) -> tuple[dict[Key, Port], dict[Key, Lever]]:
+    readers: dict[Key, Port] = {}
+    levers: dict[Key, Lever] = {}
+    if not settings.backends.redis:
+        return readers, levers
+    from remediator.adapters.redis import (  # noqa: PLC0415 - only where configured
+        RedisLever,
+        RedisReader,
+    )
+
+    for name, backend in settings.backends.redis.items():
+        key, shown = ("redis", name), f"redis {name}"
+        url = _read(backend.secret("url"), environ) or ""
+        readers[key] = await stack.enter_async_context(RedisReader(url, name=shown))
+        writer = _read(backend.secret("writer_url"), environ)
+        if writer is not None:
+            lever = RedisLever(writer, prefixes=backend.cache_prefixes, name=shown)
+            levers[key] = await stack.enter_async_context(lever)
     return readers, levers
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import text
 
-from remediator.app.backends import Backends, open_backends, open_notifier
+from remediator.app.backends import Backends, Key, open_backends, open_notifier
 from remediator.app.checked import load
 from remediator.app.service import store_url
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import ConfigError, RemediatorError
-from remediator.model import Mode, SenseState, format_duration
+from remediator.model import Bound, Mode, SenseState, format_duration
 from remediator.playbook import Playbook, PlaybookSet
 from remediator.ports import Lever, Port
 from remediator.settings import Settings
@@ -31,6 +33,8 @@ class CheckReport:
     """What the check saw."""
 
     lines: tuple[Line, ...]
+    startable: bool = True
+    """Whether ``serve`` would start with this configuration."""
 
     @property
     def ok(self) -> bool:
@@ -38,26 +42,56 @@ class CheckReport:
         return all(level != "error" for level, _, _ in self.lines)
 
 
+@dataclass(frozen=True)
+class _Reached:
+    """What of the backends can be used now."""
+
+    writers: frozenset[Key]
+    """Those that have a writer, whether or not it works."""
+    broken: frozenset[str]
+    """Those that do not work, as the lines call them."""
+
+
 async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> CheckReport:
-    """Look at everything, change nothing."""
-    try:
-        settings.check_listen()
-        catalogue, playbooks = load(settings)
-    except ConfigError as error:
-        wrong: list[Line] = [("error", "configuration", line) for line in str(error).splitlines()]
-        return CheckReport(tuple(wrong))
+    """Look at everything, change nothing.
+
+    Raises ``ConfigError`` when the file's parts do not fit together: nothing can be tried then.
+    """
+    settings.check_listen()
+    catalogue, playbooks = load(settings)
+    unread = _unread_secrets(settings, environ)
+    refusals = [*_credentials(settings, environ), *unread.values()]
     lines: list[Line] = [("ok", "configuration", f"{len(catalogue.services)} services")]
-    lines += _credentials(settings, environ)
-    lines.append(await _store(settings, environ))
+    lines += _without_playbook(settings.playbooks.folders, playbooks)
     try:
+        lines.append(await _store(settings, environ))
         open_notifier(settings, environ)
-        async with open_backends(settings, environ) as backends:
-            lines += await _backends(backends)
-            for service in catalogue.services:
-                lines += _service(service, catalogue, playbooks, backends)
+        async with open_backends(_less(settings, catalogue, unread), environ) as backends:
+            tried = await _backends(backends)
+            writers = frozenset(backends.levers)
     except ConfigError as error:
-        lines.append(("error", "backends", str(error)))
-    return CheckReport(tuple(lines))
+        refusals.append(("error", "configuration", str(error)))
+    else:
+        lines += tried
+        wrong = [subject for level, subject, _ in (*unread.values(), *tried) if level == "error"]
+        reached = _Reached(writers, frozenset(wrong))
+        for service in catalogue.services:
+            lines += _service(service, catalogue, playbooks, reached)
+    startable = all(level != "error" for level, _, _ in refusals)
+    return CheckReport((lines[0], *refusals, *lines[1:]), startable)
+
+
+# --- the file and its secrets -----------------------------------------------------------------
+
+
+def _without_playbook(folders: Iterable[Path], playbooks: PlaybookSet) -> Iterator[Line]:
+    """Warn of files in the operator's folders that hold no playbook."""
+    sources = {Path(inspect.getsourcefile(cls) or "").resolve() for cls in playbooks}
+    for folder in folders:
+        for file in sorted(folder.glob("*.py")):
+            if not file.name.startswith("_") and file.resolve() not in sources:
+                wanted = "no class of Playbook with diagnose, propose and verify"
+                yield "warning", f"playbook file {file}", f"holds {wanted}"
 
 
 def _credentials(settings: Settings, environ: Mapping[str, str]) -> Iterator[Line]:
@@ -73,11 +107,55 @@ def _credentials(settings: Settings, environ: Mapping[str, str]) -> Iterator[Lin
             yield "ok", f"credential {credential.name}", f"role {credential.role}"
 
 
+def _unread_secrets(settings: Settings, environ: Mapping[str, str]) -> dict[Key, Line]:
+    """Find the backends with a secret that cannot be read; the others can still be tried."""
+    found: dict[Key, Line] = {}
+    for kind in type(settings.backends).model_fields:
+        for name, backend in getattr(settings.backends, kind).items():
+            for field in type(backend).model_fields:
+                secret, _, suffix = field.rpartition("_")
+                if suffix not in {"file", "env"} or getattr(backend, field) is None:
+                    continue
+                try:
+                    backend.secret(secret).read(environ)
+                except ConfigError as error:
+                    problem = f"{settings.where('backends', kind, name, field)}: {error}"
+                    found[kind, name] = ("error", f"{kind} {name}", problem)
+    return found
+
+
+def _less(settings: Settings, catalogue: Catalogue, unread: Mapping[Key, Line]) -> Settings:
+    """Return ``settings`` without the backends of ``unread`` and the services that use them."""
+    if not unread:
+        return settings
+    shut = {(s.system, s.name) for s in catalogue.services if unread.keys() & _used(s)}
+    systems = {
+        name: system.model_copy(
+            update={"services": {n: e for n, e in system.services.items() if (name, n) not in shut}}
+        )
+        for name, system in settings.systems.items()
+    }
+    backends = {
+        kind: {n: b for n, b in getattr(settings.backends, kind).items() if (kind, n) not in unread}
+        for kind in type(settings.backends).model_fields
+    }
+    left = settings.backends.model_copy(update=backends)
+    return settings.model_copy(update={"systems": systems, "backends": left})
+
+
+def _used(service: Service) -> set[Key]:
+    used = {(target.kind, target.name) for target in service.targets.values()}
+    return used | ({("prometheus", service.prometheus)} if service.prometheus else set())
+
+
+# --- what answers -----------------------------------------------------------------------------
+
+
 async def _store(settings: Settings, environ: Mapping[str, str]) -> Line:
+    url = store_url(settings, environ)
+    if url.startswith("sqlite"):
+        return "ok", "store", f"SQLite in {settings.state_dir}: one process"
     try:
-        url = store_url(settings, environ)
-        if url.startswith("sqlite"):
-            return "ok", "store", f"SQLite in {settings.state_dir}: one process"
         async with open_database(url) as database, database.read() as connection:
             await connection.execute(text("SELECT 1"))
     except RemediatorError as error:
@@ -87,12 +165,13 @@ async def _store(settings: Settings, environ: Mapping[str, str]) -> Line:
 
 async def _backends(backends: Backends) -> list[Line]:
     readers = {f"{kind} {name}": port for (kind, name), port in backends.readers.items()}
-    writers = {f"{kind} {name} (writer)": lever for (kind, name), lever in backends.levers.items()}
+    writers = {_writer(key): lever for key, lever in backends.levers.items()}
     lines: list[Line] = []
     everything: dict[str, Port | Lever] = {**readers, **writers}
     for sense in await probe(everything, frozenset(everything)):
         if sense.state is not SenseState.OK:
-            lines.append(("error", sense.name, sense.reason))
+            named = sense.name.removesuffix(_WRITER)  # a backend's own errors begin with its name
+            lines.append(("error", sense.name, sense.reason.removeprefix(f"{named}: ")))
         elif sense.name in writers:
             could = ", ".join(sorted(writers[sense.name].kinds))
             lines.append(("ok", sense.name, f"has the rights to {could}"))
@@ -101,43 +180,99 @@ async def _backends(backends: Backends) -> list[Line]:
     return lines
 
 
+_WRITER = " (writer)"
+
+
+def _writer(key: Key) -> str:
+    kind, name = key
+    return f"{kind} {name}{_WRITER}"
+
+
+# --- what could be done -----------------------------------------------------------------------
+
+
 def _service(
-    service: Service, catalogue: Catalogue, playbooks: PlaybookSet, backends: Backends
+    service: Service, catalogue: Catalogue, playbooks: PlaybookSet, reached: _Reached
 ) -> Iterator[Line]:
     subject = f"{service.system}/{service.name}"
     if not service.playbooks:
         yield "warning", subject, "no playbook is switched on: its alerts are recorded, no more"
     for enabled in service.playbooks.values():
         cls = playbooks.get(enabled.name)
-        if cls is None:  # load() has refused it
-            continue
-        yield "ok", f"{subject} {enabled.name}", _could(enabled, cls)
-        if not _acts(enabled):
-            continue
-        for role in cls.targets:
-            target = service.targets[role]
-            if (target.kind, target.name) not in backends.levers:
-                missing = f"its mode may change {target.name}, but no writer is configured for it"
-                yield "error", f"{subject} {enabled.name}", missing
-        widest = catalogue.limits
-        if min(widest.budget, widest.concurrency) == 0:
-            yield "warning", f"{subject} {enabled.name}", "the global limits allow no change at all"
+        if cls is not None:  # load() has refused it otherwise
+            bounds = _bounds(service, catalogue, enabled, cls)
+            for level, message in _playbook(service, enabled, cls, bounds, reached):
+                yield level, f"{subject} {enabled.name}", message
 
 
-def _acts(enabled: EnabledPlaybook) -> bool:
-    return bool({Mode.APPROVE, Mode.AUTO} & set(enabled.modes.values()))
+def _playbook(
+    service: Service,
+    enabled: EnabledPlaybook,
+    cls: type[Playbook[Any]],
+    bounds: tuple[Bound, ...],
+    reached: _Reached,
+) -> Iterator[tuple[Level, str]]:
+    acts = bool({Mode.APPROVE, Mode.AUTO} & set(enabled.modes.values()))
+    targets = [(service.targets[role].kind, service.targets[role].name) for role in cls.targets]
+    lacking = [name for kind, name in targets if (kind, name) not in reached.writers]
+    broken = [name for name in _needs(service, cls) if name in reached.broken]
+    if broken:
+        yield "error", f"cannot act: see {', '.join(broken)}"
+    elif acts and lacking:
+        missing = f"its mode may change {', '.join(lacking)}, but no writer is configured for it"
+        yield "error", f"cannot act: {missing}"
+    else:
+        yield "ok", f"{_how(enabled)}; could {', '.join(sorted(cls.levers))}; {_within(bounds)}"
+    for bound in bounds:
+        if acts and min(bound.limits.budget, bound.limits.concurrency) == 0:
+            yield "warning", f"the limits of {bound.scope} allow no change at all"
 
 
-def _could(enabled: EnabledPlaybook, cls: type[Playbook[Any]]) -> str:
-    limits = enabled.limits.over(cls.limits)
+def _needs(service: Service, cls: type[Playbook[Any]]) -> Iterator[str]:
+    """Name the readers and writers without which the playbook changes nothing."""
+    for role, target in service.targets.items():
+        key = (target.kind, target.name)
+        if role in cls.targets or role in cls.senses:
+            yield f"{key[0]} {key[1]}"
+        if role in cls.targets:
+            yield _writer(key)
+    if service.prometheus is not None and "prometheus" in cls.senses:
+        yield f"prometheus {service.prometheus}"
+
+
+def _how(enabled: EnabledPlaybook) -> str:
     modes = set(enabled.modes.values())
-    how = (
-        f"mode {modes.pop()}"
-        if len(modes) == 1
-        else ", ".join(f"{risk} risk: {mode}" for risk, mode in enabled.modes.items())
+    if len(modes) == 1:
+        return f"mode {modes.pop()}"
+    return ", ".join(f"{risk} risk: {mode}" for risk, mode in enabled.modes.items())
+
+
+def _bounds(
+    service: Service, catalogue: Catalogue, enabled: EnabledPlaybook, cls: type[Playbook[Any]]
+) -> tuple[Bound, ...]:
+    """List every bound on what the playbook does to any of its targets, each scope once."""
+    own = enabled.limits.over(cls.limits)
+    every = (
+        bound
+        for role in cls.targets
+        for bound in service.bounds(catalogue.limits, enabled.name, own, service.targets[role])
     )
-    return (
-        f"{how}; could {', '.join(sorted(cls.levers))};"
-        f" at most {limits.budget} in {format_duration(limits.window)},"
-        f" {limits.concurrency} at a time, cooldown {format_duration(limits.cooldown)}"
-    )
+    return tuple({bound.scope: bound for bound in every}.values())
+
+
+def _within(bounds: tuple[Bound, ...]) -> str:
+    """Say what all bounds together leave: the tightest budgets, the longest cooldown."""
+    every = [bound.limits for bound in bounds]
+    if not every:
+        return "no target, so no limits"
+    budgets = {(limits.budget, limits.window) for limits in every}
+    tight = [
+        f"{budget} in {format_duration(window)}"
+        for budget, window in sorted(budgets)
+        if not any(
+            b <= budget and w >= window and (b, w) != (budget, window) for b, w in budgets
+        )  # else another one is reached first
+    ]
+    cooldown = format_duration(max(limits.cooldown for limits in every))
+    at_a_time = min(limits.concurrency for limits in every)
+    return f"at most {' and '.join(tight)}, {at_a_time} at a time, cooldown {cooldown}"

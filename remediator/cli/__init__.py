@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -21,8 +22,9 @@ app = typer.Typer(
     name="remediator",
     help="Diagnose alerts, pull one bounded lever, check that it helped, explain.",
     epilog="The commands from `incidents` on talk to a running service: REMEDIATOR_URL"
-    " (default http://127.0.0.1:8080) and REMEDIATOR_TOKEN, or the operator-token file"
-    " of a service on this machine.",
+    " (default http://127.0.0.1:8080) and REMEDIATOR_TOKEN, or the operator-token file in the"
+    " state folder of a service on this machine: REMEDIATOR_STATE_DIR, else `state_dir` of"
+    " REMEDIATOR_CONFIG or ./remediator.yaml, else the default.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,6 +37,25 @@ for command in (
     *(operate.pause, operate.resume, operate.playbooks, operate.limits, operate.deadletters),
 ):
     app.command()(command)
+
+
+def _print_version(*, asked: bool) -> None:
+    if asked:
+        typer.echo(local.version_line())
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before the command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

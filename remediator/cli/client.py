@@ -13,9 +13,10 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from remediator.cli.failure import REFUSED, UNREACHABLE, USAGE, Failure
+from remediator.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
-TIMEOUT = 15.0
+TIMEOUT = 20.0
 """Seconds to wait for an answer."""
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -24,14 +25,33 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def state_dir(environ: Mapping[str, str]) -> Path:
-    """Return the folder in which a service on this machine leaves its operator token."""
+    """Return the folder in which a service on this machine leaves its operator token.
+
+    It is ``REMEDIATOR_STATE_DIR``, else ``state_dir`` of the configuration that ``serve`` would
+    take here, else the default.
+    """
     chosen = environ.get("REMEDIATOR_STATE_DIR")
     if chosen:
         return Path(chosen).expanduser()
+    configured = _configured_state_dir(environ)
+    if configured is not None:
+        return configured
     base = Path(environ.get("XDG_STATE_HOME", ""))
     if not base.is_absolute():  # as the service reads it
         base = Path("~/.local/state").expanduser()
     return base / "remediator"
+
+
+def _configured_state_dir(environ: Mapping[str, str]) -> Path | None:
+    """Read the folder from the configuration; one that is wrong must not hold up a `pause`."""
+    from remediator.settings import CONFIG_FILE, load_settings  # noqa: PLC0415 - only here
+
+    if not environ.get("REMEDIATOR_CONFIG") and not Path(CONFIG_FILE).exists():
+        return None
+    try:
+        return load_settings(None, environ, Path.cwd()).state_dir
+    except (ConfigError, OSError):
+        return None
 
 
 def find_token(environ: Mapping[str, str]) -> str | None:
@@ -52,8 +72,11 @@ def find_token(environ: Mapping[str, str]) -> str | None:
 class Api:
     """One service's API; a context manager that owns the connection."""
 
-    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        """Take the address and the credential from the environment."""
+    def __init__(
+        self, environ: Mapping[str, str] = os.environ, *, timeout: float = TIMEOUT
+    ) -> None:
+        """Take the address and the credential from the environment; ``timeout`` in seconds."""
+        self._timeout = timeout
         self.url = _address(environ.get("REMEDIATOR_URL") or DEFAULT_URL)
         token = find_token(environ)
         self._anonymous = token is None
@@ -61,7 +84,7 @@ class Api:
             self._http = httpx.Client(
                 base_url=self.url,
                 headers={} if token is None else {"Authorization": f"Bearer {token}"},
-                timeout=TIMEOUT,
+                timeout=timeout,
                 trust_env=urlsplit(self.url).hostname not in LOOPBACK,  # no proxy to oneself
             )
         except UnicodeEncodeError as error:
@@ -102,9 +125,14 @@ class Api:
             ) from error
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-
         try:
             answer = self._http.request(method, f"/api/v1{path}", **content)
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise Failure(
+                UNREACHABLE,
+                f"the service at {self.url} does not answer within {self._timeout:g} s;"
+                " look at its log and at its store",
+            ) from error
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise Failure(
@@ -133,6 +161,7 @@ class Api:
             return USAGE, (
                 f"the service at {self.url} wants a credential: set REMEDIATOR_TOKEN,"
                 " or REMEDIATOR_STATE_DIR to the folder of a service on this machine"
+                " (or REMEDIATOR_CONFIG to its configuration)"
             )
         return REFUSED, (
             f"the service at {self.url} does not know this credential;"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from remediator.cli.failure import REFUSED, Failure
+from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import console, plain, styled
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def check(*, config: Config = None) -> None:
     """Validate the configuration and reach every backend.
 
     Read-only. Says what each playbook could do where, under which limits, and which rights it lacks.
+    Exit code 2: `serve` would not start with this configuration; 1: a backend or a right is missing.
     """
     settings = _settings(config)
     from remediator import app  # noqa: PLC0415 - loads the clients of every backend
@@ -93,8 +94,10 @@ def check(*, config: Config = None) -> None:
     for level, subject, message in report.lines:
         line = styled(level, LEVEL_STYLES.get(level, "")).append(f"  {plain(subject)}: ")
         screen.print(line.append(plain(message)))
+    if not report.startable:
+        raise Failure(USAGE, "the configuration is wrong; see above")
     if not report.ok:
-        raise Failure(REFUSED, "the configuration has errors; they are listed above")
+        raise Failure(REFUSED, "not everything is right; see above")
 
 
 def migrate(*, config: Config = None) -> None:
@@ -114,7 +117,12 @@ def schema() -> None:
 
 def version() -> None:
     """Print the version."""
-    typer.echo(f"remediator {metadata.version('remediator')}, Python {platform.python_version()}")
+    typer.echo(version_line())
+
+
+def version_line() -> str:
+    """Return the version of this program and of Python."""
+    return f"remediator {metadata.version('remediator')}, Python {platform.python_version()}"
 
 
 def _settings(config: Path | None) -> Settings:

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -32,7 +33,14 @@ from remediator.views import (
 
 IncidentArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the incident.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON and nothing else.")]
-Scope = Annotated[str, typer.Argument(metavar="SCOPE", help="global, SYSTEM or SYSTEM/SERVICE.")]
+Scope = Annotated[
+    str,
+    typer.Argument(
+        metavar="SCOPE",
+        help="global (or all), SYSTEM or SYSTEM/SERVICE.",
+        callback=lambda scope: "global" if scope == "all" else scope,
+    ),
+]
 
 WATCH_EVERY = 1.0
 """Seconds between two looks."""
@@ -111,7 +119,7 @@ def _read_incidents(api: Api, filters: dict[str, str]) -> Page[IncidentSummary]:
 
 def _show_incident(api: Api, incident: str) -> None:
     view = api.read(api.get(f"/incidents/{_quoted(incident)}"), IncidentView)
-    open_console().print(render.incident_page(view))
+    open_console().print(render.incident_page(view, datetime.now(UTC)))
 
 
 def _follow(api: Api, ids: list[str]) -> None:
@@ -304,7 +312,6 @@ def _parsed(name: str, content: str) -> Any:
 
 
 def _quoted(identifier: str) -> str:
-
     return quote(identifier, safe="")
 
 
@@ -316,7 +323,6 @@ def _confirm(question: str) -> None:
 
 
 def _say(line: str) -> None:
-
     typer.echo(plain(line))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -16,6 +17,7 @@ from remediator.model import (
     IncidentOutcome,
     Limits,
     MitigationState,
+    Phase,
     format_duration,
 )
 from remediator.views import (
@@ -55,6 +57,17 @@ VERDICT_STYLES = {
     Assessment.NOT_BETTER: BAD,
     Assessment.CANNOT_TELL: DOUBT,
 }
+OPEN_MEANS = {
+    Phase.ACT: "it is being changed",
+    Phase.VERIFY: "changed; watching whether that helped",
+    Phase.REVERT: "it is being put back",
+    Phase.SETTLE: "better; waiting for the alert to resolve",
+}
+TRY_AGAIN = frozenset({IncidentOutcome.SHADOWED, IncidentOutcome.DENIED, IncidentOutcome.ESCALATED})
+"""Outcomes after which an operator may want the same alert handled once more."""
+SHOWN_ALERTS = 5
+SHOWN_TEXT = 200
+"""Characters of one label or annotation."""
 
 
 def table(*columns: str, fixed: int = 0) -> Table:
@@ -81,7 +94,7 @@ def incident_table(incidents: Iterable[IncidentSummary]) -> Table:
             styled(incident.id),
             styled(moment(incident.opened_at, "%m-%d %H:%M")),
             styled(f"{where(incident.system, incident.service)} {incident.playbook or '-'}"),
-            standing(incident),
+            _marked(incident),
         )
     return made
 
@@ -93,20 +106,28 @@ def standing(incident: IncidentSummary) -> Text:
     return styled(f"open: {words(incident.phase)}", DOUBT)
 
 
+def _marked(incident: IncidentSummary) -> Text:
+    """Say where an incident stands, and that it is a dry run or a replay."""
+    marks = {"dry run": incident.dry_run, "replay": incident.replay_of is not None}
+    said = "".join(f", {mark}" for mark, holds in marks.items() if holds)
+    return standing(incident).append(said, ASIDE)
+
+
 def incident_line(incident: IncidentSummary) -> str:
     """Write an incident as one line of a log."""
     service = where(incident.system, incident.service)
-    return f"{plain(incident.id)}  {service}  {standing(incident).plain}  {plain(incident.reason)}"
+    return f"{plain(incident.id)}  {service}  {_marked(incident).plain}  {plain(incident.reason)}"
 
 
-def incident_page(incident: IncidentView) -> Group:
-    """Draw one incident as a page to read from top to bottom."""
+def incident_page(incident: IncidentView, now: datetime) -> Group:
+    """Draw one incident as a page to read from top to bottom, as of ``now``."""
     parts: list[RenderableType] = [_title(incident)]
-    parts += _section("Alerts", (_alert(alert) for alert in incident.alerts))
+    parts += _section("Alerts", _alerts(incident.alerts, now))
     parts += _section("Findings", (_finding(finding) for finding in incident.findings))
     parts += _section("Decision", _decisions(incident))
     parts += _section("Mitigations", (mitigation_block(m) for m in incident.mitigations))
     parts += _section("Timeline (UTC)", [_timeline(incident.timeline)])
+    parts += _section("Next", _way_on(incident))
     return Group(*parts)
 
 
@@ -114,6 +135,7 @@ def _title(incident: IncidentView) -> Text:
     title = Text.assemble(styled(incident.id, "bold"), "  ", standing(incident))
     if incident.dry_run:
         title.append("  dry run", DOUBT)
+    title.append(_meaning(incident), ASIDE)
     title.append(f"\n{where(incident.system, incident.service)}")
     title.append(f", playbook {plain(incident.playbook or 'none')}", ASIDE)
     title.append(f"\nopened {moment(incident.opened_at)} UTC", ASIDE)
@@ -125,6 +147,25 @@ def _title(incident: IncidentView) -> Text:
     return title.append(f"\n{plain(incident.reason)}")
 
 
+def _meaning(incident: IncidentView) -> str:
+    """Say what an open incident waits for, and until when where that is known."""
+    rejected = [m.decided_by for m in incident.mitigations if m.state is MitigationState.REJECTED]
+    if incident.outcome is not None:
+        return f"  rejected by {plain(rejected[-1] or 'nobody known')}" if rejected else ""
+    if incident.phase is Phase.APPROVAL:
+        asked = MitigationState.AWAITING_APPROVAL
+        ends = [m.expires_at for m in incident.mitigations if m.state is asked and m.expires_at]
+        return f"  until {moment(min(ends))} UTC" if ends else ""
+    return f"  {OPEN_MEANS[incident.phase]}" if incident.phase in OPEN_MEANS else ""
+
+
+def _way_on(incident: IncidentView) -> Iterator[Text]:
+    """Name the command that takes a closed incident up again."""
+    if incident.outcome in TRY_AGAIN:
+        text = styled(f"remediator replay {incident.id} --for-real", "bold")
+        yield text.append("  tries again under today's mode and limits")
+
+
 def _section(name: str, lines: Iterable[RenderableType]) -> Iterator[RenderableType]:
     shown = list(lines)
     if shown:
@@ -132,18 +173,41 @@ def _section(name: str, lines: Iterable[RenderableType]) -> Iterator[RenderableT
         yield from (Padding(line, (0, 0, 0, 2), expand=False) for line in shown)
 
 
-def _alert(alert: AlertView) -> Text:
+def _alerts(alerts: list[AlertView], now: datetime) -> Iterator[Text]:
+    yield from (_alert(alert, now) for alert in alerts[:SHOWN_ALERTS])
+    if len(alerts) > SHOWN_ALERTS:
+        yield styled(f"and {len(alerts) - SHOWN_ALERTS} more (--json shows them all)", ASIDE)
+
+
+def _alert(alert: AlertView, now: datetime) -> Text:
     firing = alert.resolved_at is None
     text = styled("firing" if firing else "resolved", BAD if firing else GOOD)
     text.append(f"  {plain(alert.labels.get('alertname', 'unnamed'))}")
-    end = "" if firing else f" to {moment(alert.resolved_at, '%H:%M:%S')}"
-    text.append(f"  from {moment(alert.starts_at, '%H:%M:%S')}{end} UTC", ASIDE)
+    end = f" to {_when(alert.resolved_at, now)}" if alert.resolved_at else ""
+    text.append(f"  from {_when(alert.starts_at, now)}{end} UTC", ASIDE)
+    if alert.starts_at > now:
+        text.append(" (in the future: the sender's clock?)", DOUBT)
     times = "once" if alert.notifications == 1 else f"{alert.notifications} times"
     text.append(f", notified {times}", ASIDE)
-    rest = (f"{k}={v}" for k, v in sorted(alert.labels.items()) if k != "alertname")
-    text.append(f"\n  {plain(', '.join(rest))}", ASIDE)
+    text.append(f"\n  {_labels(alert.labels)}", ASIDE)
     summary = alert.annotations.get("summary")
-    return text.append(f"\n  {plain(summary)}") if summary else text
+    return text.append(f"\n  {_short(summary)}") if summary else text
+
+
+def _when(at: datetime, now: datetime) -> str:
+    """Write a time in UTC, with its date unless that is today's."""
+    today = moment(at, "%Y-%m-%d") == moment(now, "%Y-%m-%d")
+    return moment(at, "%H:%M:%S") if today else moment(at)
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    rest = (f"{plain(k)}={_short(v)}" for k, v in sorted(labels.items()) if k != "alertname")
+    return ", ".join(rest)
+
+
+def _short(value: str) -> str:
+    text = plain(value)
+    return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}..."
 
 
 def _finding(finding: FindingView) -> Text:
@@ -169,18 +233,29 @@ def mitigation_block(mitigation: MitigationView) -> Text:
     text.append(f"\n  plan: {plain(mitigation.plan_hash)}", ASIDE)
     text.append(f", risk {mitigation.risk}, mode {mitigation.mode}", ASIDE)
     if mitigation.decided_by is not None:
-        text.append(f"\n  decided by {plain(mitigation.decided_by)}")
+        rejected = mitigation.state is MitigationState.REJECTED
+        decided = "rejected" if rejected else "approved"
+        text.append(f"\n  {decided} by {plain(mitigation.decided_by)}")
     if mitigation.expires_at is not None and mitigation.state is MitigationState.AWAITING_APPROVAL:
         text.append(f"\n  can be approved until {moment(mitigation.expires_at)} UTC", DOUBT)
-    for item in mitigation.items:
-        text.append("\n  - ").append(plain(item.key))
-        text.append(f"  {words(item.state)}", STATE_STYLES.get(item.state, ASIDE))
-        text.append(f"  {plain(item.detail)}")
+    text.append_text(_items(mitigation))
     if mitigation.verdict is not None:
         text.append("\n  verdict: ").append(
             words(mitigation.verdict), VERDICT_STYLES[mitigation.verdict]
         )
         text.append(f" - {plain(mitigation.evidence)}")
+    return text
+
+
+def _items(mitigation: MitigationView) -> Text:
+    """List what became of each item, or, as long as that is not known, what each is."""
+    text = Text()
+    for item in mitigation.items:
+        text.append("\n  - ").append(plain(item.key))
+        text.append(f"  {words(item.state)}", STATE_STYLES.get(item.state, ASIDE))
+        text.append(f"  {plain(item.detail)}")
+    for planned in () if mitigation.items else mitigation.planned:
+        text.append(f"\n  - {plain(planned.key)}  {plain(planned.summary)}")
     return text
 
 
@@ -264,6 +339,5 @@ def _dead_letter(letter: DeadLetterView) -> Text:
     place = "the body" if letter.position is None else f"alerts[{letter.position}]"
     text = styled(letter.id, "bold").append(f"  {moment(letter.at)} UTC  {letter.source}", ASIDE)
     text.append(f"\n  {place} of {plain(letter.delivery_id)}: {plain(letter.reason)}")
-    excerpt = plain(letter.excerpt)
-    shown = excerpt if len(excerpt) <= 200 else f"{excerpt[:200]}..."
+    shown = _short(letter.excerpt)
     return text.append(f"\n  {shown}", ASIDE) if shown else text

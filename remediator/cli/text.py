@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 from datetime import UTC, datetime, timedelta
@@ -11,6 +12,8 @@ from rich.text import Text
 
 UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that move the cursor, turn the text round or cannot be written."""
+UNFOLDED = 100_000
+"""Columns that no line reaches."""
 
 
 def plain(value: object) -> str:
@@ -25,10 +28,14 @@ def styled(value: object, style: str = "") -> Text:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console on today's stdout (or stderr); 80 columns when it is not a terminal."""
-    return Console(
-        file=sys.stderr if stderr else sys.stdout, highlight=False, emoji=False, markup=False
-    )
+    """Return a console on today's stdout (or stderr).
+
+    Lines are folded for a terminal, or where ``COLUMNS`` gives a width; a pipe or a file has none.
+    """
+    file = sys.stderr if stderr else sys.stdout
+    folded = file.isatty() or "COLUMNS" in os.environ
+    width = None if folded else UNFOLDED
+    return Console(file=file, width=width, highlight=False, emoji=False, markup=False)
 
 
 def moment(at: datetime | None, form: str = "%Y-%m-%d %H:%M:%S") -> str:

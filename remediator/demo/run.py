@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import signal
 import sys
 from collections import deque
@@ -233,7 +234,10 @@ def _explain(play: Play, problem: str, log: str) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a cancellation; cleaning up is not interrupted."""
+    """Turn the first SIGINT, SIGTERM or SIGHUP into a cancellation; cleaning up is not interrupted.
+
+    A terminal that was closed (SIGHUP) takes no more output: from then on it goes nowhere.
+    """
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     asked: list[bool] = []
 
@@ -242,11 +246,25 @@ def _interruptible() -> Iterator[None]:
             asked.append(True)
             task.cancel()
 
-    caught = (signal.SIGINT, signal.SIGTERM)
-    for number in caught:
-        loop.add_signal_handler(number, stop)
+    def hang_up() -> None:
+        _say_no_more()
+        stop()
+
+    caught = {signal.SIGINT: stop, signal.SIGTERM: stop, signal.SIGHUP: hang_up}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        del caught[signal.SIGHUP]
+    for number, handler in caught.items():
+        loop.add_signal_handler(number, handler)
     try:
         yield
     finally:
         for number in caught:
             loop.remove_signal_handler(number)
+
+
+def _say_no_more() -> None:
+    """Let what is still printed go nowhere: writing to a closed terminal fails."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -170,9 +170,21 @@ def _items(mitigation: MitigationView) -> Iterable[str]:
     for item in mitigation.items:
         by_state[item.state].append(f"{item.key} ({item.detail})" if item.detail else item.key)
     for state, items in by_state.items():
-        more = len(items) - _SHOWN_ITEMS
-        listed = ", ".join(items[:_SHOWN_ITEMS]) + (f" and {more} more" if more > 0 else "")
-        yield f"{_count(len(items), 'item')} {wording.ITEM_STATES[state]}: {listed}."
+        yield f"{_count(len(items), 'item')} {wording.ITEM_STATES[state]}: {_listed(items)}."
+    if mitigation.planned and not mitigation.items:
+        planned = [f"{i.key} ({i.summary})" if i.summary else i.key for i in mitigation.planned]
+        yield f"{_count(len(planned), 'item')} {_planned(mitigation.state)}: {_listed(planned)}."
+
+
+def _planned(state: MitigationState) -> str:
+    """Say what is known of the items of a plan whose outcome does not name them."""
+    tried = {*wording.TOUCHED, MitigationState.NOT_APPLIED, MitigationState.UNKNOWN}
+    return "planned" if state in tried else wording.ITEM_STATES[state]
+
+
+def _listed(items: list[str]) -> str:
+    more = len(items) - _SHOWN_ITEMS
+    return ", ".join(items[:_SHOWN_ITEMS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _reasons(view: IncidentView, said: str) -> list[str]:

@@ -56,7 +56,15 @@ def standing(view: IncidentView) -> str:
     """Say in a few words where the incident stands."""
     if view.state is IncidentState.OPEN:
         return _OPEN[view.phase]
+    by = _rejected_by(view)
+    if by is not None and view.outcome is IncidentOutcome.DENIED:
+        return f"rejected by {by}, nothing changed"
     return _CLOSED[view.outcome] if view.outcome else "closed without an outcome"
+
+
+def _rejected_by(view: IncidentView) -> str | None:
+    rejected = [m.decided_by for m in view.mitigations if m.state is MitigationState.REJECTED]
+    return rejected[-1] if rejected else None
 
 
 _OPEN: dict[Phase, str] = {
@@ -168,14 +176,25 @@ def _ask(view: IncidentView) -> str:
 def _once_closed(view: IncidentView) -> str:
     if view.outcome is None:
         return "Look at the timeline: it was closed without an outcome, which is a fault."
-    return _STEPS[view.outcome].format(
+    step = _STEPS[view.outcome].format(
         service=view.service or "the service",
         playbook=view.playbook or "the playbook",
         reason=sentence(view.reason or "no reason was recorded"),
         start=_start(view),
         enable=_enable(view),
     )
+    if view.outcome not in _TRY_AGAIN:
+        return step
+    return (
+        f"{step} To have it tried again under today's mode and limits:"
+        f" `remediator replay {view.id} --for-real`."
+    )
 
+
+_TRY_AGAIN = frozenset(
+    {IncidentOutcome.SHADOWED, IncidentOutcome.DENIED, IncidentOutcome.ESCALATED}
+)
+"""Outcomes after which a person may want the same alert handled once more."""
 
 _STEPS: dict[IncidentOutcome, str] = {
     IncidentOutcome.MITIGATED: (

@@ -356,7 +356,7 @@ async def test_leaks_are_ended_when_the_pool_is_full() -> None:
 async def test_leaks_that_block_nobody_are_left_alone_when_the_pool_is_not_full() -> None:
     proposal = await proposed([idle(1)], admin=CALM, pool_path="/pool")
     assert proposal.mitigations == ()
-    assert "1 idle transactions are left alone" in proposal.reason
+    assert "Idle transactions left alone: 1;" in proposal.reason
 
 
 async def test_unknown_pool_proves_nothing_and_is_told() -> None:

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from aiohttp import web
+from rich.console import Console
 
 from remediator.cli import main
+from remediator.cli.client import Api
+from remediator.cli.failure import Failure
+from remediator.cli.render import incident_page
 from remediator.cli.text import plain
+from remediator.views import IncidentView
+from tests.postgres_fixtures import Scene
 
 TOKEN = "operator-secret-4711"
 ID = "inc-0198c2f5a1b2-9f8e7d6c5b"
@@ -51,7 +60,8 @@ MITIGATION: dict[str, Any] = {
     "risk": "medium",
     "plan_hash": PLAN,
     "summary": "end 1 session",
-    "items": [{"key": "pid 4711", "state": "awaiting_approval", "detail": "idle 4 s"}],
+    "planned": [{"key": "pid 4711", "summary": "orders_app, idle in transaction for 4 s"}],
+    "items": [],
     "created_at": "2026-11-21T00:40:01Z",
     "expires_at": "2026-11-21T00:50:01Z",
 }
@@ -89,7 +99,13 @@ CLOSED = {
     "reason": "the pool is free again",
     "closed_at": "2026-11-21T00:41:00Z",
     "mitigations": [
-        {**MITIGATION, "state": "applied", "verdict": "better", "evidence": "held for 3 s"}
+        {
+            **MITIGATION,
+            "state": "applied",
+            "items": [{"key": "pid 4711", "state": "applied", "detail": "it has ended"}],
+            "verdict": "better",
+            "evidence": "held for 3 s",
+        }
     ],
 }
 LIMITS = {"budget": 3, "window": "1h", "cooldown": "5m", "concurrency": 1}
@@ -257,8 +273,13 @@ async def test_incidents_pass_their_filters_to_the_api(service: Service, run: Ru
     ],
 )
 async def test_a_listing_fits_in_80_columns(
-    service: Service, run: Run, arguments: list[str], expected: list[str]
+    service: Service,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    expected: list[str],
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     ended = await run(*arguments)
     assert ended.code == 0
     for text in expected:
@@ -273,6 +294,69 @@ async def test_one_incident_reads_from_alert_to_verdict(service: Service, run: R
     wanted += ["pid 4711", "verdict: better - held for 3 s", "Timeline"]
     positions = [ended.out.index(text) for text in wanted]
     assert positions == sorted(positions)
+
+
+async def test_what_does_not_go_to_a_terminal_is_not_folded(service: Service, run: Run) -> None:
+    service.incidents = [{**INCIDENT, "reason": "word " * 100}]
+    ended = await run("incidents", ID)
+    assert ("word " * 100).strip() in ended.out
+
+
+async def test_dry_runs_and_replays_are_marked_in_the_list(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = {**SUMMARY, "dry_run": True, "replay_of": ID}
+    monkeypatch.setitem(LISTS, "/incidents", [SUMMARY, replay])
+    listed = (await run("incidents")).out.splitlines()
+    assert [line.rstrip().endswith("dry run, replay") for line in listed] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "open: approval  until 2026-11-21 00:50:01 UTC"),
+        ({"phase": "verify"}, "open: verify  changed; watching whether that helped"),
+        ({"phase": "settle"}, "open: settle  better; waiting for the alert to resolve"),
+        (
+            {"mitigations": [{**MITIGATION, "state": "rejected", "decided_by": "ann"}]}
+            | {"state": "closed", "phase": "done", "outcome": "denied"},
+            "denied  rejected by ann",
+        ),
+        ({"outcome": "shadowed"}, f"remediator replay {ID} --for-real  tries again"),
+        ({"outcome": "escalated"}, f"remediator replay {ID} --for-real  tries again"),
+        ({}, "pid 4711  orders_app, idle in transaction for 4 s"),
+        (
+            {"alerts": [{**ALERT, "starts_at": "2999-01-02T03:04:05Z"}]},
+            "from 2999-01-02 03:04:05 UTC (in the future: the sender's clock?)",
+        ),
+        ({"alerts": [ALERT] * 7}, "and 2 more"),
+        ({"alerts": [{**ALERT, "labels": {"x": "y" * 300}}]}, f"x={'y' * 200}...\n"),
+        ({"alerts": [{**ALERT, "annotations": {"summary": "z" * 300}}]}, f"{'z' * 200}...\n"),
+    ],
+)
+async def test_the_page_of_an_incident_says(
+    service: Service, run: Run, changes: dict[str, Any], expected: str
+) -> None:
+    service.incidents = [{**INCIDENT, **changes}]
+    ended = await run("incidents", ID)
+    assert expected in ended.out
+
+
+async def test_a_mitigated_incident_needs_no_replay(service: Service, run: Run) -> None:
+    service.incidents = [CLOSED]
+    assert "remediator replay" not in (await run("incidents", ID)).out
+
+
+def test_an_alert_of_today_has_no_date() -> None:
+    view = IncidentView.model_validate(INCIDENT)
+    for now, shown in (
+        (datetime(2026, 11, 21, 23, tzinfo=UTC), "from 00:39:00 UTC"),
+        (datetime(2026, 11, 22, 1, tzinfo=UTC), "from 2026-11-21 00:39:00 UTC"),
+    ):
+        console = Console(file=io.StringIO(), width=200)
+        console.print(incident_page(view, now))
+        assert isinstance(console.file, io.StringIO)
+        assert shown in console.file.getvalue()
 
 
 @pytest.mark.parametrize("arguments", [["incidents", ID], ["limits"], ["deadletters"]])
@@ -348,6 +432,8 @@ async def test_the_services_no_is_one_line_and_exit_code_1(service: Service, run
         (["reject", ID, "--reason", "no"], f"/incidents/{ID}/reject", {"reason": "no"}),
         (["cancel", ID], f"/incidents/{ID}/cancel", {"reason": ""}),
         (["pause"], "/pause", {"scope": "global", "reason": ""}),
+        (["pause", "all"], "/pause", {"scope": "global", "reason": ""}),
+        (["resume", "all"], "/resume", {"scope": "global"}),
         (
             ["pause", "shop/orders", "--reason", "x"],
             "/pause",
@@ -421,6 +507,22 @@ async def test_the_token_is_found_in_the_state_folder(
     assert (await run("incidents")).code == 0
 
 
+async def test_the_token_is_found_where_the_configuration_puts_the_state(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("REMEDIATOR_TOKEN", "REMEDIATOR_STATE_DIR", "REMEDIATOR_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "remediator.yaml").write_text("state_dir: here\n")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "operator-token").write_text(f"{TOKEN}\n")
+    assert (await run("incidents")).code == 0
+    (tmp_path / "remediator.yaml").write_text("state_dir: [\n")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))  # a wrong file holds nobody up
+    (tmp_path / "here").rename(tmp_path / "remediator")
+    assert (await run("incidents")).code == 0
+
+
 async def test_without_a_token_it_says_where_to_set_one(
     service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,6 +547,16 @@ async def test_a_service_that_is_not_there_is_exit_code_3(
     assert (ended.code, ended.out) == (3, "")
     assert "remediator serve" in ended.err
     assert ended.err.count("\n") == 1
+
+
+def test_a_service_that_does_not_answer_in_time_is_not_called_absent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        environ = {"REMEDIATOR_URL": url, "REMEDIATOR_TOKEN": TOKEN}
+        with Api(environ, timeout=0.2) as api, pytest.raises(Failure) as caught:
+            api.get("/incidents")
+    assert caught.value.code == 3
+    assert "does not answer within 0.2 s; look at its log and at its store" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -493,6 +605,13 @@ async def test_a_configuration_that_is_not_there_is_exit_code_2(run: Run, tmp_pa
     assert "none.yaml" in ended.err
 
 
+@pytest.mark.parametrize("arguments", [["version"], ["--version"]])
+async def test_the_version_is_a_command_and_an_option(run: Run, arguments: list[str]) -> None:
+    ended = await run(*arguments)
+    assert ended.code == 0
+    assert ended.out.startswith("remediator ")
+
+
 async def test_schema_prints_a_json_schema(run: Run) -> None:
     ended = await run("schema")
     assert json.loads(ended.out)["type"] == "object"
@@ -530,6 +649,107 @@ def test_a_terminal_that_knows_only_ascii_is_no_error() -> None:
 
 def test_plain_keeps_readable_text_of_any_script() -> None:
     assert plain("Überlast  日本\n\x1b[0mx\u200b") == "Überlast 日本 [0mx"
+
+
+# --- check ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checked(
+    run: Run, scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Coroutine[Any, Any, Ended]]:
+    """Check a configuration with one playbook on a real PostgreSQL."""
+    for name in [name for name in os.environ if name.startswith("REMEDIATOR_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "reader").write_text(scene.dsn_as("reader"))
+    (tmp_path / "lever").write_text(scene.dsn_as("lever"))
+
+    async def check(
+        *,
+        http: str | None = None,
+        mode: str = "auto",
+        more: dict[str, Any] | None = None,
+        **dsn: str,
+    ) -> Ended:
+        files = {"dsn_file": "reader", "writer_dsn_file": "lever"} | dsn
+        orders = {
+            "match": {"service": "orders"},
+            "targets": {"database": "orders-db"} | ({"admin": "admin"} if http else {}),
+            "playbooks": {"PoolExhausted": {"mode": mode}},
+        }
+        config = {
+            "state_dir": "state",
+            "backends": {"postgres": {"orders-db": files}}
+            | ({"http": {"admin": {"url": http}}} if http else {}),
+            "systems": {"shop": {"match": {"system": "shop"}, "services": {"orders": orders}}},
+        }
+        (tmp_path / "remediator.yaml").write_text(yaml.safe_dump(config | (more or {})))
+        return await run("check", "--config", str(tmp_path / "remediator.yaml"))
+
+    return check
+
+
+Checked = Callable[..., Coroutine[Any, Any, Ended]]
+
+
+async def test_check_tells_the_limits_that_hold_together(checked: Checked) -> None:
+    ended = await checked(
+        more={"limits": {"system": {"cooldown": "20m"}, "target": {"budget": 1, "window": "10m"}}}
+    )
+    assert (ended.code, ended.err) == (0, "")
+    assert "ok  shop/orders PoolExhausted: mode auto; could cancel_queries" in ended.out
+    assert "at most 1 in 10m and 3 in 1h, 1 at a time, cooldown 20m" in ended.out
+
+
+async def test_check_says_that_a_playbook_cannot_act_without_the_writers_rights(
+    checked: Checked,
+) -> None:
+    ended = await checked(writer_dsn_file="reader")
+    assert ended.code == 1
+    assert "error  postgres orders-db (writer): " in ended.out
+    assert "orders-db: postgres" not in ended.out
+    cannot = "error  shop/orders PoolExhausted: cannot act: see postgres orders-db (writer)"
+    assert cannot in ended.out
+    assert ended.err == "remediator: not everything is right; see above\n"
+
+
+async def test_check_calls_a_backend_that_is_away_by_its_name(
+    checked: Checked, unused_tcp_port: int
+) -> None:
+    ended = await checked(http=f"http://127.0.0.1:{unused_tcp_port}")
+    assert ended.code == 1
+    assert ended.out.count("http admin: ") == 1
+    assert "ok  postgres orders-db: can be read" in ended.out
+
+
+async def test_a_secret_that_is_missing_hides_no_other_backend(
+    checked: Checked, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    ended = await checked(
+        dsn_file="gone", http=f"http://127.0.0.1:{unused_tcp_port}", mode="shadow"
+    )
+    assert ended.code == 2
+    assert "error  postgres orders-db: " in ended.out
+    assert "backends.postgres.orders-db.dsn_file: secret file" in ended.out
+    assert "error  http admin: " in ended.out
+    assert "cannot act: see postgres orders-db" in ended.out
+    assert ended.err == "remediator: the configuration is wrong; see above\n"
+
+
+async def test_parts_that_do_not_fit_together_are_exit_code_2(checked: Checked) -> None:
+    ended = await checked(more={"listen": "0.0.0.0:8080"})
+    assert ended.code == 2
+    assert "credentials" in ended.err
+
+
+async def test_check_warns_of_a_playbook_file_without_a_playbook(
+    checked: Checked, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "empty.py").write_text("NAME = 1\n")
+    ended = await checked(more={"playbooks": {"folders": ["mine"]}})
+    assert ended.code == 0
+    assert f"warning  playbook file {tmp_path / 'mine' / 'empty.py'}: holds no class" in ended.out
 
 
 # --- the service itself ---------------------------------------------------------------------------

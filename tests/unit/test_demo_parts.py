@@ -270,7 +270,10 @@ async def test_the_demo_mends_the_shop_and_leaves_nothing_behind(emptied: Path) 
     assert "Orders flow again" in printed
 
 
-async def test_an_interrupted_demo_leaves_nothing_behind(emptied: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
+async def test_an_interrupted_demo_leaves_nothing_behind(
+    emptied: Path, how: signal.Signals
+) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "remediator", "demo"),
         env=os.environ | {"TMPDIR": str(emptied)},
@@ -279,5 +282,5 @@ async def test_an_interrupted_demo_leaves_nothing_behind(emptied: Path) -> None:
     assert process.stdout is not None
     async for line in process.stdout:
         if b"remediator listens" in line:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(how)
     assert await process.wait() == 130

@@ -22,7 +22,7 @@ from remediator.model import (
 )
 from remediator.report.redaction import redact_text
 from remediator.report.summary import summarise
-from remediator.views import IncidentView, Report
+from remediator.views import IncidentView, PlannedItem, Report
 from tests.incident_views import (
     ID,
     START,
@@ -34,6 +34,11 @@ from tests.incident_views import (
     open_in,
     view,
 )
+
+AGAIN = (
+    f" To have it tried again under today's mode and limits: `remediator replay {ID} --for-real`."
+)
+"""The way on, for those that were closed without being mended."""
 
 
 def text_of(report: Report) -> str:
@@ -111,7 +116,7 @@ def test_every_state_of_a_mitigation_has_its_sentence(
         (
             IncidentOutcome.ESCALATED,
             "▲ Closed: shop/orders, PoolExhausted: escalated, a human must take over",
-            "Take over now: because. Start with pool: 100 of 100 connections are in use.",
+            "Take over now: because. Start with pool: 100 of 100 connections are in use." + AGAIN,
         ),
         (
             IncidentOutcome.SHADOWED,
@@ -119,7 +124,8 @@ def test_every_state_of_a_mitigation_has_its_sentence(
             (
                 "Handle the alert as you would without this service. If what it would have done is"
                 " right, raise the mode of PoolExhausted on orders."
-            ),
+            )
+            + AGAIN,
         ),
         (
             IncidentOutcome.DENIED,
@@ -127,7 +133,8 @@ def test_every_state_of_a_mitigation_has_its_sentence(
             (
                 "Decide by hand whether to do what was denied: because."
                 " Start with pool: 100 of 100 connections are in use."
-            ),
+            )
+            + AGAIN,
         ),
         (
             IncidentOutcome.NO_MATCH,
@@ -268,6 +275,28 @@ def test_shadow_says_what_would_have_been_done_to_what() -> None:
         "2 items would have been touched: pid 4711, pid 4712 (gone already).",
     )
     assert report.helped == "Nothing was changed, so there is nothing to judge."
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (MitigationState.SHADOWED, "1 item would have been touched: pid 1 (orders, idle)."),
+        (MitigationState.AWAITING_APPROVAL, "1 item awaiting approval: pid 1 (orders, idle)."),
+        (MitigationState.UNKNOWN, "1 item planned: pid 1 (orders, idle)."),
+    ],
+)
+def test_a_plan_without_an_outcome_names_what_it_touches(state: MitigationState, said: str) -> None:
+    planned = mitigation(
+        state, items=[], planned=[PlannedItem(key="pid 1", summary="orders, idle")]
+    )
+    assert summarise(view(mitigations=[planned])).done[1] == said
+
+
+def test_a_rejected_plan_names_who_rejected_it() -> None:
+    rejected = mitigation(MitigationState.REJECTED, decided_by="ann")
+    report = summarise(closed_as(IncidentOutcome.DENIED, mitigations=[rejected]))
+    assert report.headline.endswith("rejected by ann, nothing changed")
+    assert report.done[0].startswith("Rejected by ann, so not done")
 
 
 def test_a_denied_limit_is_told_with_its_figures() -> None:

@@ -1,0 +1,308 @@
+"""Kubernetes objects, as the API writes them in JSON, read into our values. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
+
+from remediator.errors import BackendRefused, BackendUnavailable
+from remediator.model import Target
+from remediator.workloads import (
+    Autoscaler,
+    ContainerResources,
+    ContainerState,
+    Pod,
+    Revision,
+    Termination,
+    Workload,
+    WorkloadEvent,
+)
+
+Object: TypeAlias = Mapping[str, Any]
+
+REVISION = "deployment.kubernetes.io/revision"
+_MANIFEST = "kubectl.kubernetes.io/last-applied-configuration"
+_GITOPS = ("argocd", "argo-cd", "flux", "kustomize-controller", "helm-controller")
+"""Beginnings of the field managers' names that belong to Argo CD and Flux."""
+_SUFFIXES = {
+    "n": Decimal("1e-9"),
+    "u": Decimal("1e-6"),
+    "m": Decimal("1e-3"),
+    "k": Decimal(10**3),
+    **{suffix: Decimal(1000) ** power for power, suffix in enumerate("MGTPE", start=2)},
+    **{f"{suffix}i": Decimal(1024) ** power for power, suffix in enumerate("KMGTPE", start=1)},
+}
+_EPOCH = datetime.min.replace(tzinfo=UTC)
+
+
+def quantity(text: object) -> int | None:
+    """Read a quantity such as ``512Mi``, ``1.5G``, ``1e9`` as a whole number; None for none.
+
+    Raises ``ValueError`` for what is no quantity.
+    """
+    if text is None:
+        return None
+    written = str(text).strip()
+    suffix = next((s for s in (written[-2:], written[-1:]) if s in _SUFFIXES), "")
+    try:
+        number = Decimal(written.removesuffix(suffix))
+        return int(number * _SUFFIXES.get(suffix, Decimal(1)))
+    except (InvalidOperation, OverflowError, ValueError) as error:
+        raise ValueError(f"{written!r} is not a quantity; write it like 512Mi or 2G") from error
+
+
+def written(size: int) -> str:
+    """Write bytes as a quantity, in the largest binary unit that is exact."""
+    for power, suffix in ((4, "Ti"), (3, "Gi"), (2, "Mi"), (1, "Ki")):
+        if size and size % 1024**power == 0:
+            return f"{size // 1024**power}{suffix}"
+    return str(size)
+
+
+# --- where things are --------------------------------------------------------------------------
+
+
+def namespace_of(target: Target) -> str:
+    """Return the namespace that the catalogue names."""
+    try:
+        return target.locator["namespace"]
+    except KeyError:
+        raise BackendRefused(f"the target {target.key} has no namespace") from None
+
+
+def deployment_path(target: Target) -> str:
+    """Return where the deployment is; ``BackendRefused`` when the target names none."""
+    name = target.locator.get("deployment")
+    if not name:
+        raise BackendRefused(f"the target {target.key} names no deployment")
+    return f"{apps_path(target)}/deployments/{quote(name, safe='')}"
+
+
+def apps_path(target: Target) -> str:
+    """Return where the namespace's deployments and replica sets are."""
+    return f"/apis/apps/v1/namespaces/{quote(namespace_of(target), safe='')}"
+
+
+def core_path(target: Target) -> str:
+    """Return where the namespace's pods and events are."""
+    return f"/api/v1/namespaces/{quote(namespace_of(target), safe='')}"
+
+
+def selector_of(deployment: Object) -> str:
+    """Write the deployment's selector as a query; it is never empty."""
+    selector = deployment["spec"].get("selector") or {}
+    parts = [f"{key}={value}" for key, value in (selector.get("matchLabels") or {}).items()]
+    for rule in selector.get("matchExpressions") or ():
+        key, values = rule["key"], ",".join(rule.get("values") or ())
+        parts.append(
+            {
+                "In": f"{key} in ({values})",
+                "NotIn": f"{key} notin ({values})",
+                "Exists": key,
+                "DoesNotExist": f"!{key}",
+            }[rule["operator"]]
+        )
+    if not parts:
+        raise BackendUnavailable("the deployment's selector is empty, which would mean every pod")
+    return ",".join(parts)
+
+
+def owned_by(objects: Iterable[Object], owners: Iterable[str]) -> list[Object]:
+    """Keep the objects whose controller has one of the uids ``owners``."""
+    uids = set(owners)
+    return [found for found in objects if (controller_of(found) or {}).get("uid") in uids]
+
+
+def controller_of(found: Object) -> Object | None:
+    """Return the reference to the controller that owns the object."""
+    references = found["metadata"].get("ownerReferences") or ()
+    return next((reference for reference in references if reference.get("controller")), None)
+
+
+def uid_of(found: Object) -> str:
+    """Return the object's uid."""
+    return str(found["metadata"]["uid"])
+
+
+def gitops_manager(found: Object) -> str | None:
+    """Return the field manager of a GitOps controller that wrote to the object."""
+    for entry in found["metadata"].get("managedFields") or ():
+        manager = str(entry.get("manager", ""))
+        if manager.lower().startswith(_GITOPS) and not entry.get("subresource"):
+            return manager
+    return None
+
+
+# --- what they say -----------------------------------------------------------------------------
+
+
+def read_workload(deployment: Object) -> Workload:
+    """Read a deployment."""
+    metadata, spec = deployment["metadata"], deployment["spec"]
+    status = deployment.get("status") or {}
+    annotations = metadata.get("annotations") or {}
+    return Workload(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        replicas=spec.get("replicas", 1),
+        ready=status.get("readyReplicas", 0),
+        updated=status.get("updatedReplicas", 0),
+        paused=bool(spec.get("paused")),
+        rollout=_rollout(deployment),
+        gitops=gitops_manager(deployment),
+        annotations={key: text for key, text in annotations.items() if key != _MANIFEST},
+        containers=tuple(_template_containers(spec["template"]["spec"])),
+    )
+
+
+def _rollout(deployment: Object) -> str | None:
+    """Say how far a rollout is; pods that crash after a completed one are no rollout."""
+    wanted, status = deployment["spec"].get("replicas", 1), deployment.get("status") or {}
+    updated, total = status.get("updatedReplicas", 0), status.get("replicas", 0)
+    if deployment["metadata"].get("generation", 0) > status.get("observedGeneration", 0):
+        return "the last change has not been taken up yet"
+    if updated < wanted:
+        return f"{updated} of {wanted} replicas are updated"
+    if total > updated:
+        return f"{total - updated} replicas of an older revision are left"
+    conditions = {c.get("type"): c for c in status.get("conditions") or ()}
+    reason = conditions.get("Progressing", {}).get("reason", "NewReplicaSetAvailable")
+    return None if reason == "NewReplicaSetAvailable" else f"the new pods are not up: {reason}"
+
+
+def _template_containers(spec: Object) -> Iterator[ContainerResources]:
+    for key, init in (("initContainers", True), ("containers", False)):
+        for container in spec.get(key) or ():
+            request, limit = _memory(container)
+            yield ContainerResources(
+                name=container["name"], init=init, memory_request=request, memory_limit=limit
+            )
+
+
+def _memory(container: Object) -> tuple[int | None, int | None]:
+    resources = container.get("resources") or {}
+    request = (resources.get("requests") or {}).get("memory")
+    limit = (resources.get("limits") or {}).get("memory")
+    return quantity(request), quantity(limit)
+
+
+def read_pod(pod: Object) -> Pod:
+    """Read a pod with all its containers."""
+    metadata, status = pod["metadata"], pod.get("status") or {}
+    conditions = {c.get("type"): c.get("status") for c in status.get("conditions") or ()}
+    return Pod(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        phase=status.get("phase", "Unknown"),
+        ready=conditions.get("Ready") == "True",
+        terminating=metadata.get("deletionTimestamp") is not None,
+        created_at=metadata["creationTimestamp"],
+        node=pod["spec"].get("nodeName"),
+        containers=tuple(_containers(pod)),
+    )
+
+
+def _containers(pod: Object) -> Iterator[ContainerState]:
+    status = pod.get("status") or {}
+    for key, init in (("initContainer", True), ("container", False)):
+        known = {s["name"]: s for s in status.get(f"{key}Statuses") or ()}
+        for container in pod["spec"].get(f"{key}s") or ():
+            yield _container(container, known.get(container["name"], {}), init=init)
+
+
+def _container(container: Object, status: Object, *, init: bool) -> ContainerState:
+    state = status.get("state") or {}
+    now = next((name for name in ("running", "waiting", "terminated") if name in state), "unknown")
+    ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
+    request, limit = _memory(container)
+    return ContainerState(
+        name=container["name"],
+        init=init,
+        state=_state(now),
+        reason=(state.get(now) or {}).get("reason") or "",
+        ready=bool(status.get("ready")),
+        restarts=status.get("restartCount", 0),
+        ended=_termination(ended),
+        memory_request=request,
+        memory_limit=limit,
+    )
+
+
+def _state(name: str) -> Literal["running", "waiting", "terminated", "unknown"]:
+    match name:
+        case "running" | "waiting" | "terminated":
+            return name
+        case _:
+            return "unknown"
+
+
+def _termination(terminated: Object | None) -> Termination | None:
+    if not terminated:
+        return None
+    return Termination(
+        reason=terminated.get("reason") or "",
+        exit_code=terminated.get("exitCode", 0),
+        finished_at=terminated.get("finishedAt"),
+    )
+
+
+def read_autoscaler(found: Object) -> Autoscaler:
+    """Read a horizontal pod autoscaler of autoscaling/v1 or v2: what we need is the same."""
+    spec, status = found["spec"], found.get("status") or {}
+    owner = controller_of(found)
+    owned = f"{owner['kind']}/{owner['name']}" if owner else None
+    return Autoscaler(
+        name=found["metadata"]["name"],
+        resource_version=found["metadata"]["resourceVersion"],
+        minimum=spec.get("minReplicas", 1),
+        maximum=spec["maxReplicas"],
+        current=status.get("currentReplicas") or 0,
+        desired=status.get("desiredReplicas") or 0,
+        managed_by=owned or gitops_manager(found),
+    )
+
+
+def scales(autoscaler: Object, target: Target) -> bool:
+    """Say whether the autoscaler sets the replicas of the target's deployment."""
+    meant = autoscaler["spec"].get("scaleTargetRef") or {}
+    group = str(meant.get("apiVersion", "apps/v1")).partition("/")[0]
+    wanted = ("Deployment", target.locator.get("deployment"))
+    return (meant.get("kind"), meant.get("name")) == wanted and group in ("apps", "extensions")
+
+
+def read_event(event: Object) -> WorkloadEvent:
+    """Read an event of either generation of the events API."""
+    meant = event.get("involvedObject") or {}
+    series = event.get("series") or {}
+    at = event.get("lastTimestamp") or series.get("lastObservedTime") or event.get("eventTime")
+    return WorkloadEvent(
+        at=at or event["metadata"].get("creationTimestamp"),
+        warning=event.get("type") == "Warning",
+        reason=event.get("reason") or "",
+        about=f"{meant.get('kind', '')}/{meant.get('name', '')}",
+        message=(event.get("message") or "")[:500],
+        count=event.get("count") or series.get("count") or 1,
+    )
+
+
+def newest_first(events: Iterable[WorkloadEvent]) -> tuple[WorkloadEvent, ...]:
+    """Sort events by time; those without one come last."""
+    return tuple(sorted(events, key=lambda event: event.at or _EPOCH, reverse=True))
+
+
+def read_revision(replica_set: Object) -> Revision:
+    """Read the revision that a replica set keeps."""
+    metadata, status = replica_set["metadata"], replica_set.get("status") or {}
+    containers = replica_set["spec"]["template"]["spec"]["containers"]
+    return Revision(
+        number=int((metadata.get("annotations") or {}).get(REVISION, 0)),
+        created_at=metadata["creationTimestamp"],
+        replicas=status.get("replicas", 0),
+        ready=status.get("readyReplicas", 0),
+        images=tuple(container.get("image", "") for container in containers),
+    )

@@ -1,0 +1,388 @@
+"""Redis as a target: what it says of itself, and the removal of cache keys by their prefix.
+
+Reader and lever are two classes, for two accounts. Both walk the keys by SCAN within a budget and
+never read a value. The lever knows only the prefixes of the configuration, and no FLUSH command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import redis.asyncio as aioredis
+import structlog
+from pydantic import JsonValue
+from redis import exceptions as failures
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from remediator.errors import BackendRefused, BackendUnavailable, ConfigError, RemediatorError
+from remediator.model import (
+    ItemOutcome,
+    Mitigation,
+    MitigationState,
+    Outcome,
+    Preparation,
+    Sense,
+    SenseState,
+)
+from remediator.ports import KeyCount, MemoryUse, SlowCommand
+
+UNLINK = "unlink_prefix"
+BATCH = 500
+"""Keys that one SCAN looks at and one UNLINK removes at most."""
+MAX_KEYS = 100_000
+"""Keys that one mitigation removes at most (runbooks)."""
+ANSWER_WITHIN = 4.0
+"""Seconds for one command."""
+COUNT_KEYS = 200_000
+COUNT_WITHIN = 3.0
+"""Budget of one count for a diagnosis: keys and seconds."""
+WALK_WITHIN = 10.0
+"""Seconds for one walk over all keys when something is changed."""
+REMOVE_WITHIN = 8.0
+"""Seconds after which a removal stops, with what it has done until then."""
+LOOK_WITHIN = 4.0
+"""Seconds for the walk that counts what is left."""
+
+_NEEDED = (("SCAN", "0"), ("DBSIZE",), ("INFO", "server"))
+_GLOB = re.compile(rb"[\\*?\[\]^-]")
+
+_log = structlog.get_logger(__name__)
+
+
+class _RightsUnknown(BackendRefused):
+    """The server does not say which rights we have."""
+
+
+class _OutOfTime(BackendUnavailable):
+    """There are more keys than can be looked at in the time."""
+
+
+class _Opened:
+    """A client of one database of one server that is an async context manager."""
+
+    def __init__(self, url: str, *, name: str = "redis") -> None:
+        """Keep the secret ``url``; ``name`` is what errors and senses call the backend.
+
+        Raises ``ConfigError``, without its text, for a URL that cannot be read.
+        """
+        self._name = name
+        try:
+            self._client = aioredis.Redis.from_url(
+                url,
+                socket_timeout=ANSWER_WITHIN,
+                socket_connect_timeout=ANSWER_WITHIN,
+                retry=Retry(NoBackoff(), 0),
+                decode_responses=False,
+            )
+        except ValueError:
+            raise ConfigError(
+                f"{name}: the url cannot be read; write redis://user:password@host:6379/0"
+            ) from None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._name!r})"
+
+    async def __aenter__(self) -> Self:
+        """Connect with the first command."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    async def probe(self) -> Sense:
+        """Say whether the server answers, and whether our account has the rights that it needs."""
+        try:
+            await self._require_rights()
+        except RemediatorError as error:
+            return Sense(name=self._name, state=SenseState.IMPAIRED, reason=str(error))
+        return Sense(name=self._name, state=SenseState.OK)
+
+    async def _require_rights(self) -> None:
+        for command in _NEEDED:
+            await self._ask(*command)
+
+    async def _ask(self, *command: bytes | str | int) -> Any:
+        """Run one command once; raises ``BackendUnavailable`` or ``BackendRefused``."""
+        run: Any = self._client.execute_command  # the client does not type it
+        with _translated(self._name):
+            async with asyncio.timeout(ANSWER_WITHIN):
+                return await run(*command)
+
+    async def _info(self) -> dict[str, Any]:
+        found = await self._ask("INFO")
+        if not isinstance(found, dict):
+            raise BackendUnavailable(f"{self._name}: INFO makes no sense")
+        return found
+
+    async def _keys(
+        self, within: float, pattern: bytes | None = None
+    ) -> AsyncGenerator[list[bytes], None]:
+        """Walk over all keys, a part at a time; ``_OutOfTime`` when the time is over."""
+        deadline, cursor = time.monotonic() + within, 0
+        match: tuple[bytes | str | int, ...] = ("MATCH", pattern) if pattern is not None else ()
+        while True:
+            following, keys = await self._ask("SCAN", cursor, *match, "COUNT", BATCH)
+            yield keys
+            cursor = int(following)
+            if not cursor:
+                return
+            if time.monotonic() > deadline:
+                raise _OutOfTime(
+                    f"{self._name}: the keys cannot all be looked at within {within:g} s"
+                )
+
+
+class RedisReader(_Opened):
+    """Reads one database of one server (``ports.KeySpace``)."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str = "redis",
+        most: int = COUNT_KEYS,
+        within: float = COUNT_WITHIN,
+    ) -> None:
+        """Keep the secret ``url``; one count looks at ``most`` keys for ``within`` seconds."""
+        super().__init__(url, name=name)
+        self._most = most
+        self._within = within
+
+    async def info(self) -> MemoryUse:
+        """Read memory, evictions, hits and clients."""
+        found = await self._info()
+        try:
+            return MemoryUse(
+                used=found["used_memory"],
+                limit=found["maxmemory"],
+                evicted=found["evicted_keys"],
+                hits=found["keyspace_hits"],
+                misses=found["keyspace_misses"],
+                clients=found["connected_clients"],
+            )
+        except (KeyError, ValueError) as error:
+            raise BackendUnavailable(f"{self._name}: INFO lacks what we need: {error!r}") from None
+
+    async def slow_log(self, most: int = 20) -> tuple[SlowCommand, ...]:
+        """List the newest slow commands, without their arguments."""
+        found = await self._ask("SLOWLOG GET", most)
+        return tuple(_slow(entry) for entry in found)
+
+    async def count(self, prefixes: tuple[str, ...]) -> KeyCount:
+        """Count keys by prefix within the budget. A key may count twice while Redis resizes."""
+        longest = sorted((prefix.encode() for prefix in prefixes), key=len, reverse=True)
+        found: Counter[bytes | None] = Counter()
+        complete = True
+        try:
+            async with contextlib.aclosing(self._keys(self._within)) as walk:
+                async for keys in walk:
+                    found.update(next(filter(key.startswith, longest), None) for key in keys)
+                    if found.total() > self._most:
+                        complete = False
+                        break
+        except _OutOfTime:
+            complete = False
+        by_prefix = {prefix.decode(): found[prefix] for prefix in longest}
+        return KeyCount(by_prefix=by_prefix, other=found[None], complete=complete)
+
+
+class RedisLever(_Opened):
+    """Removes the keys of one configured prefix (``ports.Lever``).
+
+    Not conditional: a cache refills at once, so the server cannot refuse a second removal; a lost
+    one is looked up and never repeated. Every key is compared with the prefix by us as well.
+    """
+
+    kinds = frozenset({UNLINK})
+    conditional = False
+
+    def __init__(self, url: str, *, prefixes: Sequence[str], name: str = "redis") -> None:
+        """Keep the writer's ``url`` and the only ``prefixes`` whose keys may ever be removed."""
+        super().__init__(url, name=name)
+        self._prefixes = tuple(prefixes)
+
+    async def prepare(self, mitigation: Mitigation) -> Preparation:
+        """Count what would go; refuse what is no cache, too much, or nothing."""
+        prefix, most = self._meant(mitigation)
+        with contextlib.suppress(_RightsUnknown):  # then the server has its say when we act
+            await self._require_rights()
+        await self._require_single()
+        matching = len(await self._matching(prefix, most))
+        if not matching:
+            raise BackendRefused(f"{self._name}: already so, no key begins with {prefix!r}")
+        before: dict[str, JsonValue] = {"matching": matching, "other": await self._others(matching)}
+        return Preparation(mitigation=mitigation, before=before)
+
+    async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Remove the keys, a batch at a time, and count the others before and after."""
+        prefix, most = self._meant(preparation.mitigation)
+        try:
+            await self._require_single()
+            keys = await self._matching(prefix, most)
+            before = await self._others(len(keys))
+        except RemediatorError as error:
+            return _outcome(prefix, MitigationState.NOT_APPLIED, f"nothing was removed: {error}")
+        outcome = await self._remove(prefix, keys, before)
+        state = outcome.state.value
+        _log.info("keys_removed", effect_key=effect_key, backend=self._name, state=state)
+        return outcome
+
+    async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Look how many keys are left: none is applied, fewer than before cannot be told."""
+        prefix, _ = self._meant(preparation.mitigation)
+        earlier = preparation.before.get("matching")
+        try:
+            left = len(await self._matching(prefix, None))
+        except RemediatorError as error:
+            return _outcome(prefix, MitigationState.UNKNOWN, f"cannot be looked up: {error}")
+        detail = f"{left} keys begin with {prefix!r}, before it were {earlier}"
+        if not left:
+            return _outcome(prefix, MitigationState.APPLIED, detail)
+        if isinstance(earlier, int) and left >= earlier:
+            return _outcome(prefix, MitigationState.NOT_APPLIED, detail)
+        return _outcome(prefix, MitigationState.UNKNOWN, f"{detail}: removed in part, or refilled")
+
+    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
+        """Refuse: removed keys are gone; the application builds its cache again."""
+        raise BackendRefused(f"{UNLINK} cannot be taken back: the cache refills by itself")
+
+    def _meant(self, mitigation: Mitigation) -> tuple[str, int]:
+        """Return prefix and most keys; refuse a plan that is not exactly one configured prefix."""
+        parameters = mitigation.parameters
+        prefix, most = parameters.get("prefix"), parameters.get("max_keys", MAX_KEYS)
+        keys = [item.key for item in mitigation.items]
+        if mitigation.kind != UNLINK or not parameters.keys() <= {"prefix", "max_keys"}:
+            raise BackendRefused(f"{self._name}: {UNLINK} takes a prefix and max_keys only")
+        if not isinstance(prefix, str) or keys != [prefix]:
+            raise BackendRefused(f"{self._name}: {UNLINK} takes one item, whose key is the prefix")
+        if not prefix or prefix not in self._prefixes:
+            raise BackendRefused(
+                f"{self._name}: {prefix!r} is not one of its cache_prefixes; nothing else is removed"
+            )
+        if isinstance(most, bool) or not isinstance(most, int) or not 0 < most <= MAX_KEYS:
+            raise BackendRefused(f"{self._name}: max_keys must be 1 to {MAX_KEYS}")
+        return prefix, most
+
+    async def _require_rights(self) -> None:
+        await super()._require_rights()
+        try:
+            user = _text(await self._ask("ACL WHOAMI"))
+            missing = [p for p in self._prefixes if not await self._may_unlink(user, p)]
+        except BackendRefused as error:
+            raise _RightsUnknown(
+                f"{error}; its rights cannot be checked: allow +acl|whoami +acl|dryrun"
+            ) from error
+        if missing:
+            grants = " ".join(f"~{prefix}*" for prefix in missing)
+            raise BackendRefused(
+                f"{self._name}: our user may not remove its keys:"
+                f" ACL SETUSER {user} +unlink {grants}"
+            )
+
+    async def _may_unlink(self, user: str, prefix: str) -> bool:
+        answer = await self._ask("ACL DRYRUN", user, "UNLINK", f"{prefix}x")
+        return _text(answer) == "OK"
+
+    async def _require_single(self) -> None:
+        info = await self._info()
+        if info.get("cluster_enabled"):
+            raise BackendRefused(f"{self._name}: is a cluster, whose nodes cannot be cleaned yet")
+        if info.get("role") not in {"master", b"master"}:
+            raise BackendRefused(f"{self._name}: is a replica; give the writer the primary's URL")
+
+    async def _matching(
+        self, prefix: str, most: int | None, within: float = WALK_WITHIN
+    ) -> list[bytes]:
+        """List the keys of the prefix, each once; refuse more than ``most``."""
+        start, found = prefix.encode(), set[bytes]()
+        async for keys in self._keys(within, _GLOB.sub(rb"\\\g<0>", start) + b"*"):
+            found.update(key for key in keys if key.startswith(start))
+            if most is not None and len(found) > most:
+                raise BackendRefused(f"{self._name}: more than {most} keys begin with {prefix!r}")
+        return sorted(found)
+
+    async def _others(self, matching: int) -> int:
+        return int(await self._ask("DBSIZE")) - matching
+
+    async def _remove(self, prefix: str, keys: list[bytes], others: int) -> Outcome:
+        removed, deadline = 0, time.monotonic() + REMOVE_WITHIN
+        try:
+            for start in range(0, len(keys), BATCH):
+                if time.monotonic() > deadline:
+                    break
+                removed += int(await self._ask("UNLINK", *keys[start : start + BATCH]))
+        except BackendRefused as error:
+            state = MitigationState.APPLIED if removed else MitigationState.NOT_APPLIED
+            return _outcome(prefix, state, f"{removed} keys removed, then refused: {error}")
+        except BackendUnavailable as error:
+            detail = f"{removed} keys removed, then an answer was lost: {error}"
+            return _outcome(prefix, MitigationState.UNKNOWN, detail)
+        after = await self._counted_after(prefix)
+        detail = (
+            f"{removed} of {len(keys)} keys of {prefix!r} removed;"
+            f" other keys before {others}, after {after}"
+        )
+        return _outcome(prefix, MitigationState.APPLIED, detail)
+
+    async def _counted_after(self, prefix: str) -> str:
+        try:
+            return str(await self._others(len(await self._matching(prefix, None, LOOK_WITHIN))))
+        except RemediatorError:
+            return "unknown"
+
+
+def _text(answer: Any) -> str:
+    return answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
+
+
+def _slow(entry: Any) -> SlowCommand:
+    """Read one entry, as the client parses it: id, start_time, duration in us, command."""
+    name = _text(entry["command"]).partition(" ")[0]
+    return SlowCommand(
+        command=name.upper()[:40],
+        at=datetime.fromtimestamp(entry["start_time"], UTC),
+        took=timedelta(microseconds=entry["duration"]),
+    )
+
+
+def _outcome(prefix: str, state: MitigationState, detail: str) -> Outcome:
+    item = ItemOutcome(key=prefix, state=state, detail=detail)
+    return Outcome(state=state, detail=detail, items=(item,))
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """Turn the client's errors into ours. The URL is in none of their texts."""
+    try:
+        yield
+    except failures.NoPermissionError as error:
+        raise BackendRefused(f"{name}: our user lacks a right: {error}") from error
+    except (failures.AuthenticationError, failures.AuthorizationError) as error:
+        raise BackendRefused(f"{name}: refused our credentials; check user and password") from error
+    except (failures.BusyLoadingError, failures.TryAgainError, failures.ClusterDownError) as error:
+        raise BackendUnavailable(f"{name}: cannot serve now ({type(error).__name__})") from error
+    except (failures.TimeoutError, TimeoutError) as error:
+        raise BackendUnavailable(f"{name}: no answer within {ANSWER_WITHIN:g} s") from error
+    except (failures.ConnectionError, OSError) as error:
+        kind = type(error).__name__
+        raise BackendUnavailable(f"{name}: cannot be reached ({kind})") from error
+    except failures.ResponseError as error:
+        raise BackendRefused(f"{name}: refused: {str(error)[:200]}") from error
+    except failures.RedisError as error:
+        raise BackendUnavailable(f"{name}: {type(error).__name__}") from error

@@ -1,0 +1,124 @@
+"""What a cluster says of one deployment: its pods, its autoscaler, its events and its past.
+
+Values only, free of the cluster's field names. Memory is in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime
+
+from remediator.model import Value
+
+EFFECT = "remediator.dev/effect"
+"""Annotation with the effect key of the last change that we made to an object."""
+
+
+class Termination(Value):
+    """The end of one run of a container."""
+
+    reason: str
+    """As the kubelet says: ``OOMKilled``, ``Error``, ``Completed``..."""
+    exit_code: int
+    finished_at: AwareDatetime | None
+
+
+class ContainerState(Value):
+    """One container of a pod, init containers included."""
+
+    name: str
+    init: bool
+    state: Literal["running", "waiting", "terminated", "unknown"]
+    reason: str
+    """Why it waits or ended, such as ``CrashLoopBackOff``; empty while it runs."""
+    ready: bool
+    restarts: int
+    ended: Termination | None
+    """Its most recent end: the present one where it is terminated, else the one before."""
+    memory_request: int | None
+    memory_limit: int | None
+
+    @property
+    def oom_killed(self) -> bool:
+        """Whether its most recent end was the OOM killer's."""
+        return self.ended is not None and self.ended.reason == "OOMKilled"
+
+
+class Pod(Value):
+    """One pod, with what identifies it beyond doubt."""
+
+    name: str
+    uid: str
+    phase: str
+    """``Pending``, ``Running``, ``Succeeded``, ``Failed`` or ``Unknown``; says little alone."""
+    ready: bool
+    terminating: bool
+    created_at: AwareDatetime
+    node: str | None
+    containers: tuple[ContainerState, ...]
+
+
+class ContainerResources(Value):
+    """What the deployment asks for one container of its pods."""
+
+    name: str
+    init: bool
+    memory_request: int | None
+    memory_limit: int | None
+
+
+class Workload(Value):
+    """A deployment as it is now."""
+
+    namespace: str
+    name: str
+    uid: str
+    resource_version: str
+    replicas: int
+    """As asked for; the others are as counted."""
+    ready: int
+    updated: int
+    paused: bool
+    rollout: str | None
+    """How far a rollout is that is not complete, or None."""
+    gitops: str | None
+    """Name of the GitOps controller that would undo a change, or None."""
+    annotations: dict[str, str]
+    """Without the copy of the whole manifest that kubectl keeps there."""
+    containers: tuple[ContainerResources, ...]
+
+
+class Autoscaler(Value):
+    """The horizontal autoscaler that sets the number of a deployment's pods."""
+
+    name: str
+    resource_version: str
+    minimum: int
+    maximum: int
+    current: int
+    desired: int
+    managed_by: str | None
+    """What would undo a change of it (a GitOps controller, a ScaledObject), or None."""
+
+
+class WorkloadEvent(Value):
+    """Something that the cluster noted about a deployment, its replica sets or its pods."""
+
+    at: AwareDatetime | None
+    warning: bool
+    reason: str
+    about: str
+    """Such as ``Pod/orders-5d8-x2x``."""
+    message: str
+    count: int
+
+
+class Revision(Value):
+    """One state of a deployment's pod template that the cluster still keeps."""
+
+    number: int
+    created_at: AwareDatetime
+    replicas: int
+    ready: int
+    images: tuple[str, ...]

@@ -1,0 +1,335 @@
+"""A real Kubernetes control plane for the tests: one a worker, one namespace a test.
+
+The convention is envtest's: ``KUBECONFIG`` names a cluster's administrator, else
+``KUBEBUILDER_ASSETS`` the folder with etcd, kube-apiserver and kube-controller-manager, which are
+started here. There is no kubelet there: a test plays it with ``run_pods``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+import yaml
+
+from remediator.adapters.kubernetes_client import Change, KubernetesClient, NotFound
+from remediator.model import Target
+from tests.postgres_fixtures import missing
+
+READY_WITHIN = 60.0
+_CONTROLLERS = "deployment,replicaset,namespace,garbagecollector,podgc,disruption"
+_CORE, _APPS = "/api/v1", "/apis/apps/v1"
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def control_plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Path]:
+    """The kubeconfig of an administrator."""
+    given = os.environ.get("KUBECONFIG")
+    if given:
+        yield Path(given)
+        return
+    assets = Path(os.environ.get("KUBEBUILDER_ASSETS", ""))
+    if not (assets / "kube-apiserver").exists():
+        missing("neither KUBECONFIG nor KUBEBUILDER_ASSETS leads to a Kubernetes API")
+    async with _ControlPlane(assets, tmp_path_factory.mktemp("kubernetes")) as kubeconfig:
+        yield kubeconfig
+
+
+class _ControlPlane:
+    """etcd, API server and controllers on loopback, with their state in one folder."""
+
+    def __init__(self, assets: Path, folder: Path) -> None:
+        self._assets, self._folder = assets, folder
+        self._running: list[asyncio.subprocess.Process] = []
+
+    async def __aenter__(self) -> Path:
+        client, peer, secure, managing = _free_ports(4)
+        try:
+            await self._store(client, peer)
+            kubeconfig = await self._api(client, secure)
+            await self._controllers(managing, kubeconfig)
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return kubeconfig
+
+    async def __aexit__(self, *_: object) -> None:
+        for process in reversed(self._running):
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            try:
+                async with asyncio.timeout(10):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+    async def _store(self, client: int, peer: int) -> None:
+        here, there = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
+        await self._start(
+            "etcd",
+            f"--data-dir={self._folder}/etcd",
+            "--unsafe-no-fsync",
+            f"--listen-client-urls={here}",
+            f"--advertise-client-urls={here}",
+            f"--listen-peer-urls={there}",
+            f"--initial-advertise-peer-urls={there}",
+            f"--initial-cluster=default={there}",
+        )
+
+    async def _api(self, store: int, port: int) -> Path:
+        key, tokens = self._folder / "sa.key", self._folder / "tokens.csv"
+        generate = ["openssl", "genrsa", "-out", str(key), "2048"]
+        await asyncio.to_thread(subprocess.run, generate, check=True, capture_output=True)
+        token = secrets.token_hex(16)
+        tokens.write_text(f'{token},admin,admin,"system:masters"\n')
+        await self._start(
+            "kube-apiserver",
+            f"--etcd-servers=http://127.0.0.1:{store}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            f"--secure-port={port}",
+            f"--cert-dir={self._folder}/certs",
+            f"--service-account-key-file={key}",
+            f"--service-account-signing-key-file={key}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-cluster-ip-range=10.0.0.0/24",
+            f"--token-auth-file={tokens}",
+            "--authorization-mode=RBAC",
+            "--disable-admission-plugins=ServiceAccount",
+        )
+        server = f"https://127.0.0.1:{port}"
+        await _until_ready(server, token, self._folder / "kube-apiserver.log")
+        reached = {"server": server, "insecure-skip-tls-verify": True}
+        return write_kubeconfig(self._folder / "admin.kubeconfig", reached, {"token": token})
+
+    async def _controllers(self, port: int, kubeconfig: Path) -> None:
+        binary = self._assets / "kube-controller-manager"
+        usage = await asyncio.to_thread(
+            subprocess.run, [str(binary), "--help"], capture_output=True, text=True, check=False
+        )
+        insecure = ["--port=0"] if "--port int" in usage.stdout else []  # up to Kubernetes 1.23
+        await self._start(
+            binary.name,
+            *insecure,
+            f"--secure-port={port}",
+            "--bind-address=127.0.0.1",
+            f"--cert-dir={self._folder}/certs-of-controllers",
+            f"--kubeconfig={kubeconfig}",
+            "--leader-elect=false",
+            f"--controllers={_CONTROLLERS}",
+            f"--service-account-private-key-file={self._folder}/sa.key",
+        )
+
+    async def _start(self, name: str, *options: str) -> None:
+        with (self._folder / f"{name}.log").open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                str(self._assets / name),
+                *options,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._running.append(process)
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+async def _until_ready(server: str, token: str, log: Path) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    headers = {"Authorization": f"Bearer {token}"}
+    connector = aiohttp.TCPConnector(ssl=context)
+    async with aiohttp.ClientSession(headers=headers, connector=connector) as session:
+
+        async def ready() -> bool:
+            try:
+                async with session.get(f"{server}/readyz") as answer:
+                    return answer.status == 200
+            except aiohttp.ClientError:
+                return False
+
+        try:
+            await until(ready, "the API server is ready", READY_WITHIN)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; see {log}") from None
+
+
+def write_kubeconfig(path: Path, cluster: Mapping[str, Any], user: Mapping[str, Any]) -> Path:
+    """Write a kubeconfig of one context."""
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "local", "cluster": dict(cluster)}],
+        "users": [{"name": "user", "user": dict(user)}],
+        "contexts": [{"name": "local", "context": {"cluster": "local", "user": "user"}}],
+        "current-context": "local",
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+async def until(look: Callable[[], Awaitable[bool]], what: str, within: float = 20.0) -> None:
+    """Wait until ``look`` is true, or fail."""
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + within
+    while not await look():
+        assert clock() < deadline, f"not within {within} s: {what}"
+        await asyncio.sleep(0.05)
+
+
+@dataclass
+class Cluster:
+    """One namespace of a real cluster, an administrator's hands, and accounts to be made."""
+
+    admin: KubernetesClient
+    kubeconfig: Path
+    folder: Path
+    namespace: str = field(default_factory=lambda: f"test-{secrets.token_hex(4)}")
+
+    def target(self, deployment: str = "orders") -> Target:
+        """Return the target that the catalogue would have."""
+        locator = {"namespace": self.namespace, "deployment": deployment}
+        return Target(
+            system="shop",
+            service="orders",
+            role="workload",
+            kind="kubernetes",
+            name="main",
+            locator=locator,
+        )
+
+    def path(self, api: str, resource: str, name: str = "") -> str:
+        """Return where something in the namespace is."""
+        return f"{api}/namespaces/{self.namespace}/{resource}{f'/{name}' if name else ''}"
+
+    async def create(self, api: str, resource: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Create one object in the namespace."""
+        change = Change("POST", self.path(api, resource), body)
+        return await self.admin.send(change, dry_run=False)
+
+    async def patch(self, api: str, resource: str, name: str, body: dict[str, Any]) -> None:
+        """Change one object as somebody else would."""
+        change = Change("PATCH", self.path(api, resource, name), body)
+        await self.admin.send(change, dry_run=False)
+
+    async def deployment(self, name: str = "orders") -> dict[str, Any]:
+        """Read the deployment as it is."""
+        return await self.admin.get(self.path(_APPS, "deployments", name))
+
+    async def deploy(
+        self, replicas: int = 2, *, name: str = "orders", **spec: Any
+    ) -> dict[str, Any]:
+        """Create a deployment and play the kubelet until all its pods are ready."""
+        container = {
+            "name": "app",
+            "image": "registry.invalid/app:1",
+            "resources": {"limits": {"memory": "256Mi"}, "requests": {"memory": "128Mi"}},
+        }
+        template = {"metadata": {"labels": {"app": name}}, "spec": {"containers": [container]}}
+        selector = {"matchLabels": {"app": name}}
+        body = {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name},
+            "spec": {"replicas": replicas, "selector": selector, "template": template, **spec},
+        }
+        await self.create(_APPS, "deployments", body)
+        await self.settle(name)
+        return await self.deployment(name)
+
+    async def settle(self, name: str = "orders") -> None:
+        """Play the kubelet until the deployment's rollout is complete."""
+
+        async def complete() -> bool:
+            await self.run_pods(name)
+            found = await self.deployment(name)
+            status, wanted = found.get("status", {}), found["spec"]["replicas"]
+            counts = {status.get(k, 0) for k in ("replicas", "updatedReplicas", "readyReplicas")}
+            seen = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+            reasons = {c["reason"] for c in status.get("conditions", [])}
+            return seen and counts == {wanted} and "NewReplicaSetAvailable" in reasons
+
+        await until(complete, f"{name} is rolled out")
+
+    async def pods(self, name: str = "orders") -> list[dict[str, Any]]:
+        """List the deployment's pods."""
+        path = self.path(_CORE, "pods")
+        found = (await self.admin.get(path, labelSelector=f"app={name}"))["items"]
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
+
+    async def run_pods(self, name: str = "orders") -> None:
+        """Play the kubelet: every pod that waits runs and is ready."""
+        ready = {"type": "Ready", "status": "True"}
+        for pod in await self.pods(name):
+            if pod["status"].get("phase") != "Running":
+                await self.report(
+                    pod["metadata"]["name"], {"phase": "Running", "conditions": [ready]}
+                )
+
+    async def report(self, pod: str, status: dict[str, Any]) -> None:
+        """Play the kubelet: report the status of one pod."""
+        with contextlib.suppress(NotFound):  # it has gone meanwhile
+            await self.patch(_CORE, "pods", f"{pod}/status", {"status": status})
+
+    async def autoscaler(self, minimum: int = 2, maximum: int = 6, **metadata: Any) -> None:
+        """Create an autoscaler for the deployment."""
+        meant = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "orders"}
+        spec = {"scaleTargetRef": meant, "minReplicas": minimum, "maxReplicas": maximum}
+        body = {"metadata": {"name": "orders", **metadata}, "spec": spec}
+        await self.create("/apis/autoscaling/v1", "horizontalpodautoscalers", body)
+
+    async def minimum(self) -> int:
+        """Read the autoscaler's minimum."""
+        path = self.path("/apis/autoscaling/v1", "horizontalpodautoscalers", "orders")
+        return int((await self.admin.get(path))["spec"]["minReplicas"])
+
+    async def account(self, name: str, *rules: Mapping[str, list[str]]) -> Path:
+        """Make a service account with these rights and no others; return its kubeconfig."""
+        api = "/apis/rbac.authorization.k8s.io/v1"
+        await self.create(_CORE, "serviceaccounts", {"metadata": {"name": name}})
+        await self.create(api, "roles", {"metadata": {"name": name}, "rules": list(rules)})
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+        subject = {"kind": "ServiceAccount", "name": name, "namespace": self.namespace}
+        binding = {"metadata": {"name": name}, "roleRef": role, "subjects": [subject]}
+        await self.create(api, "rolebindings", binding)
+        answer = await self.create(_CORE, f"serviceaccounts/{name}/token", {"spec": {}})
+        return self.as_user(name, {"token": answer["status"]["token"]})
+
+    def as_user(self, name: str, user: Mapping[str, Any], **cluster: Any) -> Path:
+        """Return a kubeconfig that differs from the administrator's in this."""
+        content = yaml.safe_load(self.kubeconfig.read_text())
+        current = content["current-context"]
+        context = next(c["context"] for c in content["contexts"] if c["name"] == current)
+        reached = next(c["cluster"] for c in content["clusters"] if c["name"] == context["cluster"])
+        path = self.folder / f"{name}.kubeconfig"
+        return write_kubeconfig(path, {**reached, **cluster}, user)
+
+
+@pytest_asyncio.fixture
+async def cluster(control_plane: Path, tmp_path: Path) -> AsyncIterator[Cluster]:
+    """A new namespace in the cluster."""
+    async with KubernetesClient(control_plane, "admin") as admin:
+        cluster = Cluster(admin, control_plane, tmp_path)
+        body = {"metadata": {"name": cluster.namespace}}
+        await admin.send(Change("POST", f"{_CORE}/namespaces", body), dry_run=False)
+        yield cluster

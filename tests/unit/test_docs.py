@@ -1,0 +1,60 @@
+"""What README and docs say of playbooks is so."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from remediator.adapters.postgres import PostgresLever, PostgresReader
+from remediator.model import Alert, MitigationState, Target
+from remediator.playbook import Playbook, load_playbooks
+from remediator.testing import firing_alert, run_playbook
+from tests.postgres_fixtures import Scene
+
+ROOT = Path(__file__).parents[2]
+TARGET = Target(system="shop", service="orders", role="database", kind="postgres", name="orders-db")
+
+
+def _alert() -> Alert:
+    labels = {"system": "shop", "service": "orders"}
+    return firing_alert("DatabaseForgottenTransactions", labels, datetime.now(UTC))
+
+
+@pytest.mark.parametrize("playbook", list(load_playbooks()), ids=lambda playbook: playbook.name)
+def test_the_parameters_of_a_playbook_are_those_of_its_section(
+    playbook: type[Playbook[Any]],
+) -> None:
+    sections = (ROOT / "docs" / "playbooks.md").read_text().split("\n## ")
+    (section,) = [text for text in sections if text.startswith(f"{playbook.name}\n")]
+    named = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(named) == sorted(playbook.parameters_type.model_fields)
+
+
+async def test_the_playbook_of_the_readme_ends_a_forgotten_transaction(
+    scene: Scene, tmp_path: Path
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "forgotten.py").write_text(code)
+    playbooks = load_playbooks([tmp_path])
+    playbook = playbooks.build("ForgottenTransactions", {"idle_s": 0.01})
+    leak = (await scene.leak()).get_server_pid()
+    await scene.until(leak, "state_change < clock_timestamp() - interval '50 ms'")
+    async with PostgresReader(scene.dsn_as("reader"), name="orders-db") as reader:
+        seen = await run_playbook(
+            playbook, alert=_alert(), targets={"database": TARGET}, ports={"database": reader}
+        )
+        (plan,) = seen.proposal.mitigations
+        assert [item.key for item in plan.items] == [f"pid {leak}"]
+        assert plan.kind in playbook.levers
+        async with PostgresLever(scene.dsn_as("lever"), name="orders-db") as lever:
+            outcome = await lever.apply(await lever.prepare(plan), "effect")
+        assert outcome.state is MitigationState.APPLIED
+        assert not await scene.is_(leak)
+        after = await run_playbook(
+            playbook, alert=_alert(), targets={"database": TARGET}, ports={"database": reader}
+        )
+    assert after.proposal.mitigations == ()
