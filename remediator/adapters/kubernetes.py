@@ -26,7 +26,13 @@ from remediator.adapters.kubernetes_changes import (
     undoing,
     undone,
 )
-from remediator.adapters.kubernetes_client import KubernetesClient, NotDone, NotFound, Right
+from remediator.adapters.kubernetes_client import (
+    Conflict,
+    KubernetesClient,
+    NotDone,
+    NotFound,
+    Right,
+)
 from remediator.adapters.kubernetes_objects import (
     Object,
     apps_path,
@@ -242,7 +248,10 @@ class KubernetesLever(_Cluster):
     async def prepare(self, mitigation: Mitigation) -> Preparation:
         """Read the live objects, hold the bounds against them, ask the API with a dry run."""
         preparation = await self._planned(mitigation)
-        await self._client.send(change_of(preparation, PREPARED), dry_run=True)
+        try:
+            await self._client.send(change_of(preparation, PREPARED), dry_run=True)
+        except Conflict as error:  # between our look and this: the next look sees it
+            raise BackendUnavailable(f"it changed while it was looked at: {error}") from error
         return preparation
 
     async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
