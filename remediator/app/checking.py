@@ -60,12 +60,11 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     settings.check_listen()
     catalogue, playbooks = load(settings)
     unread = _unread_secrets(settings, environ)
-    refusals = [*_credentials(settings, environ), *unread.values()]
+    refusals = [*_credentials(settings, environ), *_chat(settings, environ), *unread.values()]
     lines: list[Line] = [("ok", "configuration", f"{len(catalogue.services)} services")]
     lines += _without_playbook(settings.playbooks.folders, playbooks)
     try:
         lines.append(await _store(settings, environ))
-        open_notifier(settings, environ)
         async with open_backends(_less(settings, catalogue, unread), environ) as backends:
             tried = await _backends(backends)
             writers = frozenset(backends.levers)
@@ -107,6 +106,13 @@ def _credentials(settings: Settings, environ: Mapping[str, str]) -> Iterator[Lin
             yield "ok", f"credential {credential.name}", f"role {credential.role}"
 
 
+def _chat(settings: Settings, environ: Mapping[str, str]) -> Iterator[Line]:
+    try:
+        open_notifier(settings, environ)
+    except ConfigError as error:
+        yield "error", "slack", str(error)
+
+
 def _unread_secrets(settings: Settings, environ: Mapping[str, str]) -> dict[Key, Line]:
     """Find the backends with a secret that cannot be read; the others can still be tried."""
     found: dict[Key, Line] = {}
@@ -120,7 +126,9 @@ def _unread_secrets(settings: Settings, environ: Mapping[str, str]) -> dict[Key,
                     backend.secret(secret).read(environ)
                 except ConfigError as error:
                     problem = f"{settings.where('backends', kind, name, field)}: {error}"
-                    found[kind, name] = ("error", f"{kind} {name}", problem)
+                    _, _, others = found.get((kind, name), ("", "", ""))
+                    said = f"{others}; {problem}" if others else problem
+                    found[kind, name] = ("error", f"{kind} {name}", said)
     return found
 
 
