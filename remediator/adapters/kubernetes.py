@@ -86,6 +86,8 @@ PAGE, PAGES = 500, 10
 _AUTOSCALING = ("v2", "v1")
 """Versions that have all that we need, the best first."""
 T = TypeVar("T")
+UNDO_AGAIN = 3
+"""Times that taking back looks afresh after it was refused or met a conflict."""
 _log = structlog.get_logger(__name__)
 
 
@@ -283,9 +285,20 @@ class KubernetesLever(_Cluster):
         return Outcome(state=MitigationState.NOT_APPLIED, detail="the object is without the change")
 
     async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
-        """Put the old figure back where our annotation and our figure still stand."""
+        """Put the old figure back where our annotation and our figure still stand.
+
+        A controller may write the object's status in between, so a conflict is looked at afresh.
+        """
         if preparation.undo is None:
             raise BackendRefused(f"{preparation.mitigation.kind} cannot be taken back")
+        outcome = await self._undo(preparation, effect_key)
+        for _ in range(UNDO_AGAIN):
+            if outcome.state is not MitigationState.NOT_APPLIED:
+                break
+            outcome = await self._undo(preparation, effect_key)
+        return outcome
+
+    async def _undo(self, preparation: Preparation, effect_key: str) -> Outcome:
         live = await self._live(preparation)
         if live is not None and effect_on(live) == undone(effect_key):
             return Outcome(state=MitigationState.REVERTED, detail="it has been put back before")
