@@ -1,8 +1,7 @@
 """Database connections run out: end what holds them without need, and nothing else.
 
-The order is that of a careful engineer: who blocks the others, who forgot its transaction, which
-query runs for too long. The waiting victim is never touched, and nothing is ever scaled: more
-instances would open more connections.
+Blockers first, then leaks, then long queries. A waiting victim is never touched, and nothing is
+ever scaled: more instances would open more connections.
 """
 
 from __future__ import annotations
