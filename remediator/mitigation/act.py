@@ -46,10 +46,10 @@ async def prepare(lever: Lever, mitigation: Mitigation) -> Preparation:
             preparation = await lever.prepare(mitigation)
     except TimeoutError as error:
         raise BackendUnavailable(f"no answer within {CALL_TIMEOUT:g} s") from error
-    proposed = {item.key for item in mitigation.items}
-    grown = [item.key for item in preparation.mitigation.items if item.key not in proposed]
-    if grown or preparation.mitigation.target != mitigation.target:
-        raise PermanentError(f"the lever prepared more than was proposed: {', '.join(grown)}")
+    cut = preparation.mitigation
+    grown = any(item not in mitigation.items for item in cut.items)
+    if grown or cut.model_copy(update={"items": mitigation.items}) != mitigation:
+        raise PermanentError("the lever prepared something else than was proposed")
     return preparation
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from pydantic import AwareDatetime
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import (
     Incident,
     IncidentOutcome,
+    IncidentState,
     LedgerEntry,
     MitigationId,
     MitigationState,
+    Phase,
     Value,
 )
 from remediator.store import tables as t
@@ -135,7 +137,15 @@ async def _record(
         await connection.execute(
             update(t.incidents)
             .where(t.incidents.c.id == owed.incident.id)
-            .values(outcome=IncidentOutcome.ESCALATED, reason=reason)
+            .values(
+                state=IncidentState.CLOSED,
+                phase=Phase.DONE,
+                outcome=IncidentOutcome.ESCALATED,
+                reason=reason,
+                closed_at=func.coalesce(t.incidents.c.closed_at, literal(now, t.Instant)),
+                due_at=None,
+                epoch=t.incidents.c.epoch + 1,  # whoever works on it may not write any more
+            )
         )
     line = {
         "incident_id": owed.incident.id,

@@ -249,6 +249,26 @@ async def test_a_temporary_change_that_cannot_be_taken_back_goes_to_a_human(
         assert "not taken back" in incident.reason
 
 
+async def test_what_cannot_be_taken_back_ends_an_incident_that_is_still_open(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "1m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle(50)
+        assert (await bench.incident()).phase is Phase.SETTLE
+        bench.clock.advance(timedelta(seconds=20))
+        (owed,) = await bench.store.obligations.claim(1)
+        await bench.store.obligations.settled(owed, taken_back=False, reason="not ours any more")
+        incident = await bench.incident()
+        assert (incident.state, incident.outcome) == (
+            IncidentState.CLOSED,
+            IncidentOutcome.ESCALATED,
+        )
+        await bench.settle(200)
+        assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
+
+
 async def test_a_pause_holds_the_taking_back_too(open_bench: OpenBench) -> None:
     services = [a_service(parameters={"hold": "10m"})]
     async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
