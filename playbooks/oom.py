@@ -190,7 +190,7 @@ class OOM(Playbook[OOMParameters]):
         return None
 
     async def _kills(self, context: Context) -> Finding:
-        pods = await context.workloads().pods(context.targets["workload"])
+        pods = await context.pods().pods(context.targets["workload"])
         oldest = context.now - self.parameters.recent
         kills = sorted(recent_kills(pods, oldest), key=lambda kill: kill.at, reverse=True)
         named = "; ".join(
@@ -209,7 +209,7 @@ class OOM(Playbook[OOMParameters]):
         metrics = context.metrics
         if metrics is None or self.parameters.memory_query is None:
             raise PermanentError("no Prometheus is configured for this service")
-        pods = await context.workloads().pods(context.targets["workload"])
+        pods = await context.pods().pods(context.targets["workload"])
         start = context.now - self.parameters.recent
         points = await metrics.range(
             self.parameters.memory_query, start=start, end=context.now, step=STEP
@@ -332,7 +332,7 @@ class OOM(Playbook[OOMParameters]):
 
 
 async def _pods(context: Context) -> Finding:
-    pods = await context.workloads().pods(context.targets["workload"])
+    pods = await context.pods().pods(context.targets["workload"])
     bad = [pod for pod in pods if not pod.ready and not pod.terminating]
     named = "; ".join(f"{pod.name} ({_states(pod.containers)})" for pod in bad[:SHOWN])
     restarts = sum(container.restarts for pod in pods for container in pod.containers)
@@ -357,7 +357,7 @@ async def _events(context: Context) -> Finding:
 
 async def _since(context: Context, mitigation: Mitigation, since: datetime) -> Finding:
     """Look whether anything ended since, and what was evicted is gone."""
-    pods = await context.workloads().pods(context.targets["workload"])
+    pods = await context.pods().pods(context.targets["workload"])
     evicted = {item.identity.get("uid") for item in mitigation.items}
     problems = [f"{pod.name} is still there" for pod in pods if pod.uid in evicted]
     for pod in pods:

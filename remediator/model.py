@@ -374,6 +374,8 @@ class Proposal(Value):
     mitigations: tuple[Mitigation, ...] = ()
     reason: str
     """Why these, or why nothing."""
+    wait: Duration | None = None
+    """With no mitigation: look again after this time, for what passes by itself. Not for ever."""
     impaired: tuple[str, ...] = ()
     """Filled by the engine: senses that could not be trusted when this was proposed."""
 
@@ -439,6 +441,8 @@ class Outcome(Value):
     """``applied``, ``not_applied``, ``unknown`` or ``reverted``."""
     detail: str
     items: tuple[ItemOutcome, ...] = ()
+    again_in: Duration | None = None
+    """Time until the next step of what is taken back in steps; None when nothing is left."""
 
 
 class LedgerEntry(Value):

@@ -36,7 +36,17 @@ from remediator.model import (
     Value,
     Verification,
 )
-from remediator.ports import Breakers, Endpoint, KeySpace, Metrics, Port, Sessions, Workloads
+from remediator.ports import (
+    Breakers,
+    Endpoint,
+    KeySpace,
+    Metrics,
+    Migrations,
+    Pods,
+    Port,
+    Sessions,
+    Workloads,
+)
 
 ENTRY_POINTS = "remediator.playbooks"
 CHECK_TIMEOUT = 5.0
@@ -115,6 +125,8 @@ class Context:
     now: datetime
     tried: tuple[Mitigation, ...] = ()
     """Mitigations of this incident whose lever was pulled in earlier rounds, oldest first."""
+    beside: tuple[Alert, ...] = ()
+    """Alerts of the same service that fire now, but belong to other open incidents."""
 
     @property
     def metrics(self) -> Metrics | None:
@@ -133,8 +145,15 @@ class Context:
         """Return the reader of the circuit breakers in that role; ``PermanentError`` if none."""
         port = self._port(role)
         if not isinstance(port, Breakers):
-            name = self.targets[role].name if role in self.targets else role
-            raise PermanentError(f"no circuit breakers are configured: set breakers for {name!r}")
+            raise PermanentError(f"no breakers are configured: set breakers for {self._name(role)}")
+        return port
+
+    def migrations(self, role: str = "admin") -> Migrations:
+        """Return the reader of the migrations in that role; ``PermanentError`` if none."""
+        port = self._port(role)
+        if not isinstance(port, Migrations):
+            name = self._name(role)
+            raise PermanentError(f"no migrations are configured: set migrations for {name}")
         return port
 
     def keyspace(self, role: str = "cache") -> KeySpace:
@@ -144,6 +163,13 @@ class Context:
     def workloads(self, role: str = "workload") -> Workloads:
         """Return the reader of the cluster in that role; ``PermanentError`` if there is none."""
         return cast("Workloads", self._port(role))
+
+    def pods(self, role: str = "workload") -> Pods:
+        """Return the reader of the cluster's pods in that role; ``PermanentError`` if none."""
+        return cast("Pods", self._port(role))
+
+    def _name(self, role: str) -> str:
+        return repr(self.targets[role].name if role in self.targets else role)
 
     def _port(self, role: str) -> Port:
         try:
@@ -195,6 +221,8 @@ class Playbook(ABC, Generic[P]):
     """Conditions on the alert's labels; all must hold."""
     targets: ClassVar[Mapping[str, str]]
     """Roles that the service must have, with the kind of backend: ``{"database": "postgres"}``."""
+    optional: ClassVar[Mapping[str, str]] = {}
+    """Roles that it uses where the service has them, with the kind of backend."""
     senses: ClassVar[frozenset[str]]
     """Roles (or ``prometheus``) that must be readable and sane before anything is changed.
 

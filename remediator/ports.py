@@ -21,7 +21,16 @@ from remediator.model import (
     Value,
 )
 from remediator.views import Report
-from remediator.workloads import Autoscaler, Pod, Revision, Workload, WorkloadEvent
+from remediator.workloads import (
+    Autoscaler,
+    Pod,
+    PodLog,
+    PodUsage,
+    Revision,
+    Room,
+    Workload,
+    WorkloadEvent,
+)
 
 # --- readers ----------------------------------------------------------------------------------
 
@@ -131,6 +140,10 @@ class Endpoint(Protocol):
         """GET ``path`` below the configured URL; 2xx and JSON or an error."""
         ...
 
+    async def get_samples(self, path: str) -> tuple[Point, ...]:
+        """GET ``path`` and read it as Prometheus text; the label ``__name__`` is the metric."""
+        ...
+
 
 class BreakerState(StrEnum):
     """What a circuit breaker does with calls."""
@@ -167,6 +180,27 @@ class Breakers(Protocol):
 
     async def breakers(self) -> tuple[Breaker, ...]:
         """List them; at least one, each name once."""
+        ...
+
+
+class Migration(Value):
+    """How much of one trading pair's traffic a gradual migration has moved."""
+
+    pair: str
+    percentage: float
+    """0..100; 0 means that the old way takes everything."""
+
+
+@runtime_checkable
+class Migrations(Protocol):
+    """Reads the gradual migrations of one HTTP service of the catalogue."""
+
+    async def probe(self) -> Sense:
+        """Say whether the migrations can be read."""
+        ...
+
+    async def migrations(self) -> tuple[Migration, ...]:
+        """List them, each pair once; none where nothing was ever migrated."""
         ...
 
 
@@ -247,10 +281,6 @@ class Workloads(Protocol):
         """Read the deployment itself."""
         ...
 
-    async def pods(self, target: Target) -> tuple[Pod, ...]:
-        """List its pods, oldest first; those that only share its labels are left out."""
-        ...
-
     async def autoscaler(self, target: Target) -> Autoscaler | None:
         """Read the autoscaler that sets its replicas; ``BackendRefused`` when there are two."""
         ...
@@ -261,6 +291,33 @@ class Workloads(Protocol):
 
     async def revisions(self, target: Target) -> tuple[Revision, ...]:
         """List the revisions that are kept, newest first."""
+        ...
+
+    async def room(self, target: Target) -> Room:
+        """Say how many more of its pods would find a place; ``BackendRefused`` without the right.
+
+        Reads the namespace's quotas and all nodes with all that is asked of them.
+        """
+        ...
+
+
+class Pods(Protocol):
+    """Reads the pods of the deployments of one cluster."""
+
+    async def probe(self) -> Sense:
+        """Say whether the cluster answers, and which rights our account lacks to read."""
+        ...
+
+    async def pods(self, target: Target) -> tuple[Pod, ...]:
+        """List the deployment's pods, oldest first; those that only share its labels are left out."""
+        ...
+
+    async def usage(self, target: Target) -> tuple[PodUsage, ...]:
+        """Read what its pods use now; ``BackendRefused`` where the cluster measures nothing."""
+        ...
+
+    async def logs(self, target: Target, lines: int = 50) -> tuple[PodLog, ...]:
+        """Read the last lines of all containers of all its pods, of their previous runs too."""
         ...
 
 
@@ -299,8 +356,14 @@ class Lever(Protocol):
         """Look whether the change was made. Changes nothing."""
         ...
 
-    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
-        """Put back what ``preparation.undo`` says. ``BackendRefused`` where there is no undo."""
+    async def revert(
+        self, preparation: Preparation, effect_key: str, *, in_steps: bool = False
+    ) -> Outcome:
+        """Put back what ``preparation.undo`` says. ``BackendRefused`` where there is no undo.
+
+        With ``in_steps`` a lever that knows steps takes one: the outcome stays ``applied``, and
+        its ``again_in`` says when the next one is due.
+        """
         ...
 
 
@@ -324,4 +387,4 @@ class Notifier(Protocol):
 
 # --- for the playbooks' context ----------------------------------------------------------------
 
-Port = Metrics | Sessions | Endpoint | Breakers | KeySpace | Workloads
+Port = Metrics | Sessions | Endpoint | Breakers | Migrations | KeySpace | Workloads | Pods

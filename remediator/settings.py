@@ -154,6 +154,9 @@ class Store(Section):
     """File with the PostgreSQL URL, `postgresql://user:password@host/database`."""
     dsn_env: Variable | None = None
     """Environment variable with the PostgreSQL URL. Neither: SQLite in `state_dir`."""
+    lease: Annotated[Period, Field(ge=timedelta(seconds=1))] = timedelta(seconds=5)
+    """Time after which a silent replica's incident is taken over by another; and the time in
+    which a reserved change may begin."""
 
 
 class Redis(Section):

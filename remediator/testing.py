@@ -83,6 +83,9 @@ class WorldLever:
 
     kinds = frozenset({"switch_off"})
 
+    pause = timedelta(minutes=10)
+    """Time between two steps of taking back."""
+
     def __init__(self, world: World, *, conditional: bool = True, undo: bool = False) -> None:
         self.world = world
         self.conditional = conditional
@@ -138,13 +141,20 @@ class WorldLever:
             ]
         )
 
-    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
-        """Switch them on again."""
+    async def revert(
+        self, preparation: Preparation, effect_key: str, *, in_steps: bool = False
+    ) -> Outcome:
+        """Switch them on again; in steps, one at a time."""
         self.world.check()
         if preparation.undo is None:
             raise BackendRefused("this cannot be put back")
-        self.world.things.update(item.key for item in preparation.mitigation.items)
-        return Outcome(state=MitigationState.REVERTED, detail="switched on again")
+        off = [i.key for i in preparation.mitigation.items if i.key not in self.world.things]
+        step = off[:1] if in_steps else off
+        self.world.things.update(step)
+        if len(step) == len(off):
+            return Outcome(state=MitigationState.REVERTED, detail="switched on again")
+        detail = f"{', '.join(step)} switched on again, {len(off) - len(step)} left"
+        return Outcome(state=MitigationState.APPLIED, detail=detail, again_in=self.pause)
 
 
 def _outcome(items: Sequence[ItemOutcome]) -> Outcome:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -47,19 +47,20 @@ _MADE = (MitigationState.APPLIED, MitigationState.REVERTED, MitigationState.UNKN
 class Levers:
     """The levers of every writable backend, by kind and name of the backend."""
 
-    def __init__(self, levers: Mapping[tuple[str, str], Lever]) -> None:
+    def __init__(self, levers: Mapping[tuple[str, str], Sequence[Lever]]) -> None:
         self._levers = dict(levers)
 
     def find(self, target: Target, kind: str) -> Lever:
         """Return the lever for ``kind`` on ``target``; ``PermanentError`` says what is missing."""
-        lever = self._levers.get((target.kind, target.name))
-        if lever is None:
+        levers = self._levers.get((target.kind, target.name), ())
+        if not levers:
             raise PermanentError(
                 f"{target.kind}/{target.name} has no writer configured, so nothing can be changed"
             )
-        if kind not in lever.kinds:
-            raise PermanentError(f"{target.kind}/{target.name} has no lever {kind!r}")
-        return lever
+        for lever in levers:
+            if kind in lever.kinds:
+                return lever
+        raise PermanentError(f"{target.kind}/{target.name} has no lever {kind!r}")
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class Work:
             ports=self.around.ports(self.service),
             now=self.claim.now,
             tried=tuple(entry.mitigation for entry in self.made),
+            beside=self.claim.neighbours,
         )
 
     @property

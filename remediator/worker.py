@@ -29,7 +29,7 @@ from remediator.report.deliver import deliver
 from remediator.store import Store
 from remediator.store.database import patiently
 from remediator.store.episodes import Correlation
-from remediator.store.queue import LEASE, Claim, Transition
+from remediator.store.queue import Claim, Transition
 from remediator.triage.incidents import correlate
 from remediator.triage.match import Match, match
 from remediator.work import Surroundings, close
@@ -243,7 +243,7 @@ class Worker:
         async def renew() -> None:
             nonlocal lost
             while True:
-                await asyncio.sleep(LEASE.total_seconds() / 3)
+                await asyncio.sleep(self._store.lease.total_seconds() / 3)
                 try:
                     await self._store.queue.renew(claim)
                 except StoreUnavailable as error:

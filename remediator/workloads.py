@@ -66,6 +66,10 @@ class ContainerResources(Value):
     init: bool
     memory_request: int | None
     memory_limit: int | None
+    cpu_request: int | None = None
+    """Thousandths of a core."""
+    cpu_limit: int | None = None
+    """Thousandths of a core."""
 
 
 class Workload(Value):
@@ -118,7 +122,45 @@ class Revision(Value):
     """One state of a deployment's pod template that the cluster still keeps."""
 
     number: int
+    name: str
+    """Of the replica set that keeps it."""
+    uid: str
     created_at: AwareDatetime
+    """When the template was first rolled out; going back to it raises its number only."""
     replicas: int
     ready: int
     images: tuple[str, ...]
+
+
+class PodUsage(Value):
+    """What one pod uses, as the metrics API of the cluster measured it."""
+
+    pod: str
+    at: AwareDatetime
+    cpu: int
+    """Thousandths of a core."""
+    memory: int
+
+
+class PodLog(Value):
+    """The last lines that one container of one pod wrote, oldest first."""
+
+    pod: str
+    container: str
+    previous: bool
+    """Whether they are of the run before the present one."""
+    lines: tuple[str, ...]
+
+
+class Room(Value):
+    """How many more pods like the present ones would find a place."""
+
+    quota: int | None
+    """By the namespace's quotas; None where there is none that counts."""
+    nodes: int
+    """By what is left on the nodes that may take them."""
+
+    @property
+    def pods(self) -> int:
+        """How many fit in both."""
+        return self.nodes if self.quota is None else min(self.quota, self.nodes)

@@ -264,7 +264,7 @@ def surroundings(
         catalogue=Catalogue(services=tuple(services), limits=everywhere),
         playbooks=PlaybookSet([SwitchOff, Dim]),
         ports=lambda service: ports,
-        levers=Levers({("world", f"world-of-{s.name}"): lever for s in services}),
+        levers=Levers({("world", f"world-of-{s.name}"): (lever,) for s in services}),
         ledger=store.ledger,
         monotonic=clock.monotonic,
     )

@@ -178,7 +178,9 @@ class BreakerLever:
                 state, detail = MitigationState.UNKNOWN, f"breaker {name} is {other}"
         return _outcome(name, state, detail)
 
-    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
+    async def revert(
+        self, preparation: Preparation, effect_key: str, *, in_steps: bool = False
+    ) -> Outcome:
         """Refuse: a breaker whose cause is still there opens again by itself."""
         raise BackendRefused("a reset is not taken back: the breaker opens by itself if it must")
 

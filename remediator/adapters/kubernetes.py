@@ -284,7 +284,9 @@ class KubernetesLever(_Cluster):
             return Outcome(state=MitigationState.APPLIED, detail=_done(preparation))
         return Outcome(state=MitigationState.NOT_APPLIED, detail="the object is without the change")
 
-    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
+    async def revert(
+        self, preparation: Preparation, effect_key: str, *, in_steps: bool = False
+    ) -> Outcome:
         """Put the old figure back where our annotation and our figure still stand.
 
         A controller may write the object's status in between, so a conflict is looked at afresh.

@@ -181,7 +181,9 @@ class PostgresLever(_Opened):
             )
         return outcome_of(observed(plan, key, remaining) for key in plan.meant)
 
-    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
+    async def revert(
+        self, preparation: Preparation, effect_key: str, *, in_steps: bool = False
+    ) -> Outcome:
         """Refuse: what a session had not committed is rolled back for good."""
         raise BackendRefused(f"{preparation.mitigation.kind} cannot be taken back")
 

@@ -258,7 +258,9 @@ class RedisLever(_Opened):
             return _outcome(prefix, MitigationState.NOT_APPLIED, detail)
         return _outcome(prefix, MitigationState.UNKNOWN, f"{detail}: removed in part, or refilled")
 
-    async def revert(self, preparation: Preparation, effect_key: str) -> Outcome:
+    async def revert(
+        self, preparation: Preparation, effect_key: str, *, in_steps: bool = False
+    ) -> Outcome:
         """Refuse: removed keys are gone; the application builds its cache again."""
         raise BackendRefused(f"{UNLINK} cannot be taken back: the cache refills by itself")
 

@@ -21,7 +21,7 @@ class Backends:
     """What can be read and what can be changed, by kind and name of the backend."""
 
     readers: Mapping[Key, Port]
-    levers: Mapping[Key, Lever]
+    levers: Mapping[Key, tuple[Lever, ...]]
 
     def ports(self, service: Service) -> dict[str, Port]:
         """Return the read ports of ``service`` by role."""
@@ -44,7 +44,7 @@ async def open_backends(settings: Settings, environ: Mapping[str, str]) -> Async
     async with contextlib.AsyncExitStack() as stack:
         readers: dict[Key, Port] = {}
         readers |= await _prometheus(settings, environ, stack)
-        levers: dict[Key, Lever] = {}
+        levers: dict[Key, tuple[Lever, ...]] = {}
         for opened in (_http, _postgres, _redis):
             found, writers = await opened(settings, environ, stack)
             readers |= found
@@ -78,9 +78,9 @@ async def _prometheus(
 
 async def _http(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
-) -> tuple[dict[Key, Port], dict[Key, Lever]]:
+) -> tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]:
     readers: dict[Key, Port] = {}
-    levers: dict[Key, Lever] = {}
+    levers: dict[Key, tuple[Lever, ...]] = {}
     if not settings.backends.http:
         return readers, levers
     from remediator.adapters.breakers import (  # noqa: PLC0415 - only where configured
@@ -101,15 +101,15 @@ async def _http(
         writer = _read(backend.secret("writer_token"), environ)
         if shape is not None and writer is not None:
             lever = BreakerLever(backend.url, shape=shape, name=shown, token=writer)
-            levers[key] = await stack.enter_async_context(lever)
+            levers[key] = (await stack.enter_async_context(lever),)
     return readers, levers
 
 
 async def _kubernetes(
     settings: Settings, stack: contextlib.AsyncExitStack
-) -> tuple[dict[Key, Port], dict[Key, Lever]]:
+) -> tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]:
     readers: dict[Key, Port] = {}
-    levers: dict[Key, Lever] = {}
+    levers: dict[Key, tuple[Lever, ...]] = {}
     if not settings.backends.kubernetes:
         return readers, levers
     from remediator.adapters.kubernetes import (  # noqa: PLC0415 - only where configured
@@ -126,15 +126,15 @@ async def _kubernetes(
         if backend.writer_kubeconfig is not None:
             writer = backend.writer_kubeconfig
             lever = KubernetesLever(writer, name=f"kubernetes {name}", namespaces=seen)
-            levers[key] = await stack.enter_async_context(lever)
+            levers[key] = (await stack.enter_async_context(lever),)
     return readers, levers
 
 
 async def _postgres(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
-) -> tuple[dict[Key, Port], dict[Key, Lever]]:
+) -> tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]:
     readers: dict[Key, Port] = {}
-    levers: dict[Key, Lever] = {}
+    levers: dict[Key, tuple[Lever, ...]] = {}
     if not settings.backends.postgres:
         return readers, levers
     from remediator.adapters.postgres import (  # noqa: PLC0415 - only where configured
@@ -149,15 +149,15 @@ async def _postgres(
         writer = _read(backend.secret("writer_dsn"), environ)
         if writer is not None:
             lever = await stack.enter_async_context(PostgresLever(writer, name=name))
-            levers[key] = lever
+            levers[key] = (lever,)
     return readers, levers
 
 
 async def _redis(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
-) -> tuple[dict[Key, Port], dict[Key, Lever]]:
+) -> tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]:
     readers: dict[Key, Port] = {}
-    levers: dict[Key, Lever] = {}
+    levers: dict[Key, tuple[Lever, ...]] = {}
     if not settings.backends.redis:
         return readers, levers
     from remediator.adapters.redis import (  # noqa: PLC0415 - only where configured
@@ -172,7 +172,7 @@ async def _redis(
         writer = _read(backend.secret("writer_url"), environ)
         if writer is not None:
             lever = RedisLever(writer, prefixes=backend.cache_prefixes, name=shown)
-            levers[key] = await stack.enter_async_context(lever)
+            levers[key] = (await stack.enter_async_context(lever),)
     return readers, levers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -172,20 +173,25 @@ async def _store(settings: Settings, environ: Mapping[str, str]) -> Line:
 
 
 async def _backends(backends: Backends) -> list[Line]:
-    readers = {f"{kind} {name}": port for (kind, name), port in backends.readers.items()}
-    writers = {_writer(key): lever for key, lever in backends.levers.items()}
-    lines: list[Line] = []
-    everything: dict[str, Port | Lever] = {**readers, **writers}
-    for sense in await probe(everything, frozenset(everything)):
-        if sense.state is not SenseState.OK:
-            named = sense.name.removesuffix(_WRITER)  # a backend's own errors begin with its name
-            lines.append(("error", sense.name, sense.reason.removeprefix(f"{named}: ")))
-        elif sense.name in writers:
-            could = ", ".join(sorted(writers[sense.name].kinds))
-            lines.append(("ok", sense.name, f"has the rights to {could}"))
-        else:
-            lines.append(("ok", sense.name, "can be read"))
-    return lines
+    readers = [(f"{kind} {name}", port) for (kind, name), port in backends.readers.items()]
+    levers = [(_writer(key), lever) for key, found in backends.levers.items() for lever in found]
+    tried: list[tuple[str, Port | Lever, str]] = [
+        *((name, port, "can be read") for name, port in readers),
+        *((name, lever, f"has the rights to {_named(lever.kinds)}") for name, lever in levers),
+    ]
+    return list(await asyncio.gather(*(_try(*one) for one in tried)))
+
+
+async def _try(name: str, port: Port | Lever, good: str) -> Line:
+    (sense,) = await probe({name: port}, frozenset({name}))
+    if sense.state is SenseState.OK:
+        return "ok", name, good
+    backend = name.removesuffix(_WRITER)  # a backend's own errors begin with its name
+    return "error", name, sense.reason.removeprefix(f"{backend}: ")
+
+
+def _named(kinds: Iterable[str]) -> str:
+    return ", ".join(sorted(kinds))
 
 
 _WRITER = " (writer)"

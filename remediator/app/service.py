@@ -92,6 +92,7 @@ async def running(
                 changed=bell.ring,
                 bounds=every_bound(catalogue, playbooks),
                 scopes=every_scope(catalogue),
+                lease=settings.store.lease,
             )
         )
         backends = await stack.enter_async_context(open_backends(settings, environ))

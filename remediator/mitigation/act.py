@@ -27,7 +27,7 @@ from remediator.model import (
     Preparation,
 )
 from remediator.ports import Lever
-from remediator.store.ledger import APPLY_WITHIN, Settlement
+from remediator.store.ledger import Settlement
 from remediator.store.queue import Transition
 from remediator.work import SEEN_AGAIN, Work
 
@@ -51,11 +51,6 @@ async def prepare(lever: Lever, mitigation: Mitigation) -> Preparation:
     if grown or cut.model_copy(update={"items": mitigation.items}) != mitigation:
         raise PermanentError("the lever prepared something else than was proposed")
     return preparation
-
-
-def apply_deadline(started: float) -> float:
-    """Return the monotonic second until which a call reserved from ``started`` may begin."""
-    return started + APPLY_WITHIN.total_seconds()
 
 
 async def pull(
@@ -83,9 +78,10 @@ async def observe(lever: Lever, entry: LedgerEntry) -> Outcome:
     return await _called(lambda: lever.observe(preparation_of(entry), entry.effect_key))
 
 
-async def revert(lever: Lever, entry: LedgerEntry) -> Outcome:
+async def revert(lever: Lever, entry: LedgerEntry, *, in_steps: bool = False) -> Outcome:
     """Put back what the change did; ``unknown`` when the answer is lost."""
-    return await _called(lambda: lever.revert(preparation_of(entry), entry.effect_key))
+    preparation, key = preparation_of(entry), entry.effect_key
+    return await _called(lambda: lever.revert(preparation, key, in_steps=in_steps))
 
 
 def preparation_of(entry: LedgerEntry) -> Preparation:

@@ -8,7 +8,6 @@ from remediator.errors import BackendUnavailable, PermanentError
 from remediator.mitigation import deciding
 from remediator.mitigation.act import (
     SETTLE_TIME,
-    apply_deadline,
     not_prepared,
     observe,
     prepare,
@@ -68,7 +67,7 @@ async def _reserve_and_pull(
     if approved is not None:
         live = {"mitigation": mitigation, "before": entry.before, "undo": entry.undo}
         entry = approved.model_copy(update=live)
-    deadline = apply_deadline(work.around.monotonic())
+    deadline = work.around.ledger.apply_deadline(work.around.monotonic())
     decision, reserved = await work.around.ledger.reserve(
         incident, entry, bounds, lambda standing: judge(standing, bounds)
     )

@@ -57,7 +57,7 @@ async def revert(work: Work) -> Transition:
         return work.wait(f"not put back yet: {paused}", SEEN_AGAIN, code="paused")
     if paused is not None:
         return work.escalate(f"the change was not put back: {paused}")
-    if work.around.monotonic() >= act.apply_deadline(work.started):
+    if work.around.monotonic() >= work.around.ledger.apply_deadline(work.started):
         return work.wait("not put back yet: the step was held up", SEEN_AGAIN, code="late")
     try:
         outcome = await act.revert(work.lever(entry.mitigation), entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from remediator.model import Bound
 from remediator.store.commands import Commands
@@ -14,7 +14,7 @@ from remediator.store.inbox import Inbox
 from remediator.store.ledger import Ledger
 from remediator.store.notices import Notices
 from remediator.store.obligations import Obligations
-from remediator.store.queue import Queue
+from remediator.store.queue import LEASE, Queue
 from remediator.store.records import Records
 from remediator.store.schema import require_schema
 
@@ -27,6 +27,8 @@ class Store:
 
     schema: str
     """What was done to the schema when it was opened."""
+    lease: timedelta
+    """Time after which a silent owner's incident is taken over."""
     database: Database
     inbox: Inbox
     queue: Queue
@@ -38,7 +40,7 @@ class Store:
 
 
 @contextlib.asynccontextmanager
-async def open_store(
+async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its own
     url: str,
     *,
     owner: str,
@@ -46,22 +48,25 @@ async def open_store(
     bounds: Sequence[Bound] = (),
     scopes: Collection[str] = ("global",),
     clock: Callable[[], datetime] | None = None,
+    lease: timedelta = LEASE,
 ) -> AsyncIterator[Store]:
     """Open the store at ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN), its schema in place.
 
     ``owner`` names this process in claims; ``changed`` is called when a delivery is
     durable or an operator's order is; ``bounds`` are those that the operator's API shows and
-    ``scopes`` those that may be paused. Raises ``ConfigError`` for a schema of
-    another version and ``StoreUnavailable``.
+    ``scopes`` those that may be paused. A claim, and the time in which a reserved change may
+    begin, end after ``lease``. Raises ``ConfigError`` for a schema of another version and
+    ``StoreUnavailable``.
     """
     async with open_database(url, clock=clock) as database:
         schema = await require_schema(database)
-        ledger = Ledger(database)
+        ledger = Ledger(database, lease)
         yield Store(
             schema=schema,
+            lease=lease,
             database=database,
             inbox=Inbox(database, changed),
-            queue=Queue(database, owner),
+            queue=Queue(database, owner, lease),
             ledger=ledger,
             notices=Notices(database),
             obligations=Obligations(database),

@@ -34,8 +34,6 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.database import Database
 
-APPLY_WITHIN = timedelta(seconds=5)
-"""Time after the reservation in which the call may begin; later it is dropped."""
 _COUNTED = (
     MitigationState.RESERVED,
     MitigationState.APPLIED,
@@ -79,8 +77,14 @@ Judge = Callable[[Standing], Decision]
 class Ledger:
     """Reservations and their outcomes."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, apply_within: timedelta) -> None:
+        """Let a reserved call begin ``apply_within`` its reservation; later it is dropped."""
         self._database = database
+        self.apply_within = apply_within
+
+    def apply_deadline(self, started: float) -> float:
+        """Return the monotonic second until which a call reserved from ``started`` may begin."""
+        return started + self.apply_within.total_seconds()
 
     async def standing(
         self, incident: Incident, target_key: str, bounds: Sequence[Bound]
@@ -112,7 +116,7 @@ class Ledger:
                 update={
                     "state": MitigationState.RESERVED,
                     "reserved_at": now,
-                    "apply_before": now + APPLY_WITHIN,
+                    "apply_before": now + self.apply_within,
                 }
             )
             await _upsert_reserved(connection, reserved)

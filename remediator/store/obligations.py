@@ -13,6 +13,7 @@ from sqlalchemy import delete, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import (
+    AlertStatus,
     Incident,
     IncidentOutcome,
     IncidentState,
@@ -42,6 +43,8 @@ class Obligation(Value):
     incident: Incident
     busy: bool
     """Whether a mitigation of the same target is in flight, this one included."""
+    firing: str | None
+    """Name of an alert of the same service that fires now: it is not stable yet."""
     now: AwareDatetime
 
 
@@ -66,18 +69,22 @@ class Obligations:
 
         return await self._database.write(operation)
 
-    async def postpone(self, owed: Obligation, again_in: timedelta) -> None:
-        """Try again later."""
+    async def postpone(
+        self, owed: Obligation, again_in: timedelta, *, attempts: int, step: str | None = None
+    ) -> None:
+        """Look again later; ``step`` says what was taken back of it so far."""
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
             values = {
                 "due_at": now + again_in,
-                "attempts": owed.attempts + 1,
+                "attempts": attempts,
                 "lease_until": None,
                 "epoch": owed.epoch + 1,
             }
             await write_claimed(connection, t.obligations, owed.mitigation_id, owed.epoch, values)
+            if step is not None:
+                await _tell(connection, owed, "taken back in part", step, now)
 
         await self._database.write(operation)
 
@@ -120,8 +127,23 @@ async def _load(
         entry=entry_of(row),
         incident=incident_of(incident),
         busy=(await connection.execute(busy)).first() is not None,
+        firing=await _firing(connection, row["system"], row["service"]),
         now=now,
     )
+
+
+async def _firing(connection: AsyncConnection, system: str, service: str) -> str | None:
+    """Name an alert of the service that a playbook takes and that fires now."""
+    query = (
+        select(t.alerts.c.labels)
+        .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
+        .where(t.alerts.c.status == AlertStatus.FIRING, t.alerts.c.latest)
+        .where(t.incidents.c.system == system, t.incidents.c.service == service)
+        .where(t.incidents.c.playbook.is_not(None), t.incidents.c.replay_of.is_(None))
+        .limit(1)
+    )
+    labels = (await connection.execute(query)).scalar()
+    return None if labels is None else str(labels.get("alertname", "unnamed"))
 
 
 async def _record(
@@ -147,11 +169,17 @@ async def _record(
                 epoch=t.incidents.c.epoch + 1,  # whoever works on it may not write any more
             )
         )
+    await _tell(connection, owed, "taken back" if taken_back else "not taken back", reason, now)
+
+
+async def _tell(
+    connection: AsyncConnection, owed: Obligation, event: str, reason: str, now: datetime
+) -> None:
     line = {
         "incident_id": owed.incident.id,
         "at": now,
         "step": "hold",
-        "event": "taken back" if taken_back else "not taken back",
+        "event": event,
         "reason": reason,
         "data": {"effect_key": owed.entry.effect_key},
     }

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 from pydantic import AwareDatetime, Field, ValidationError
-from sqlalchemy import Select, case, func, insert, literal, select, update
+from sqlalchemy import CursorResult, Select, case, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import (
@@ -42,6 +42,8 @@ _log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=5)
 """Time after which a silent owner's incident is taken over; renewed at a third of it."""
+NEIGHBOURS = 50
+"""Most alerts of other incidents that a step sees."""
 
 
 class Claim(Value):
@@ -54,6 +56,8 @@ class Claim(Value):
     """Its rows in the ledger, oldest first."""
     beside: tuple[str, ...]
     """Playbooks that are at work on other open incidents of the same service."""
+    neighbours: tuple[Alert, ...]
+    """Alerts of the same service that fire now, of other open incidents; the newest."""
     samples: tuple[Sample, ...]
     """Looks at the mitigation that is in flight."""
     now: AwareDatetime
@@ -90,10 +94,11 @@ class Transition(Value):
 class Queue:
     """Hands out incidents that are due, and takes the results of steps."""
 
-    def __init__(self, database: Database, owner: str) -> None:
-        """Claim in the name of ``owner``, unique to this process."""
+    def __init__(self, database: Database, owner: str, lease: timedelta = LEASE) -> None:
+        """Claim in the name of ``owner``, unique to this process, for ``lease`` at a time."""
         self._database = database
         self._owner = owner
+        self._lease = lease
 
     async def claim(self, limit: int) -> list[Claim]:
         """Claim up to ``limit`` due incidents, oldest first; each for one step."""
@@ -101,7 +106,7 @@ class Queue:
         async def operation(connection: AsyncConnection) -> list[Claim]:
             now = await self._database.now(connection)
             postgres = self._database.is_postgres
-            claim = claim_due(t.incidents, now, LEASE, limit, skip_locked=postgres)
+            claim = claim_due(t.incidents, now, self._lease, limit, skip_locked=postgres)
             claim = claim.values(owner=self._owner, poked=False)
             rows = (await connection.execute(claim.returning(t.incidents))).mappings().all()
             claims = [await _load_or_close(connection, row, now) for row in rows]
@@ -114,7 +119,7 @@ class Queue:
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
-            await _write(connection, claim, {"lease_until": now + LEASE})
+            await _write(connection, claim, {"lease_until": now + self._lease})
 
         await self._database.write(operation)
 
@@ -297,6 +302,7 @@ async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
         incident=incident,
         alerts=await incident_alerts(connection, incident.id),
         beside=tuple(await connection.scalars(_beside(incident))),
+        neighbours=_alerts(await connection.execute(_neighbours(incident))),
         proposal=None if row["proposal"] is None else Proposal.model_validate(row["proposal"]),
         entries=tuple(entry_of(entry) for entry in entries.mappings()),
         samples=tuple(
@@ -318,6 +324,19 @@ def _beside(incident: Incident) -> Select[Any]:
     )
 
 
+def _neighbours(incident: Incident) -> Select[Any]:
+    return (
+        select(t.alerts)
+        .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
+        .where(t.alerts.c.status == AlertStatus.FIRING)
+        .where(t.incidents.c.state == IncidentState.OPEN, t.incidents.c.id != incident.id)
+        .where(t.incidents.c.system == incident.system)
+        .where(t.incidents.c.service == incident.service)
+        .order_by(t.alerts.c.first_seen_at.desc())
+        .limit(NEIGHBOURS)
+    )
+
+
 async def owe(connection: AsyncConnection, mitigation: MitigationId, now: datetime) -> None:
     """Note, where the change is temporary, that it has to be taken back at its hold time."""
     query = select(t.mitigations).where(t.mitigations.c.id == mitigation)
@@ -335,6 +354,10 @@ async def incident_alerts(connection: AsyncConnection, incident: str) -> tuple[A
         .where(t.alerts.c.incident_id == incident)
         .order_by(t.alerts.c.first_seen_at, t.alerts.c.id)
     )
+    return _alerts(rows)
+
+
+def _alerts(rows: CursorResult[Any]) -> tuple[Alert, ...]:
     return tuple(
         Alert.model_validate({name: row[name] for name in Alert.model_fields})
         for row in rows.mappings()
