@@ -53,6 +53,7 @@ class ThingsOn(Parameters):
     """Parameters of the test's playbook."""
 
     hold: Duration | None = None
+    wait: Duration | None = None
 
     verification: Verification = Verification(
         interval=timedelta(seconds=10),
@@ -83,7 +84,7 @@ class SwitchOff(Playbook[ThingsOn]):
         things = sorted(findings["things"].summary.split())
         on = [thing for thing in things if ":" not in thing or thing.startswith(mine)]
         if findings["things"].status is not FindingStatus.PROBLEM:
-            return Proposal(reason="nothing is on")
+            return Proposal(reason="nothing is on", wait=self.parameters.wait)
         mitigation = Mitigation(
             kind="switch_off",
             target=context.targets["world"],

@@ -130,7 +130,7 @@ def _nothing_left(work: Work, proposal: Proposal) -> Transition:
     if work.never_changes:
         return close(work.claim, IncidentOutcome.SHADOWED, f"nothing would be done: {reason}")
     if proposal.wait is not None and not work.out_of_patience:
-        waiting = work.wait(proposal.reason, proposal.wait, code="playbook")
+        waiting = work.wait(f"waiting: {proposal.reason}", proposal.wait, code="playbook")
         return waiting.model_copy(update={"phase": Phase.DIAGNOSE})
     if any(entry.state is MitigationState.REVERTED for entry in made):
         return close(work.claim, IncidentOutcome.REVERTED, reason)

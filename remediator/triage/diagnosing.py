@@ -26,6 +26,8 @@ async def diagnose(work: Work) -> Transition:
         reason = f"our senses are impaired, so nothing is changed: {'; '.join(seen.impaired)}"
         return work.wait(reason, SEEN_AGAIN, code="senses", findings=seen.findings)
     proposal = seen.proposal.model_copy(update={"impaired": seen.impaired})
+    if proposal.wait is not None and proposal == work.claim.proposal:  # said before
+        return Transition(phase=Phase.DECIDE, notify=False)
     return Transition(
         phase=Phase.DECIDE,
         reason=proposal.reason,

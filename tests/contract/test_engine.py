@@ -208,79 +208,6 @@ async def test_what_was_put_back_is_not_made_again(open_bench: OpenBench) -> Non
         assert bench.world.applied == [(incident.mitigations[0].effect_key, "lamp")]
 
 
-async def _mitigated_for_ten_minutes(bench: Bench) -> None:
-    alert = bench.alert()
-    await bench.receive(alert)
-    await bench.settle(45)
-    await bench.receive(resolved(alert, bench.clock))
-    await bench.settle()
-    assert (await bench.incident()).outcome is IncidentOutcome.MITIGATED
-    assert bench.world.things == set()
-
-
-async def test_a_temporary_change_is_taken_back_at_its_hold_time_after_the_incident(
-    open_bench: OpenBench,
-) -> None:
-    services = [a_service(parameters={"hold": "10m"})]
-    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
-        await _mitigated_for_ten_minutes(bench)
-        await bench.settle(500)
-        assert bench.world.things == set()
-        await bench.settle(100)
-        assert bench.world.things == {"lamp"}
-        incident = await bench.incident()
-        assert (incident.outcome, incident.mitigations[0].state) == (
-            IncidentOutcome.MITIGATED,
-            MitigationState.REVERTED,
-        )
-        assert incident.timeline[-1].event == "taken back"
-
-
-async def test_a_temporary_change_that_cannot_be_taken_back_goes_to_a_human(
-    open_bench: OpenBench,
-) -> None:
-    services = [a_service(parameters={"hold": "10m"})]
-    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
-        await _mitigated_for_ten_minutes(bench)
-        bench.world.refuse = "somebody changed it since"
-        await bench.settle(1300)
-        incident = await bench.incident()
-        assert incident.outcome is IncidentOutcome.ESCALATED
-        assert "not taken back" in incident.reason
-
-
-async def test_what_cannot_be_taken_back_ends_an_incident_that_is_still_open(
-    open_bench: OpenBench,
-) -> None:
-    services = [a_service(parameters={"hold": "1m"})]
-    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
-        await bench.receive(bench.alert())
-        await bench.settle(50)
-        assert (await bench.incident()).phase is Phase.SETTLE
-        bench.clock.advance(timedelta(seconds=20))
-        (owed,) = await bench.store.obligations.claim(1)
-        await bench.store.obligations.settled(owed, taken_back=False, reason="not ours any more")
-        incident = await bench.incident()
-        assert (incident.state, incident.outcome) == (
-            IncidentState.CLOSED,
-            IncidentOutcome.ESCALATED,
-        )
-        await bench.settle(200)
-        assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
-
-
-async def test_a_pause_holds_the_taking_back_too(open_bench: OpenBench) -> None:
-    services = [a_service(parameters={"hold": "10m"})]
-    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
-        await _mitigated_for_ten_minutes(bench)
-        await bench.store.commands.pause("global", "ann", "release")
-        await bench.settle(700)
-        assert bench.world.things == set()
-        await bench.store.commands.resume("global", "ann")
-        await bench.settle(60)
-        assert bench.world.things == {"lamp"}
-
-
 async def test_nothing_is_put_back_while_paused(open_bench: OpenBench) -> None:
     async with open_bench(World(things={"lamp"}), undo=True) as bench:
         bench.eyes.assessment = Assessment.NOT_BETTER
@@ -386,3 +313,46 @@ def test_a_gap_without_a_look_breaks_a_run_of_good_samples() -> None:
     ]
     now = start + timedelta(minutes=9)
     assert verdict(samples, rules, resolved=False, since=start, now=now) is None
+
+
+async def test_what_passes_by_itself_is_waited_for_and_looked_at_again(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"wait": "20s"})]
+    async with open_bench(World(things=set()), services) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle(45)
+        incident = await bench.incident()
+        assert (incident.state, incident.reason) == (IncidentState.OPEN, "waiting: nothing is on")
+        assert [line.event for line in incident.timeline].count("waiting: playbook") == 1
+        bench.world.things = {"lamp"}
+        await bench.settle(20)
+        assert bench.world.things == set()
+
+
+async def test_what_does_not_pass_is_handed_to_a_human_in_the_end(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"wait": "20s"})]
+    async with open_bench(World(things=set()), services) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle(590)
+        assert (await bench.incident()).state is IncidentState.OPEN
+        await bench.settle(60)
+        assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
+
+
+async def test_in_shadow_nothing_is_waited_for(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"wait": "20s"}, mode=Mode.SHADOW)]
+    async with open_bench(World(things=set()), services) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle()
+        assert (await bench.incident()).outcome is IncidentOutcome.SHADOWED
+
+
+async def test_a_playbook_sees_what_else_fires_on_its_service(open_bench: OpenBench) -> None:
+    async with open_bench(services=[a_service(), a_service("cart")]) as bench:
+        dim, elsewhere = bench.alert(alertname="Dim"), bench.alert(service="cart")
+        await bench.receive(bench.alert(), dim, elsewhere)
+        claims = {(c.incident.service, c.incident.playbook): c for c in await bench.claim()}
+        seen = claims["orders", "SwitchOff"].neighbours
+        assert [alert.fingerprint for alert in seen] == [dim.fingerprint]
+        assert claims["cart", "SwitchOff"].neighbours == ()

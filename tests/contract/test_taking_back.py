@@ -1,0 +1,159 @@
+"""Temporary changes: taken back at their hold time, in steps, by whom and when it is safe."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from remediator.mitigation.holding import UNSTABLE
+from remediator.model import (
+    Assessment,
+    IncidentOutcome,
+    IncidentState,
+    MitigationState,
+    Phase,
+)
+from remediator.testing import World
+from tests.store_fixtures import Bench, OpenBench, a_service, resolved
+
+
+async def _mitigated_for_ten_minutes(bench: Bench) -> None:
+    alert = bench.alert()
+    await bench.receive(alert)
+    await bench.settle(45)
+    await bench.receive(resolved(alert, bench.clock))
+    await bench.settle()
+    assert (await bench.incident()).outcome is IncidentOutcome.MITIGATED
+    assert bench.world.things == set()
+
+
+async def test_a_temporary_change_is_taken_back_at_its_hold_time_after_the_incident(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        await bench.settle(500)
+        assert bench.world.things == set()
+        await bench.settle(100)
+        assert bench.world.things == {"lamp"}
+        incident = await bench.incident()
+        assert (incident.outcome, incident.mitigations[0].state) == (
+            IncidentOutcome.MITIGATED,
+            MitigationState.REVERTED,
+        )
+        assert incident.timeline[-1].event == "taken back"
+
+
+async def test_a_temporary_change_that_cannot_be_taken_back_goes_to_a_human(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        bench.world.refuse = "somebody changed it since"
+        await bench.settle(1300)
+        incident = await bench.incident()
+        assert incident.outcome is IncidentOutcome.ESCALATED
+        assert "not taken back" in incident.reason
+
+
+async def test_what_cannot_be_taken_back_ends_an_incident_that_is_still_open(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "1m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle(50)
+        assert (await bench.incident()).phase is Phase.SETTLE
+        bench.clock.advance(timedelta(seconds=20))
+        (owed,) = await bench.store.obligations.claim(1)
+        await bench.store.obligations.settled(owed, taken_back=False, reason="not ours any more")
+        incident = await bench.incident()
+        assert (incident.state, incident.outcome) == (
+            IncidentState.CLOSED,
+            IncidentOutcome.ESCALATED,
+        )
+        await bench.settle(200)
+        assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
+
+
+async def test_a_pause_holds_the_taking_back_too(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        await bench.store.commands.pause("global", "ann", "release")
+        await bench.settle(700)
+        assert bench.world.things == set()
+        await bench.store.commands.resume("global", "ann")
+        await bench.settle(60)
+        assert bench.world.things == {"lamp"}
+
+
+async def test_a_temporary_change_is_taken_back_in_steps(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp", "oven", "fan"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        await bench.settle(600)
+        assert bench.world.things == {"fan"}
+        incident = await bench.incident()
+        assert incident.mitigations[0].state is MitigationState.APPLIED
+        assert incident.timeline[-1].event == "taken back in part"
+        await bench.settle(500)
+        assert bench.world.things == {"fan"}, "the steps have a pause between them"
+        await bench.settle(100)
+        assert bench.world.things == {"fan", "lamp"}
+        await bench.settle(600)
+        assert bench.world.things == {"fan", "lamp", "oven"}
+        incident = await bench.incident()
+        assert incident.mitigations[0].state is MitigationState.REVERTED
+        assert incident.timeline[-1].event == "taken back"
+
+
+async def test_what_did_not_help_is_put_back_at_once_and_whole(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp", "oven"}), services, undo=True) as bench:
+        bench.eyes.assessment = Assessment.NOT_BETTER
+        await bench.receive(bench.alert())
+        await bench.settle(80)
+        assert bench.world.things == {"lamp", "oven"}
+        assert (await bench.incident()).outcome is IncidentOutcome.REVERTED
+
+
+async def test_nothing_is_taken_back_while_an_alert_of_the_service_fires(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"}), a_service("cart")]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        back = bench.alert(alertname="Dim")
+        await bench.receive(back, bench.alert(service="cart", alertname="Dim"))
+        await bench.settle(1200)
+        assert bench.world.things == set()
+        await bench.receive(resolved(back, bench.clock))
+        await bench.settle(40)
+        assert bench.world.things == {"lamp"}, "what fires elsewhere does not matter"
+
+
+async def test_what_is_never_stable_is_handed_to_a_human(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        await bench.receive(bench.alert(alertname="Dim"))
+        await bench.settle(1200)
+        bench.clock.advance(UNSTABLE)
+        await bench.settle(60)
+        assert bench.world.things == set()
+        first = min(await bench.incidents(), key=lambda incident: incident.opened_at)
+        assert first.outcome is IncidentOutcome.ESCALATED
+        assert "Dim fires: the service is not stable" in first.reason
+
+
+async def test_a_long_pause_does_not_use_up_the_attempts(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        await bench.store.commands.pause("global", "ann", "release")
+        await bench.settle(3600)
+        await bench.store.commands.resume("global", "ann")
+        await bench.settle(60)
+        assert bench.world.things == {"lamp"}
