@@ -8,4 +8,5 @@ pytest_plugins = [
     "tests.monitoring_fixtures",
     "tests.service_fixtures",
     "tests.store_fixtures",
+    "tests.monitored_shop",
 ]
