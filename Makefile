@@ -13,7 +13,7 @@ INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%
 .NOTPARALLEL:
 
 demo: .venv/.installed-demo
-	@$(BIN)/remediator demo
+	@$(BIN)/remediator demo $(SCENARIO)
 
 test: .venv/.installed-test
 	$(BIN)/pytest -n 2 --dist loadfile

@@ -1,14 +1,15 @@
 """A circuit breaker is open: close it when what it protects from is over, and not before.
 
-A breaker is a messenger. While the upstream fails it does its work and is left alone; when
+A breaker is a messenger. While the upstream fails it does its work and is waited for; when
 several are open there is a common cause, which no reset cures; one that a human forced open or
-disabled stays as the human left it.
+disabled stays as the human left it. Where the breaker's pair is being migrated, the migration is
+stopped first: a reset comes into question only after that has not been enough.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Mapping
 from datetime import timedelta
 from typing import Any, ClassVar, Self
 
@@ -19,7 +20,9 @@ from remediator import (
     BackendRefused,
     BackendUnavailable,
     Breaker,
+    BreakerList,
     BreakerState,
+    CallsGate,
     Context,
     Duration,
     Endpoint,
@@ -28,8 +31,9 @@ from remediator import (
     FindingStatus,
     Item,
     Limits,
+    MigrationList,
+    Migrations,
     Mitigation,
-    Parameters,
     PermanentError,
     Playbook,
     Proposal,
@@ -38,15 +42,18 @@ from remediator import (
     Value,
     Verification,
     alertnames,
+    breaker_described,
+    listed_names,
 )
+
+RESET, SET = "reset_breaker", "set_migration"
 
 PROBING = 22.0
 """Seconds that all probes of one upstream may take together."""
 LONGEST_PAUSES = timedelta(seconds=12)
 """Time that the pauses between the probes may take together."""
-SHOWN = 10
-"""Names that one sentence lists at most."""
 
+_EMERGENCY = "a human decides about an emergency stop"
 _EXACT = ("breaker", "pair")
 """Labels that say which breaker is meant."""
 _MAYBE = "name"
@@ -63,16 +70,26 @@ class Upstream(Value):
     """Path that answers 2xx and JSON while it is healthy."""
 
 
-class BreakerParameters(Parameters):
+class Hindrance(Value):
+    """Why a breaker is not reset."""
+
+    said: str
+    passes: bool = False
+    """Whether it may pass by itself, so that waiting for it makes sense."""
+
+
+class BreakerParameters(CallsGate):
     """What a service may set."""
 
     verification: Verification = Verification(
         hold=timedelta(minutes=10),
         hold_resolved=timedelta(minutes=2),
-        deadline=timedelta(minutes=20),
+        deadline=timedelta(minutes=12),
     )
     upstreams: dict[str, Upstream] = Field(default_factory=dict)
-    """What each breaker calls, by the breaker's name; one without an entry is never reset."""
+    """What each breaker calls, by its name; with neither this nor a query there is no reset."""
+    look_again: Duration = Field(default=timedelta(seconds=30), ge=timedelta(seconds=1))
+    """Time between two looks while something may pass by itself."""
     clean_probes: int = Field(default=2, ge=2, le=5)
     """Probes of the upstream that must succeed one after the other (runbooks: 2)."""
     probe_gap: Duration = timedelta(seconds=2)
@@ -87,22 +104,8 @@ class BreakerParameters(Parameters):
         return self
 
 
-class BreakerList(Value):
-    """The breakers of one reading."""
-
-    breakers: tuple[Breaker, ...]
-
-    def of(self, *states: BreakerState) -> tuple[Breaker, ...]:
-        """Return those in one of ``states``."""
-        return tuple(breaker for breaker in self.breakers if breaker.state in states)
-
-    def named(self, name: str) -> Breaker | None:
-        """Return the breaker of that name."""
-        return next((breaker for breaker in self.breakers if breaker.name == name), None)
-
-
 class CircuitBreakerOpen(Playbook[BreakerParameters]):
-    """Resets one open circuit breaker once its upstream is proven healthy."""
+    """Resets one open circuit breaker once its cause is proven gone."""
 
     matches = (
         alertnames(
@@ -113,59 +116,62 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
         ),
     )
     targets: ClassVar[Mapping[str, str]] = {"admin": "http"}
-    senses = frozenset({"admin"})
-    levers = frozenset({"reset_breaker"})
-    limits = Limits(
-        budget=1, window=timedelta(minutes=30), cooldown=timedelta(minutes=30), concurrency=1
+    senses = frozenset({"admin", "prometheus"})
+    levers = frozenset({RESET, SET})
+    limits = Limits(  # a migration stopped and a breaker reset; the cooldown keeps others away
+        budget=2, window=timedelta(minutes=30), cooldown=timedelta(minutes=30), concurrency=1
     )
     parameters_type = BreakerParameters
 
     async def diagnose(self, context: Context) -> Findings:
-        """Read the breakers, then probe the upstreams of those that might be reset."""
-        findings = await context.gather({"breakers": _breakers(context)})
+        """Read breakers and migrations, then the proofs for those that might be reset."""
+        admin, checks = context.endpoint(), {"breakers": _breakers(context)}
+        if isinstance(admin, Migrations):
+            checks["migrations"] = _migrations(admin)
+        findings = await context.gather(checks)
         listing = findings.evidence("breakers", BreakerList)
-        if listing is None or self._many(listing):
+        if listing is None or listing.many(self.parameters.multi_threshold):
             return findings
-        checks = {
-            _finding_of(breaker): self._upstream(context, breaker, self.parameters.clean_probes)
-            for breaker in self._meant(context, listing)
-            if breaker.state is BreakerState.OPEN and breaker.name in self.parameters.upstreams
-        }
-        return Findings(findings | await context.gather(checks, within=PROBING))
+        proofs: dict[str, Awaitable[Finding]] = {}
+        for breaker in self._meant(context, listing):
+            if breaker.state is BreakerState.OPEN and not _percentage(findings, breaker):
+                proofs |= self._proofs(context, breaker.name, self.parameters.clean_probes)
+        return Findings(findings | await context.gather(proofs, within=PROBING))
 
     def propose(self, context: Context, findings: Findings) -> Proposal:
-        """Reset one breaker, if everything speaks for it."""
+        """Stop one migration or reset one breaker, if everything speaks for it; else wait or not."""
         listing = findings.evidence("breakers", BreakerList)
         if listing is None:
             reason = "; ".join(findings.unknown("breakers"))
             return Proposal(reason=f"The circuit breakers cannot be read: {reason}")
-        if self._many(listing):
-            return Proposal(reason=self._common_cause(listing))
+        if listing.many(self.parameters.multi_threshold):
+            return Proposal(reason=f"{listing.common_cause()} None is reset; {_EMERGENCY}.")
         unlisted = _unlisted(context, listing)
         if unlisted:
-            return Proposal(
-                reason=f"The alert names {_names(unlisted)}, which the service does not list;"
-                " nothing is reset."
-            )
-        said, chosen = [], None
+            listed = listed_names(unlisted)
+            reason = f"The alert names {listed}, which the service does not list"
+            return Proposal(reason=f"{reason}; nothing is reset.")
+        plans, hindrances = [], []
         for breaker in self._meant(context, listing):
-            problem = self._problem(context, findings, breaker)
-            if problem:
-                said.append(problem)
-            elif chosen is None:
-                chosen = breaker
-        if chosen is None:
-            return Proposal(reason=" ".join(said) or "No circuit breaker is open.")
-        plan = self._plan(context, findings, chosen)
-        return Proposal(mitigations=(plan,), reason=" ".join([plan.reason, *said]))
+            judged = self._judge(context, findings, breaker)
+            if isinstance(judged, Mitigation):
+                plans.append(judged)
+            else:
+                hindrances.append(judged)
+        return self._chosen(plans, hindrances)
 
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
-        """Better while the breaker is closed and its upstream healthy."""
+        """Better while the breaker is closed and its calls succeed, or its pair is at 0 %.
+
+        After a stopped migration a breaker that is still open is not better: that is what
+        leads to its reset, in the next round.
+        """
         name = mitigation.items[0].key
-        closed = Breaker(name=name, state=BreakerState.CLOSED)
-        checks = {"breaker": _closed(context, name)}
-        if name in self.parameters.upstreams:
-            checks["upstream"] = self._upstream(context, closed, 1)
+        checks: dict[str, Awaitable[Finding]] = {"breaker": _closed(context, name)}
+        if mitigation.kind == SET:
+            checks["migration"] = _stopped(context, name)
+        else:
+            checks |= self._proofs(context, name, 1, now_only=True)
         findings = await context.gather(checks)
         statuses = {finding.status for finding in findings.values()}
         assessment = Assessment.BETTER
@@ -186,18 +192,23 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
             return chosen
         return tuple(b for b in listing.breakers if b.state is not BreakerState.CLOSED)
 
-    def _many(self, listing: BreakerList) -> bool:
-        """Whether too many are open; one in an unknown state may be open as well."""
-        opened = listing.of(BreakerState.OPEN)
-        unknown = listing.of(BreakerState.UNKNOWN)
-        return bool(opened) and len(opened) + len(unknown) >= self.parameters.multi_threshold
+    def _proofs(
+        self, context: Context, name: str, probes: int, *, now_only: bool = False
+    ) -> dict[str, Awaitable[Finding]]:
+        """Return the checks that can prove that the cause is gone; none where none is configured."""
+        proofs: dict[str, Awaitable[Finding]] = {}
+        if name in self.parameters.upstreams:
+            proofs[f"upstream {name}"] = self._upstream(context, name, probes)
+        if self.parameters.error_query:
+            proofs[f"calls {name}"] = self.parameters.calls(context, name, now_only=now_only)
+        return proofs
 
-    async def _upstream(self, context: Context, breaker: Breaker, probes: int) -> Finding:
+    async def _upstream(self, context: Context, breaker: str, probes: int) -> Finding:
         """Probe until one probe fails; an upstream that does not answer is a problem, not a gap."""
-        upstream = self.parameters.upstreams[breaker.name]
+        upstream = self.parameters.upstreams[breaker]
         endpoint = _endpoint(context, upstream)
-        name, status = _finding_of(breaker), FindingStatus.FINE
-        where = f"the upstream of {breaker.name} ({upstream.role}{upstream.path})"
+        name, status = f"upstream {breaker}", FindingStatus.FINE
+        where = f"the upstream of {breaker} ({upstream.role}{upstream.path})"
         summary = f"Healthy in {probes} of {probes} probes: {where}."
         for number in range(probes):
             if number:
@@ -210,47 +221,66 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
 
     # --- choosing ------------------------------------------------------------------------------
 
-    def _common_cause(self, listing: BreakerList) -> str:
-        opened = listing.of(BreakerState.OPEN)
-        unknown = listing.of(BreakerState.UNKNOWN)
-        more = f", and unknown: {_names(b.name for b in unknown)}" if unknown else ""
-        return (
-            f"{len(opened)} circuit breakers are open ({_names(b.name for b in opened)}{more}):"
-            " look for their common cause. None is reset; a human decides about an emergency stop."
+    def _chosen(self, plans: list[Mitigation], hindrances: list[Hindrance]) -> Proposal:
+        """Propose one plan, a migration's stop first; else wait if all that hinders may pass."""
+        said = [hindrance.said for hindrance in hindrances]
+        if plans:
+            best = min(plans, key=lambda plan: plan.kind != SET)
+            return Proposal(mitigations=(best,), reason=" ".join([best.reason, *said]))
+        passes = all(hindrance.passes for hindrance in hindrances)
+        return Proposal(
+            reason=" ".join(said) or "No circuit breaker is open; the alert has not noticed yet.",
+            wait=self.parameters.look_again if passes else None,
         )
 
-    def _problem(self, context: Context, findings: Findings, breaker: Breaker) -> str:
-        """Say why ``breaker`` is not to be reset, or nothing."""
+    def _judge(
+        self, context: Context, findings: Findings, breaker: Breaker
+    ) -> Mitigation | Hindrance:
+        """Say what is to be done about ``breaker``, or why nothing is."""
+        name, tried = breaker.name, _tried(context)
+        if (RESET, name) in tried and breaker.state in _TRIPPED:
+            said = f"Breaker {name} opened again after its reset: its cause is not gone."
+            return Hindrance(said=said)
         if breaker.state in _LEFT_ALONE:
-            return f"Breaker {breaker.name} {_LEFT_ALONE[breaker.state]}."
-        if breaker.name in _reset_before(context):
-            return f"Breaker {breaker.name} opened again after its reset: its cause is not gone."
-        if breaker.name not in self.parameters.upstreams:
-            return (
-                f"Breaker {breaker.name} is open, and that its upstream is healthy cannot be proven:"
-                f" set upstreams.{breaker.name}."
+            return Hindrance(
+                said=f"Breaker {name} {_LEFT_ALONE[breaker.state]}.",
+                passes=breaker.state in _PASSES,
             )
-        finding = findings.get(_finding_of(breaker))
-        if finding is None or finding.status is FindingStatus.UNKNOWN:
-            why = finding.summary if finding else "it was not probed"
-            return f"Breaker {breaker.name} is open; whether its upstream is healthy: {why}."
-        if finding.status is FindingStatus.PROBLEM:
-            return f"Breaker {breaker.name} does its work, wait for the upstream: {finding.summary}"
-        return ""
+        if any(kind == RESET for kind, _ in tried):
+            said = f"Breaker {name} is open after another was reset: look for a common cause."
+            return Hindrance(said=said)
+        migrations = findings.get("migrations")
+        if migrations is not None and migrations.status is FindingStatus.UNKNOWN:
+            why = migrations.summary
+            return Hindrance(said=f"Whether {name} is being migrated cannot be read: {why}.")
+        percentage = _percentage(findings, breaker)
+        if percentage and (SET, name) in tried:
+            said = f"The migration of {name} was stopped and is at {percentage:g} % again."
+            return Hindrance(said=f"{said} Somebody is at work on it; nothing is changed.")
+        if percentage:
+            return _stop(context, breaker, percentage)
+        return self._cause(context, findings, name) or _reset(context, findings, breaker)
 
-    def _plan(self, context: Context, findings: Findings, breaker: Breaker) -> Mitigation:
-        proof = findings[_finding_of(breaker)].summary
-        return Mitigation(
-            kind="reset_breaker",
-            target=context.targets["admin"],
-            reason=f"Breaker {breaker.name} is open although its cause is gone. {proof}",
-            items=(
-                Item(
-                    key=breaker.name, summary=_described(breaker), identity={"name": breaker.name}
-                ),
-            ),
-            risk=Risk.MEDIUM,
-        )
+    def _cause(self, context: Context, findings: Findings, name: str) -> Hindrance | None:
+        """Say why it is not proven that the cause is gone, or nothing. Figures: in the findings."""
+        upstream, calls = findings.get(f"upstream {name}"), findings.get(f"calls {name}")
+        if upstream is None and calls is None:
+            said = f"Breaker {name} is open, and that its upstream is healthy cannot be proven"
+            return Hindrance(said=f"{said}: set upstreams.{name} or error_query.")
+        if upstream is not None and upstream.status is FindingStatus.UNKNOWN:
+            said = f"Breaker {name} is open; whether its upstream is healthy: {upstream.summary}."
+            return Hindrance(said=said)
+        if upstream is not None and upstream.status is FindingStatus.PROBLEM:
+            said = f"Breaker {name} does its work, wait for the upstream: {upstream.summary}"
+            return Hindrance(said=said, passes=True)
+        if calls is not None and calls.status is FindingStatus.UNKNOWN:
+            said = f"Breaker {name} is open; whether its calls succeed again: {calls.summary}."
+            return Hindrance(said=said, passes=context.metrics is not None)
+        if calls is not None and calls.status is FindingStatus.PROBLEM:
+            limit = f"{self.parameters.error_limit:.1%}"
+            said = f"Breaker {name} does its work, wait until at most {limit} of the calls fail."
+            return Hindrance(said=said, passes=True)
+        return None
 
 
 _LEFT_ALONE = {
@@ -262,20 +292,16 @@ _LEFT_ALONE = {
 }
 
 
+_PASSES = (BreakerState.CLOSED, BreakerState.HALF_OPEN)
+_TRIPPED = (BreakerState.OPEN, BreakerState.HALF_OPEN)
+
+
 async def _breakers(context: Context) -> Finding:
-    found = await context.breakers().breakers()
-    listing = BreakerList(breakers=found)
-    off = tuple(b for b in found if b.state is not BreakerState.CLOSED)
-    shown = "; ".join(_described(b) for b in off[:SHOWN])
-    more = f"; and {len(off) - SHOWN} more" if len(off) > SHOWN else ""
-    return Finding(
-        name="breakers",
-        status=FindingStatus.PROBLEM if off else FindingStatus.FINE,
-        summary=f"{len(off)} of {len(found)} circuit breakers are not closed: {shown}{more}."
-        if off
-        else f"All {len(found)} circuit breakers are closed.",
-        value=listing,
-    )
+    return BreakerList(breakers=await context.breakers().breakers()).finding()
+
+
+async def _migrations(admin: Migrations) -> Finding:
+    return MigrationList(migrations=await admin.migrations()).finding()
 
 
 async def _closed(context: Context, name: str) -> Finding:
@@ -285,8 +311,17 @@ async def _closed(context: Context, name: str) -> Finding:
         status = FindingStatus.UNKNOWN
     elif breaker.state is BreakerState.CLOSED:
         status = FindingStatus.FINE
-    said = _described(breaker) if breaker else f"{name} is no longer listed"
+    said = breaker_described(breaker) if breaker else f"{name} is no longer listed"
     return Finding(name="breaker", status=status, summary=f"Breaker {said}.")
+
+
+async def _stopped(context: Context, name: str) -> Finding:
+    found = MigrationList(migrations=await context.migrations().migrations()).of(name)
+    status, said = FindingStatus.UNKNOWN, "is no longer listed"
+    if found is not None:
+        status = FindingStatus.PROBLEM if found.percentage > 0 else FindingStatus.FINE
+        said = f"is at {found.percentage:g} %"
+    return Finding(name="migration", status=status, summary=f"The migration of {name} {said}.")
 
 
 async def _unhealthy(endpoint: Endpoint, path: str) -> str:
@@ -321,21 +356,44 @@ def _unlisted(context: Context, listing: BreakerList) -> list[str]:
     return sorted(_labelled(context, *_EXACT) - listed)
 
 
-def _reset_before(context: Context) -> set[str]:
-    return {item.key for plan in context.tried for item in plan.items}
+def _tried(context: Context) -> set[tuple[str, str]]:
+    return {(plan.kind, item.key) for plan in context.tried for item in plan.items}
 
 
-def _finding_of(breaker: Breaker) -> str:
-    return f"upstream {breaker.name}"
+def _percentage(findings: Findings, breaker: Breaker) -> float:
+    """Return how far the pair of the breaker's name is migrated; 0 where it is not."""
+    listing = findings.evidence("migrations", MigrationList)
+    found = listing.of(breaker.name) if listing is not None else None
+    return found.percentage if found is not None else 0.0
 
 
-def _described(breaker: Breaker) -> str:
-    rate = "" if breaker.failure_rate is None else f", {breaker.failure_rate:.0%} of calls failed"
-    why = f" ({breaker.reason})" if breaker.reason else ""
-    return f"{breaker.name} is {breaker.state.replace('_', ' ')}{rate}{why}"
+def _stop(context: Context, breaker: Breaker, percentage: float) -> Mitigation:
+    name = breaker.name
+    return Mitigation(
+        kind=SET,
+        target=context.targets["admin"],
+        reason=f"Breaker {name} is open while {percentage:g} % of {name} is migrated:"
+        " the migration goes back to 0 % before the breaker is touched.",
+        items=(
+            Item(
+                key=name,
+                summary=f"{name} at {percentage:g} %",
+                identity={"pair": name, "percentage": percentage},
+            ),
+        ),
+        parameters={"percentage": 0},
+        risk=Risk.LOW,
+    )
 
 
-def _names(names: Iterable[str]) -> str:
-    listed = [name[:80] for name in names]
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + more
+def _reset(context: Context, findings: Findings, breaker: Breaker) -> Mitigation:
+    name = breaker.name
+    proofs = [findings[f] for f in (f"upstream {name}", f"calls {name}") if f in findings]
+    proof = " ".join(finding.summary for finding in proofs)
+    return Mitigation(
+        kind=RESET,
+        target=context.targets["admin"],
+        reason=f"Breaker {name} is open although its cause is gone. {proof}",
+        items=(Item(key=name, summary=breaker_described(breaker), identity={"name": name}),),
+        risk=Risk.MEDIUM,
+    )

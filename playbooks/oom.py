@@ -1,52 +1,73 @@
 """Containers run out of memory: recycle the one worst pod, or raise the limit once, up to its cap.
 
 A killed container has been recycled already, so only more memory can help it; a leak eats any
-memory, so its limit is raised at most once, to buy time for a human. Databases are never touched.
+memory, so its limit is raised at most once, to buy time for a human. What the containers wrote is
+kept first: a restart deletes it. Databases are never touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+from collections.abc import Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from remediator import (
-    EFFECT,
     Assessment,
     BackendUnavailable,
-    ContainerState,
     Context,
     Duration,
     Finding,
     Findings,
     FindingStatus,
     Item,
-    Kill,
+    Kills,
     Memory,
+    MemoryOfPods,
     Mitigation,
     Parameters,
     PermanentError,
     Playbook,
-    Pod,
     PodMemory,
+    Point,
     Proposal,
     Risk,
     Sample,
+    Standing,
     Value,
     Verification,
     Workload,
     WorkloadEvent,
     alertnames,
+    hindrance,
     in_mebibytes,
-    pod_memory,
+    log_evidence,
+    memory_of,
+    memory_was_raised,
+    points_of,
     recent_kills,
+    standing,
+    troubles_since,
 )
 
 STEP = timedelta(minutes=1)
 """Between two samples of the memory's growth."""
+AGAIN = timedelta(seconds=30)
+"""Until what passes by itself is looked at again."""
+RESTARTED = timedelta(minutes=30)
+"""Least age of the oldest pod: younger ones have all been restarted already."""
+ROLLING = 2
+"""Pods that must be ready for a restart in turn."""
+SHARE = 0.25
+"""Of the pods that one incident may recycle; one at least."""
+LINES = 50
+LOGS_WITHIN = 15.0
+"""Seconds for all logs, of as many pods as there are."""
 SHOWN = 10
+Bounds = Mapping[str, str | int]
 
 
 class OOMParameters(Parameters):
@@ -59,7 +80,8 @@ class OOMParameters(Parameters):
     memory_step: float = Field(default=2.0, gt=1, le=2)
     """Times that one change raises the limit."""
     memory_query: str | None = None
-    """PromQL with the bytes in use, a series a pod (label `pod`); none: usage is not known."""
+    """PromQL with the bytes in use, a series a pod (label `pod`); none: the cluster's own measure,
+    which tells use and not growth."""
     recycle: Literal["evict", "restart"] = "evict"
     """What is done when memory is short and nothing was killed: the worst pod, or all in turn."""
     recent: Duration = timedelta(minutes=30)
@@ -77,18 +99,6 @@ class OOMParameters(Parameters):
     """Runbooks: no kill in 15 minutes."""
 
 
-class Kills(Value):
-    """The recent kills, newest first."""
-
-    kills: tuple[Kill, ...]
-
-
-class MemoryOfPods(Value):
-    """The pods' memory, the fullest first."""
-
-    pods: tuple[PodMemory, ...]
-
-
 class Events(Value):
     """The newest events."""
 
@@ -96,7 +106,7 @@ class Events(Value):
 
 
 class OOM(Playbook[OOMParameters]):
-    """Cures want of memory: one pod recycled, or a limit raised once, inside its cap."""
+    """Cures want of memory: a pod recycled, all in turn where most leak, or a limit raised once."""
 
     matches = (
         alertnames(
@@ -114,60 +124,60 @@ class OOM(Playbook[OOMParameters]):
     parameters_type = OOMParameters
 
     async def diagnose(self, context: Context) -> Findings:
-        """Look at the deployment, its pods, the kills, the memory and the events together."""
+        """Look at the deployment, its pods, kills, memory, events and logs together."""
         checks = {
             "deployment": self._deployment(context),
             "pods": _pods(context),
             "kills": self._kills(context),
+            "memory": self._memory(context),
             "events": _events(context),
         }
-        if self.parameters.memory_query:
-            checks["memory"] = self._memory(context)
-        return await context.gather(checks)
+        seen, written = await asyncio.gather(
+            context.gather(checks), context.gather({"logs": _logs(context)}, LOGS_WITHIN)
+        )
+        return Findings(seen | written)
 
     def propose(self, context: Context, findings: Findings) -> Proposal:
         """Raise the limit where something was killed at it, else recycle what is full."""
-        if "deployment" not in context.targets["workload"].locator:
-            return Proposal(reason="Only deployments are touched: a database needs a human.")
-        unknown = findings.unknown("deployment", "pods", "kills")
-        workload = findings.evidence("deployment", Workload)
-        if unknown or workload is None:
-            return Proposal(reason=f"The workload cannot be read: {'; '.join(unknown)}.")
-        hindrance = self._hindrance(workload)
-        if hindrance:
-            return Proposal(reason=f"Nothing is changed: {hindrance}.")
-        evidence = findings.evidence("kills", Kills)
-        if evidence and evidence.kills:
-            return self._after_kills(context, findings, workload, evidence.kills)
-        return self._before_kills(context, findings)
+        proposal = self._choose(context, findings)
+        beside = sorted({alert.name for alert in context.beside})
+        if not beside:
+            return proposal
+        also = f"Also firing on this service: {', '.join(beside[:SHOWN])}."
+        said = {"reason": f"{proposal.reason} {also}"}
+        plans = tuple(plan.model_copy(update=said) for plan in proposal.mitigations)
+        return proposal.model_copy(update={"mitigations": plans, **said})
 
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
         """Better when nothing was killed or restarted since, and all pods are ready again."""
-        since = _since(context, mitigation, context.incident.phase_since)
-        checks = {"rollout": self._rolled_out(context), "since": since}
-        if self.parameters.memory_query:
-            checks["memory"] = self._memory(context)
+        checks = {
+            "rollout": self._rolled_out(context),
+            "since": _since(context, mitigation, context.incident.phase_since),
+            "memory": self._memory(context),
+        }
         findings = await context.gather(checks)
+        killed = self.parameters.memory_query is None and mitigation.kind == "set_memory"
+        needed = ["rollout", "since"] if killed else list(findings)  # the kill was the evidence
         problems = [f.summary for f in findings.values() if f.status is FindingStatus.PROBLEM]
-        unknown = findings.unknown(*findings)
+        unknown = findings.unknown(*needed)
         if problems:
             assessment, said = Assessment.NOT_BETTER, problems
         elif unknown:
             assessment, said = Assessment.CANNOT_TELL, [f"{text}." for text in unknown]
         else:
-            assessment, said = Assessment.BETTER, [f.summary for f in findings.values()]
+            assessment, said = Assessment.BETTER, [findings[name].summary for name in needed]
         return Sample(at=context.now, assessment=assessment, evidence=" ".join(said))
 
     # --- looking -------------------------------------------------------------------------------
 
     async def _deployment(self, context: Context) -> Finding:
         workload = await context.workloads().workload(context.targets["workload"])
-        hindrance = self._hindrance(workload)
+        hindered = hindrance(workload, allow_gitops=self.parameters.allow_gitops)
         return Finding(
             name="deployment",
-            status=_judged(problem=bool(hindrance) or workload.ready < workload.replicas),
+            status=_judged(problem=hindered is not None or workload.ready < workload.replicas),
             summary=f"{workload.ready} of {workload.replicas} replicas are ready"
-            f"{f'; {hindrance}' if hindrance else ''}.",
+            f"{f'; {hindered.reason}' if hindered else ''}.",
             value=workload,
         )
 
@@ -178,69 +188,58 @@ class OOM(Playbook[OOMParameters]):
         problem = finding.status is FindingStatus.PROBLEM or rollout is not None
         return finding.model_copy(update={"name": "rollout", "status": _judged(problem=problem)})
 
-    def _hindrance(self, workload: Workload) -> str | None:
-        if workload.replicas == 0:
-            return "it is scaled to 0"
-        if workload.paused:
-            return "its rollout is paused"
-        if workload.rollout:
-            return f"a rollout is in progress ({workload.rollout})"
-        if workload.gitops and not self.parameters.allow_gitops:
-            return f"{workload.gitops} owns it and would undo the change"
-        return None
-
     async def _kills(self, context: Context) -> Finding:
         pods = await context.pods().pods(context.targets["workload"])
-        oldest = context.now - self.parameters.recent
-        kills = sorted(recent_kills(pods, oldest), key=lambda kill: kill.at, reverse=True)
-        named = "; ".join(
-            f"{k.container} of {k.pod} at {k.at:%H:%M:%S}, limit {in_mebibytes(k.limit)},"
-            f" {k.restarts} restarts"
-            for k in kills[:SHOWN]
-        )
-        return Finding(
-            name="kills",
-            status=_judged(problem=bool(kills)),
-            summary=f"Killed for want of memory: {named}." if kills else "Nothing was killed.",
-            value=Kills(kills=tuple(kills)),
-        )
+        kills = recent_kills(pods, context.now - self.parameters.recent)
+        status = _judged(problem=bool(kills.kills))
+        return Finding(name="kills", status=status, summary=kills.summary, value=kills)
 
     async def _memory(self, context: Context) -> Finding:
-        metrics = context.metrics
-        if metrics is None or self.parameters.memory_query is None:
-            raise PermanentError("no Prometheus is configured for this service")
         pods = await context.pods().pods(context.targets["workload"])
-        start = context.now - self.parameters.recent
-        points = await metrics.range(
-            self.parameters.memory_query, start=start, end=context.now, step=STEP
-        )
-        used = [use for pod in pods if (use := pod_memory(pod, points, context.now)) is not None]
-        if not used:
-            raise BackendUnavailable("the query returns nothing recent about these pods")
-        used.sort(key=lambda use: (use.share, use.used), reverse=True)
-        high = [use for use in used if use.share >= self.parameters.usage_limit]
-        leaks = [use for use in used if self._leaks(use)]
-        worst = used[0]
+        memory = memory_of(pods, await self._points(context), context.now)
+        if not memory.pods:
+            raise BackendUnavailable("nothing recent is known about the memory of these pods")
+        limit = self.parameters.usage_limit
         return Finding(
             name="memory",
-            status=_judged(problem=bool(high)),
-            summary=f"{worst.pod} uses most: {in_mebibytes(worst.used)} of {in_mebibytes(worst.limit)}"
-            f" ({worst.share:.0%}); {len(high)} of {len(used)} pods are above"
-            f" {self.parameters.usage_limit:.0%}, {len(leaks)} grow steadily.",
-            value=MemoryOfPods(pods=tuple(used)),
+            status=_judged(problem=bool(memory.above(limit))),
+            summary=memory.summary(limit, self.parameters.leak_growth),
+            value=memory,
         )
 
-    def _leaks(self, use: PodMemory) -> bool:
-        needed = self.parameters.leak_growth * (use.limit or use.used)
-        return use.growth is not None and use.growth >= needed
+    async def _points(self, context: Context) -> tuple[Point, ...]:
+        """Ask Prometheus over a time, or the cluster for what is used now."""
+        query = self.parameters.memory_query
+        if query is None:
+            return points_of(await context.pods().usage(context.targets["workload"]))
+        if context.metrics is None:
+            raise PermanentError("no Prometheus is configured for this service")
+        start = context.now - self.parameters.recent
+        return await context.metrics.range(query, start=start, end=context.now, step=STEP)
 
     # --- choosing ------------------------------------------------------------------------------
 
+    def _choose(self, context: Context, findings: Findings) -> Proposal:
+        if "deployment" not in context.targets["workload"].locator:
+            return Proposal(reason="Only deployments are touched: a database needs a human.")
+        unknown = findings.unknown("deployment", "pods", "kills")
+        workload = findings.evidence("deployment", Workload)
+        pods, killed = findings.evidence("pods", Standing), findings.evidence("kills", Kills)
+        if unknown or workload is None or pods is None or killed is None:
+            return Proposal(reason=f"The workload cannot be read: {'; '.join(unknown)}.")
+        hindered = hindrance(workload, allow_gitops=self.parameters.allow_gitops)
+        if hindered:
+            wait = AGAIN if hindered.passes else None
+            return Proposal(reason=f"Nothing is changed: {hindered.reason}.", wait=wait)
+        if killed.kills:
+            return self._after_kills(context, findings, workload, killed)
+        return self._before_kills(context, findings, pods)
+
     def _after_kills(
-        self, context: Context, findings: Findings, workload: Workload, kills: tuple[Kill, ...]
+        self, context: Context, findings: Findings, workload: Workload, found: Kills
     ) -> Proposal:
         """Raise the limit of the container that was killed last, once."""
-        killed, cap = kills[0], self.parameters.memory_max
+        killed, cap = found.kills[0], self.parameters.memory_max
         container = next((c for c in workload.containers if c.name == killed.container), None)
         limit = container.memory_limit if container else None
         was = f"{killed.container} was killed at its limit of {in_mebibytes(limit)}"
@@ -249,97 +248,111 @@ class OOM(Playbook[OOMParameters]):
                 reason=f"{killed.container} was killed without a limit: its node is short."
             )
         if killed.limit != limit:
-            return Proposal(
-                reason=f"{was}, but the limit has changed since: wait for the new pods."
-            )
+            reason = f"{was}, but the limit has changed since: the new pods are waited for."
+            return Proposal(reason=reason, wait=AGAIN)
         if cap is None:
             return Proposal(reason=f"{was}; memory_max is not set, so it is not raised.")
         wanted = min(int(limit * self.parameters.memory_step), cap)
         if wanted <= limit:
             return Proposal(reason=f"{was}, which is the cap of {in_mebibytes(cap)} already.")
-        leak = self._leak(findings)
-        if leak and _raised_before(context, workload):
-            return Proposal(reason=f"{was}, was raised before, and {leak}: find the leak.")
-        why = f"{was} ({len(kills)} kills); it is raised to {in_mebibytes(wanted)}, once"
-        reason = f"{why}; {leak}, so it only buys time." if leak else f"{why}."
-        plan = self._raise(context, killed.container, wanted, cap, reason)
-        return Proposal(mitigations=(plan,), reason=reason)
-
-    def _raise(
-        self, context: Context, container: str, wanted: int, cap: int, reason: str
-    ) -> Mitigation:
-        return Mitigation(
-            kind="set_memory",
-            target=context.targets["workload"],
-            reason=reason,
-            parameters={
-                "container": container,
-                "limit": wanted,
-                "cap": cap,
-                "allow_gitops": self.parameters.allow_gitops,
-            },
-            risk=Risk.MEDIUM,
-            reversible=True,
-        )
-
-    def _before_kills(self, context: Context, findings: Findings) -> Proposal:
-        """Recycle while usage is high, before the kernel does it at the worst moment."""
-        if self.parameters.memory_query is None:
-            return Proposal(reason="Nothing was killed, and usage is not known: set memory_query.")
         memory = findings.evidence("memory", MemoryOfPods)
-        if memory is None:
-            unknown = findings.unknown("memory")[0]
-            return Proposal(reason=f"Nothing was killed, and usage is unknown: {unknown}.")
-        done = {item.identity.get("uid") for plan in context.tried for item in plan.items}
-        limit = self.parameters.usage_limit
-        high = [use for use in memory.pods if use.share >= limit and use.uid not in done]
-        if not high:
-            return Proposal(reason="Nothing was killed, and no other pod is short of memory.")
-        worst = high[0]
-        reason = f"{worst.pod} uses {worst.share:.0%} of {in_mebibytes(worst.limit)}"
-        leak = self._leak(findings)
-        reason = f"{reason}; {leak}: find the leak." if leak else f"{reason}."
-        return Proposal(mitigations=(self._recycle(context, worst, reason),), reason=reason)
+        growing = memory.leaking(self.parameters.leak_growth) if memory else []
+        leaks = f"{len(growing)} pods grow steadily" if growing else ""
+        if _tried(context, "set_memory") or (leaks and memory_was_raised(workload)):
+            again = leaks or "it was killed again"
+            return Proposal(reason=f"{was}, was raised before, and {again}: find the leak.")
+        reason = f"{was} ({len(found.kills)} kills); it is raised to {in_mebibytes(wanted)}, once"
+        if leaks:
+            reason = f"{reason}; {leaks}, so it only buys time"
+        elif memory is None or not memory.tells_growth:
+            reason = f"{reason}; growth is not known, so a leak cannot be seen"
+        bounds: Bounds = {"container": killed.container, "limit": wanted, "cap": cap}
+        return self._one(context, "set_memory", f"{reason}.", bounds=bounds)
 
-    def _recycle(self, context: Context, worst: PodMemory, reason: str) -> Mitigation:
-        target, gitops = context.targets["workload"], self.parameters.allow_gitops
-        if self.parameters.recycle == "restart":
-            return Mitigation(
-                kind="restart_rollout",
-                target=target,
-                reason=reason,
-                parameters={"allow_gitops": gitops},
-                risk=Risk.MEDIUM,
-            )
+    def _before_kills(self, context: Context, findings: Findings, pods: Standing) -> Proposal:
+        """Recycle while usage is high, before the kernel does it at the worst moment."""
+        memory, params = findings.evidence("memory", MemoryOfPods), self.parameters
+        if memory is None:
+            unknown = "; ".join(findings.unknown("memory"))
+            hint = " (memory_query is not set)" if params.memory_query is None else ""
+            return Proposal(reason=f"Nothing was killed, and usage is unknown{hint}: {unknown}.")
+        done = {item.identity.get("uid") for item in _recycled(context)}
+        high = [use for use in memory.above(params.usage_limit) if use.uid not in done]
+        leaks = len(memory.leaking(params.leak_growth))
+        find = f"; {leaks} pods grow steadily: find the leak" if leaks else ""
+        if not high:
+            return Proposal(reason=f"Nothing was killed, no other pod is short of memory{find}.")
+        worst = high[0]
+        why = f"{worst.pod} uses {worst.share:.0%} of {in_mebibytes(worst.limit)}{find}"
+        if params.recycle == "restart" or (leaks > pods.count / 2 and pods.ready >= ROLLING):
+            return self._restart(context, pods, why)
+        return self._evict(context, pods, worst, why)
+
+    def _restart(self, context: Context, pods: Standing, why: str) -> Proposal:
+        """Restart all pods in turn, unless that was done just now."""
+        if _tried(context, "restart_rollout"):
+            return Proposal(reason=f"{why}; all pods were restarted already.")
+        if pods.ready < ROLLING:
+            wait = AGAIN if pods.count >= ROLLING else None
+            return Proposal(reason=f"{why}; a restart needs {ROLLING} ready pods.", wait=wait)
+        if pods.oldest is None or context.now - pods.oldest < RESTARTED:
+            return Proposal(reason=f"{why}; all pods are new: a restart would not last.")
+        return self._one(context, "restart_rollout", f"{why}.")
+
+    def _evict(self, context: Context, pods: Standing, worst: PodMemory, why: str) -> Proposal:
+        """Recycle the worst pod, while all others are ready."""
+        gone, others = len(_recycled(context)), [p for p in pods.unready if p != worst.pod]
+        if gone >= max(1, int(pods.count * SHARE)):
+            return Proposal(reason=f"{why}; {gone} of {pods.count} pods were recycled: no more.")
+        if pods.count == 1:
+            return Proposal(reason=f"{why}; it is the only pod, so recycling it is an outage.")
+        if others:
+            reason = f"{why}; it is recycled when these are ready: {', '.join(others[:SHOWN])}."
+            return Proposal(reason=reason, wait=AGAIN)
         item = Item(
             key=f"pod {worst.pod}",
             summary=f"{worst.share:.0%} of its memory is used",
             identity={"pod": worst.pod, "uid": worst.uid},
         )
-        return Mitigation(
-            kind="evict_pod",
-            target=target,
-            reason=reason,
-            items=(item,),
-            parameters={"allow_gitops": gitops},
-            risk=Risk.LOW,
-        )
+        return self._one(context, "evict_pod", f"{why}.", item)
 
-    def _leak(self, findings: Findings) -> str | None:
-        memory = findings.evidence("memory", MemoryOfPods)
-        leaks = [use for use in memory.pods if self._leaks(use)] if memory else []
-        return f"{len(leaks)} pods grow steadily" if leaks else None
+    def _one(
+        self,
+        context: Context,
+        kind: str,
+        reason: str,
+        *items: Item,
+        bounds: Bounds = MappingProxyType({}),
+    ) -> Proposal:
+        plan = Mitigation(
+            kind=kind,
+            target=context.targets["workload"],
+            reason=reason,
+            items=items,
+            parameters={**bounds, "allow_gitops": self.parameters.allow_gitops},
+            risk=Risk.LOW if items else Risk.MEDIUM,
+            reversible=kind == "set_memory",
+        )
+        return Proposal(mitigations=(plan,), reason=reason)
+
+
+def _tried(context: Context, kind: str) -> bool:
+    return any(plan.kind == kind for plan in context.tried)
+
+
+def _recycled(context: Context) -> list[Item]:
+    return [item for plan in context.tried if plan.kind == "evict_pod" for item in plan.items]
 
 
 async def _pods(context: Context) -> Finding:
     pods = await context.pods().pods(context.targets["workload"])
-    bad = [pod for pod in pods if not pod.ready and not pod.terminating]
-    named = "; ".join(f"{pod.name} ({_states(pod.containers)})" for pod in bad[:SHOWN])
-    restarts = sum(container.restarts for pod in pods for container in pod.containers)
+    seen = standing(pods)
+    named = "; ".join(f"{name} ({how})" for name, how in list(seen.unready.items())[:SHOWN])
     return Finding(
         name="pods",
-        status=_judged(problem=bool(bad) or not pods),
-        summary=f"{len(pods)} pods, {restarts} restarts; not ready: {named or 'none'}.",
+        status=_judged(problem=bool(seen.unready) or not pods),
+        summary=f"{seen.count} pods, {seen.restarts} restarts; not ready: {named or 'none'}.",
+        value=seen,
     )
 
 
@@ -355,6 +368,17 @@ async def _events(context: Context) -> Finding:
     )
 
 
+async def _logs(context: Context) -> Finding:
+    """Keep what the containers wrote, above all those that were killed: a restart deletes it."""
+    logs = await context.pods().logs(context.targets["workload"], lines=LINES)
+    if not logs:
+        raise BackendUnavailable("no container's log can be read")
+    kept = log_evidence(logs)
+    return Finding(
+        name="logs", status=_judged(problem=kept.telling > 0), summary=kept.summary, value=kept
+    )
+
+
 async def _since(context: Context, mitigation: Mitigation, since: datetime) -> Finding:
     """Look whether anything ended since, and what was evicted is gone."""
     pods = await context.pods().pods(context.targets["workload"])
@@ -362,35 +386,13 @@ async def _since(context: Context, mitigation: Mitigation, since: datetime) -> F
     problems = [f"{pod.name} is still there" for pod in pods if pod.uid in evicted]
     for pod in pods:
         if not pod.terminating and pod.uid not in evicted:
-            problems += [f"{c.name} of {pod.name} {text}" for c, text in _troubles(pod, since)]
+            problems += troubles_since(pod, since)
     return Finding(
         name="since",
         status=_judged(problem=bool(problems) or not pods),
         summary=f"Since the change: {'; '.join(problems)}."
         if problems
         else f"Nothing was killed or restarted in {len(pods)} pods since the change.",
-    )
-
-
-def _troubles(pod: Pod, since: datetime) -> Iterable[tuple[ContainerState, str]]:
-    for container in pod.containers:
-        ended = container.ended
-        finished = ended.finished_at if ended else None
-        if container.state == "waiting" and container.reason == "CrashLoopBackOff":
-            yield container, "is in a crash loop"
-        elif ended and finished and finished >= since and ended.reason != "Completed":
-            yield container, f"ended: {ended.reason} ({ended.exit_code})"
-
-
-def _raised_before(context: Context, workload: Workload) -> bool:
-    effect = workload.annotations.get(EFFECT, "")
-    ours = "/set_memory/" in effect and not effect.endswith("/reverted")
-    return ours or any(plan.kind == "set_memory" for plan in context.tried)
-
-
-def _states(containers: Iterable[ContainerState]) -> str:
-    return ", ".join(
-        f"{c.name} {c.reason or c.state}" for c in containers if not (c.init or c.ready)
     )
 
 

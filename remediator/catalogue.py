@@ -7,12 +7,13 @@ labels select among these services by exact match and name nothing new.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from remediator.model import Bound, Duration, Limits, Mode, Risk, Target, Value
+from remediator.maintenance import Plan, Window, scopes_of
+from remediator.model import Bound, Duration, Incident, Limits, Mode, Risk, Target, Value
 
 
 class LimitsOverride(Value):
@@ -59,6 +60,10 @@ class Service(Value):
     """By role."""
     prometheus: str | None
     """Name of the Prometheus that watches it; None where none is configured."""
+    alertmanager: str | None = None
+    """Name of the Alertmanager that its alerts come from; None where none is configured."""
+    silence: bool = False
+    """Whether its alerts are silenced there while a mitigation is in flight."""
     playbooks: dict[str, EnabledPlaybook]
     limits: Limits
     system_limits: Limits
@@ -83,6 +88,14 @@ class Catalogue(Value):
     services: tuple[Service, ...] = ()
     limits: Limits
     """The global bounds."""
+    maintenance: tuple[Plan, ...] = ()
+    """When humans work on the systems themselves, of every scope."""
+
+    def windows(self, incident: Incident, begin: datetime, end: datetime) -> list[Window]:
+        """List the maintenance windows over ``incident`` from ``begin`` to ``end``."""
+        over = scopes_of(incident)
+        plans = (plan for plan in self.maintenance if plan.scope in over)
+        return [window for plan in plans for window in plan.touching(begin, end)]
 
     def locate(self, labels: Mapping[str, str]) -> Service | None:
         """Return the service whose labels the alert carries; the most specific one wins.

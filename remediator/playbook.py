@@ -82,11 +82,15 @@ def alertnames(*names: str) -> Matcher:
 
 
 class Parameters(Value):
-    """What a service may set for a playbook; subclass it to add keys of your own."""
+    """What a service may set for a playbook; subclass it to add keys of your own.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The docstring under a key is what ``remediator playbooks NAME`` says of it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     verification: Verification = Verification()
+    """How long it is watched whether a change helped."""
 
 
 T = TypeVar("T", bound=Value)

@@ -6,13 +6,17 @@ Every method raises only ``BackendUnavailable`` (ask again later) or ``BackendRe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
 from pydantic import AwareDatetime
 
+from remediator.keyspace import KeyCount, MemoryUse, SlowCommand
 from remediator.model import (
+    Alert,
+    IncidentId,
     Mitigation,
     Outcome,
     Preparation,
@@ -204,51 +208,6 @@ class Migrations(Protocol):
         ...
 
 
-class MemoryUse(Value):
-    """What a Redis server says of its memory, its hits and its clients."""
-
-    used: int
-    """Bytes."""
-    limit: int
-    """``maxmemory`` in bytes; 0 where there is none."""
-    evicted: int
-    """Keys evicted for want of memory since the server started."""
-    hits: int
-    """Lookups that found their key since the server started; compare two readings."""
-    misses: int
-    clients: int
-    """Connected clients."""
-
-    @property
-    def ratio(self) -> float | None:
-        """Used share of the limit; None where there is no limit."""
-        return self.used / self.limit if self.limit else None
-
-    @property
-    def hit_ratio(self) -> float | None:
-        """Share of the lookups that found their key, 0..1; None before the first lookup."""
-        lookups = self.hits + self.misses
-        return self.hits / lookups if lookups else None
-
-
-class SlowCommand(Value):
-    """One entry of the slow log: the command's name only, its arguments may be personal data."""
-
-    command: str
-    at: AwareDatetime
-    took: timedelta
-
-
-class KeyCount(Value):
-    """How many keys begin with each of some prefixes, as far as a budget allowed to look."""
-
-    by_prefix: dict[str, int]
-    """Of two prefixes that fit a key, the longer one counts it."""
-    other: int
-    complete: bool
-    """Whether every key was looked at; if not, the counts are lower bounds."""
-
-
 @runtime_checkable
 class KeySpace(Protocol):
     """Reads one database of a Redis server. Never lists all keys at once, never reads values."""
@@ -382,6 +341,46 @@ class Notifier(Protocol):
 
     async def send(self, report: Report, handle: Handle | None) -> Handle | None:
         """Post ``report``, or edit the message at ``handle``; return where it is now."""
+        ...
+
+
+class Silence(Value):
+    """One silence of ours in an Alertmanager: it mutes one alert while its incident is worked on."""
+
+    id: str
+    incident_id: IncidentId
+    labels: dict[str, str]
+    """Its matchers, every one of them an equality."""
+    starts_at: AwareDatetime
+    ends_at: AwareDatetime
+    ended: bool
+
+
+class Silences(Protocol):
+    """Reads an Alertmanager, and silences in it what is being mended. Never touches others' silences."""
+
+    async def probe(self) -> Sense:
+        """Say whether the Alertmanager answers; the right to silence shows when it is used."""
+        ...
+
+    async def silences(self) -> tuple[Silence, ...]:
+        """List our own, with the ended ones that it still remembers."""
+        ...
+
+    async def firing(self) -> tuple[Alert, ...]:
+        """List all that fires there, silenced or not; unavailable while it may not know yet."""
+        ...
+
+    async def mute(self, incident: IncidentId, labels: Mapping[str, str], until: datetime) -> None:
+        """Silence what carries ``labels``; ``BackendRefused`` where that would be everything."""
+        ...
+
+    async def renew(self, silence: Silence, until: datetime) -> None:
+        """Let ``silence`` end at ``until`` instead; it stays the same silence."""
+        ...
+
+    async def end(self, silence: Silence) -> None:
+        """End ``silence`` now; one that has ended already is no error."""
         ...
 
 

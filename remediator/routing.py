@@ -133,7 +133,7 @@ Handler = Callable[[Call], Awaitable[BaseModel | web.StreamResponse]]
 class Route:
     """One method of one path, and everything that is promised about it."""
 
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     """With the names of ids in braces: ``/api/v1/incidents/{id}``."""
     permission: Permission | None

@@ -260,6 +260,27 @@ class PrometheusBackend(_Backend):
     """How often it scrapes; it is stale when its newest sample is older than three of these."""
 
 
+class AlertmanagerBackend(_Backend):
+    """An Alertmanager, in which alerts are silenced while something is done about them."""
+
+    url: WebUrl
+    """Base URL, without `/api/v2`."""
+    token_file: File | None = None
+    """File with a bearer token."""
+    token_env: Variable | None = None
+    """Environment variable with a bearer token."""
+    basic_file: File | None = None
+    """File with `user:password` for basic authentication."""
+    basic_env: Variable | None = None
+    """Environment variable with `user:password`."""
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if self.secret("token") and self.secret("basic"):
+            raise ValueError("has both a token and a basic user; keep one of them")
+        return self
+
+
 class KubernetesBackend(_Backend):
     """A cluster. Reader and writer are two accounts, so that reading can never write."""
 
@@ -318,15 +339,18 @@ class HttpBackend(_Backend):
     """Environment variable with a bearer token."""
     breakers: Literal["actuator", "admin"] | None = None
     """How its circuit breakers are read: `/actuator/circuitbreakers`, or `/admin/circuit-breaker`."""
+    migrations: Literal["admin"] | None = None
+    """How its gradual migrations are read: `/admin/migration`."""
     writer_token_file: File | None = None
-    """File with the bearer token that breakers are reset with; none: nothing is ever changed."""
+    """File with the bearer token that changes are made with; none: nothing is ever changed."""
     writer_token_env: Variable | None = None
-    """Environment variable with the bearer token that breakers are reset with."""
+    """Environment variable with the bearer token that changes are made with."""
 
     @model_validator(mode="after")
     def _writer_has_work(self) -> Self:
-        if self.secret("writer_token") and self.breakers is None:
-            raise ValueError("a writer token needs breakers: nothing else can be changed there")
+        if self.secret("writer_token") and not (self.breakers or self.migrations):
+            needs = "needs breakers or migrations"
+            raise ValueError(f"a writer token {needs}: nothing else can be changed there")
         return self
 
 
@@ -342,6 +366,8 @@ class Backends(Section):
 
     prometheus: dict[Name, PrometheusBackend] = Field(default_factory=dict)
     """Prometheus servers by name."""
+    alertmanager: dict[Name, AlertmanagerBackend] = Field(default_factory=dict)
+    """Alertmanagers by name."""
     kubernetes: dict[Name, KubernetesBackend] = Field(default_factory=dict)
     """Clusters by name."""
     postgres: dict[Name, PostgresBackend] = Field(default_factory=dict)

@@ -54,6 +54,7 @@ from remediator.systems import (
     build_catalogue,
     complaints,
 )
+from remediator.timetable import Maintenance
 
 __all__ = ["Credential", "Listen", "SecretRef", "Settings", "load_settings", "settings_schema"]
 
@@ -202,6 +203,8 @@ class Settings(Section):
     """Where playbooks are found."""
     limits: LimitsByScope = LimitsByScope()
     """Bounds on what is done."""
+    maintenance: Maintenance = ()
+    """When humans work on all systems themselves: nothing is changed, nobody is told."""
     systems: dict[Name, SystemEntry] = Field(default_factory=dict)
     """The systems looked after, by name."""
     max_body: Size = ByteSize(16 * 1024 * 1024)
@@ -228,7 +231,7 @@ class Settings(Section):
         wrong = [self._document.blame(*complaint) for complaint in self.complaints(names)]
         if wrong:
             raise failure(wrong)
-        return build_catalogue(self.systems, names, self.mode, self.limits)
+        return build_catalogue(self.systems, names, self.mode, self.limits, self.maintenance)
 
     def check_listen(self) -> None:
         """Raise ``ConfigError`` if others could connect and nobody needs a credential."""

@@ -6,16 +6,18 @@ cannot be told apart or reached is a problem. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, StrictBool
 
 from remediator.catalogue import Catalogue, EnabledPlaybook, LimitsOverride, Service
 from remediator.configfile import Key, did_you_mean
+from remediator.maintenance import Plan
 from remediator.model import Limits, Mode, Risk, Target
 from remediator.sections import Name, Section, Text
+from remediator.timetable import Maintenance, MaintenanceEntry
 
 Names = Mapping[str, list[str]]
 """The configured backends: names by kind."""
@@ -165,6 +167,10 @@ class ServiceEntry(Section):
     """Labels that an alert must carry to be about this service, besides those of the system."""
     prometheus: Name | None = None
     """Name in `backends.prometheus` of the Prometheus that watches it."""
+    alertmanager: Name | None = None
+    """Name in `backends.alertmanager` of the Alertmanager that its alerts come from."""
+    silence: StrictBool = False
+    """Whether its alerts are silenced there while a mitigation works, so that nobody is paged."""
     targets: dict[
         Name,
         Annotated[TargetEntry, BeforeValidator(_target, json_schema_input_type=str | TargetEntry)],
@@ -174,6 +180,8 @@ class ServiceEntry(Section):
     """How far playbooks may go on this service. Default: the system's."""
     limits: LimitsOverride = LimitsOverride()
     """Bounds of this service. Default: `limits.service`."""
+    maintenance: Maintenance = ()
+    """When humans work on this service themselves: nothing is changed, nobody is told."""
     playbooks: dict[Name, PlaybookEntry | None] = Field(default_factory=dict)
     """Playbooks switched on, by name; no value means their defaults."""
 
@@ -187,6 +195,8 @@ class SystemEntry(Section):
     """How far playbooks may go on this system. Default: the `mode` at the top."""
     limits: LimitsOverride = LimitsOverride()
     """Bounds of this system. Default: `limits.system`."""
+    maintenance: Maintenance = ()
+    """When humans work on this system themselves: nothing is changed, nobody is told."""
     services: dict[Name, ServiceEntry] = Field(default_factory=dict)
     """The services, by name."""
 
@@ -237,10 +247,13 @@ def _match_complaints(system: SystemEntry, service: ServiceEntry, key: Key) -> I
 
 
 def _backend_complaints(service: ServiceEntry, key: Key, names: Names) -> Iterator[Complaint]:
-    watched = service.prometheus
-    if watched is not None and watched not in names["prometheus"]:
-        hint = did_you_mean(watched, names["prometheus"])
-        yield (*key, "prometheus"), f"there is no {watched!r} in backends.prometheus; {hint}"
+    for kind in ("prometheus", "alertmanager"):
+        watched = getattr(service, kind)
+        if watched is not None and watched not in names[kind]:
+            hint = did_you_mean(watched, names[kind])
+            yield (*key, kind), f"there is no {watched!r} in backends.{kind}; {hint}"
+    if service.silence and service.alertmanager is None:
+        yield (*key, "silence"), "needs alertmanager: the name of one in backends.alertmanager"
     for role, target in service.targets.items():
         try:
             target.find(names)
@@ -252,7 +265,11 @@ def _backend_complaints(service: ServiceEntry, key: Key, names: Names) -> Iterat
 
 
 def build_catalogue(
-    systems: Systems, names: Names, modes: ModeByRisk, limits: LimitsByScope
+    systems: Systems,
+    names: Names,
+    modes: ModeByRisk,
+    limits: LimitsByScope,
+    maintenance: Maintenance = (),
 ) -> Catalogue:
     """Make the catalogue of systems that have no ``complaints``."""
     top = modes.over(dict.fromkeys(Risk, Mode.SHADOW))
@@ -262,7 +279,17 @@ def build_catalogue(
             _service(system, name, systems[system], names, top, limits)
             for system, name, _ in _services(systems)
         ),
+        maintenance=tuple(_plans(systems, maintenance)),
     )
+
+
+def _plans(systems: Systems, everywhere: Iterable[MaintenanceEntry]) -> Iterator[Plan]:
+    yield from (entry.plan("global") for entry in everywhere)
+    for system, name, _ in _services(systems):
+        entries = systems[system].services[name].maintenance
+        yield from (entry.plan(f"{system}/{name}") for entry in entries)
+    for name, system_entry in systems.items():
+        yield from (entry.plan(name) for entry in system_entry.maintenance)
 
 
 def _service(
@@ -285,6 +312,8 @@ def _service(
         match=_merged(entry, service),
         targets=targets,
         prometheus=service.prometheus,
+        alertmanager=service.alertmanager,
+        silence=service.silence,
         playbooks={
             playbook: _enabled(playbook, use or PlaybookEntry(), own_modes)
             for playbook, use in service.playbooks.items()

@@ -6,7 +6,7 @@ Nothing here is used by the service.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -189,22 +189,26 @@ class PlaybookRun:
     proposal: Proposal
 
 
-async def run_playbook(
+def context_for(
     playbook: Playbook[Any],
     *,
-    alert: Alert,
     targets: Mapping[str, Target],
     ports: Mapping[str, Port],
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    tried: tuple[Mitigation, ...] = (),
-) -> PlaybookRun:
-    """Diagnose and propose once, as the engine would; nothing is changed."""
-    at = now()
+    now: datetime,
+    alerts: Sequence[Alert] = (),
+    since: datetime | None = None,
+) -> Context:
+    """Make what ``playbook`` would see of an incident of the service that ``targets`` belong to.
+
+    ``since`` is when the change that ``verify`` looks at was made; without it the incident is
+    diagnosed. ``dataclasses.replace`` adds the rest: what was ``tried``, what fires ``beside``.
+    """
+    at = now if since is None else since
     incident = Incident(
         id=IncidentId("inc-test"),
         correlation_key="test",
         state=IncidentState.OPEN,
-        phase=Phase.DIAGNOSE,
+        phase=Phase.DIAGNOSE if since is None else Phase.VERIFY,
         outcome=None,
         reason="",
         system=next((target.system for target in targets.values()), None),
@@ -218,8 +222,22 @@ async def run_playbook(
         closed_at=None,
         phase_since=at,
     )
-    context = Context(
-        incident=incident, alerts=(alert,), targets=targets, ports=ports, now=at, tried=tried
+    return Context(
+        incident=incident, alerts=tuple(alerts), targets=dict(targets), ports=dict(ports), now=now
     )
+
+
+async def run_playbook(
+    playbook: Playbook[Any],
+    *,
+    alert: Alert,
+    targets: Mapping[str, Target],
+    ports: Mapping[str, Port],
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    tried: tuple[Mitigation, ...] = (),
+) -> PlaybookRun:
+    """Diagnose and propose once, as the engine would; nothing is changed."""
+    seen = context_for(playbook, targets=targets, ports=ports, now=now(), alerts=(alert,))
+    context = replace(seen, tried=tried)
     findings = await playbook.diagnose(context)
     return PlaybookRun(findings=findings, proposal=playbook.propose(context, findings))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from remediator.model import (
     AlertId,
@@ -187,6 +187,18 @@ class PlaybookUse(Value):
     parameters: dict[str, Any]
 
 
+class ParameterView(Value):
+    """One key that a service may set for a playbook."""
+
+    name: str
+    type: str
+    """In words: ``number``, ``evict | restart``, ``list of string``."""
+    default: Any = None
+    """As it would be written in the configuration; null where there is none."""
+    description: str = ""
+    """On one line; empty where the playbook says nothing."""
+
+
 class PlaybookView(Value):
     """A loaded playbook and where it is used."""
 
@@ -198,6 +210,7 @@ class PlaybookView(Value):
     targets: dict[str, str]
     levers: list[str]
     origin: str
+    parameters: list[ParameterView] = Field(default_factory=list)
     services: list[PlaybookUse]
 
 
@@ -209,6 +222,24 @@ class LimitView(Value):
     reserved: int
     """Mitigations reserved in the last ``limits.window``."""
     in_flight: int
+
+
+class WindowView(Value):
+    """A maintenance window that runs or comes."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True)
+
+    id: str
+    scope: str
+    """``global``, ``SYSTEM`` or ``SYSTEM/SERVICE``."""
+    since: AwareDatetime = Field(alias="from")
+    until: AwareDatetime
+    reason: str
+    running: bool
+    source: Literal["api", "file"]
+    """Whether it was ordered, and may be ended by an order, or stands in the configuration."""
+    by: str | None = None
+    """Who ordered it."""
 
 
 class PauseView(Value):

@@ -10,13 +10,15 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import PermanentError, TemporaryError
+from remediator.maintenance import Halt, Window, covered, longest, running
 from remediator.model import (
     Bound,
     Finding,
+    Incident,
     IncidentOutcome,
     LedgerEntry,
     Mitigation,
@@ -32,12 +34,14 @@ from remediator.model import (
 )
 from remediator.playbook import CHECK_TIMEOUT, Context, Parameters, Playbook, PlaybookSet
 from remediator.ports import Lever, Port
-from remediator.store.ledger import Ledger, Settlement
+from remediator.store.ledger import Ledger, Settlement, Standing
 from remediator.store.queue import Claim, Transition
 from remediator.views import TimelineEvent
 
 PATIENCE = timedelta(minutes=10)
 """Time that a remediation waits for a passing cause (paused, busy, impaired) to pass."""
+CAUSE_PATIENCE = timedelta(minutes=30)
+"""Time that a symptom waits for its cause's verdict: several levers, each held for its time."""
 SEEN_AGAIN = timedelta(seconds=10)
 """Time after which impaired senses or an unreachable backend are looked at again."""
 
@@ -74,6 +78,20 @@ class Surroundings:
     levers: Levers
     ledger: Ledger
     monotonic: Callable[[], float] = time.monotonic
+
+    async def paused(self, incident: Incident) -> Halt | None:
+        """Say why nothing may be changed right now: a window, planned or ordered, or a pause."""
+        now, halt = await self.ledger.paused(incident)
+        return longest(self._planned(incident, now), halt)
+
+    def whole(self, incident: Incident, standing: Standing) -> Standing:
+        """Return ``standing`` with what the file plans for its moment."""
+        halt = longest(self._planned(incident, standing.now), standing.paused)
+        return standing.model_copy(update={"paused": halt})
+
+    def _planned(self, incident: Incident, now: datetime) -> Halt | None:
+        window = running(self.catalogue.windows(incident, now, now), now)
+        return None if window is None else window.halt
 
 
 @dataclass(frozen=True)
@@ -179,7 +197,24 @@ class Work:
         progress += [e.finished_at for e in self.claim.entries if e.finished_at is not None]
         if incident.phase in (Phase.ACT, Phase.REVERT):
             progress.append(incident.phase_since)
-        return self.claim.now - max(progress) > PATIENCE
+        return self.waited_since(max(progress)) > PATIENCE
+
+    def waited_since(self, moment: datetime) -> timedelta:
+        """Return the time since ``moment``, less what maintenance windows took of it."""
+        now = self.claim.now
+        return now - moment - covered(self.windows, moment, now)
+
+    @property
+    def windows(self) -> list[Window]:
+        """Maintenance windows since the incident was opened, planned and ordered."""
+        incident, now = self.claim.incident, self.claim.now
+        planned = self.around.catalogue.windows(incident, incident.opened_at, now)
+        return [*planned, *self.claim.windows]
+
+    @property
+    def maintenance(self) -> Window | None:
+        """The window that runs; none holds up a dry run."""
+        return None if self.claim.incident.dry_run else running(self.windows, self.claim.now)
 
     # --- transitions that several steps make --------------------------------------------------
 
@@ -209,10 +244,20 @@ class Work:
 
     def wait_for_cause(self) -> Transition | None:
         """Let the symptom wait while its cause is treated; None when there is none, or too long."""
-        if self.cause is None or self.out_of_patience:
+        waited = self.waited_since(self.claim.incident.opened_at)
+        if self.cause is None or waited > CAUSE_PATIENCE:
             return None
         reason = f"{self.cause} is at work on this service and may explain it: its verdict first"
         return self.wait(reason, SEEN_AGAIN, code="cause")
+
+    def wait_for_maintenance(self, phase: Phase | None = None) -> Transition | None:
+        """Let a window pass in silence, at ``phase`` or here; None when none runs."""
+        window = self.maintenance
+        if window is None:
+            return None
+        left = window.until - self.claim.now
+        waiting = self.wait(window.halt.reason, left, code="maintenance")
+        return waiting.model_copy(update={"phase": phase or waiting.phase, "notify": False})
 
     def again(
         self, reason: str, event: TimelineEvent, settlement: Settlement | None = None
@@ -232,10 +277,22 @@ class Work:
 
     def resolved_by_itself(self) -> Transition:
         """Close: nothing fires any more and nothing is being judged."""
+        window = self._resolved_within
+        if window is not None and not self.made:
+            reason = f"the alert resolved during {window.halt.reason}"
+            closing = close(self.claim, IncidentOutcome.SUPPRESSED, reason)
+            return closing.model_copy(update={"notify": False})
         reason = "the alert resolved before anything was changed"
         if self.made:
             reason = "the alert resolved, but not while a mitigation was being judged"
         return close(self.claim, IncidentOutcome.RESOLVED_BY_ITSELF, reason)
+
+    @property
+    def _resolved_within(self) -> Window | None:
+        """The window in which the last alert resolved, also when this step comes after it."""
+        now = self.claim.now
+        ends = [min(alert.ends_at or now, now) for alert in self.claim.alerts]
+        return self.maintenance or running(self.windows, max(ends, default=now))
 
 
 def close(claim: Claim, outcome: IncidentOutcome, reason: str) -> Transition:

@@ -1,7 +1,8 @@
 """Runs the pipeline: takes what is due, one step at a time, and writes what came of it.
 
 Four loops, owned by one task group: deliveries become incidents, incidents take steps, temporary
-changes are taken back, humans are told. A doorbell wakes a loop at once; a poll every second is the truth.
+changes are taken back, humans are told. One more for each Alertmanager that is silenced meanwhile.
+A doorbell wakes a loop at once; a poll every second is the truth.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Doorbell:
 class Worker:
     """Owns the loops. ``run`` ends when ``stop`` was called and every step has ended."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each a part of its own
         self,
         store: Store,
         around: Surroundings,
@@ -87,13 +88,17 @@ class Worker:
         notifier: Notifier,
         watcher: Watcher,
         bell: Doorbell,
+        *,
+        silencing: Sequence[Callable[[], Awaitable[bool]]] = (),
     ) -> None:
+        """Take steps of ``store``; ``silencing`` looks after the silences of one server each."""
         self._store = store
         self._around = around
         self._decode = decode
         self._notifier = notifier
         self._watcher = watcher
         self._bell = bell
+        self._silencing = tuple(silencing)
         self._stopping = asyncio.Event()
         self._steps: set[asyncio.Task[None]] = set()
 
@@ -110,6 +115,8 @@ class Worker:
             group.create_task(self._loop(self._bell.incidents, self._claim), name="incidents")
             group.create_task(self._loop(self._bell.notices, self._tell), name="notices")
             group.create_task(self._loop(asyncio.Event(), self._take_back), name="holds")
+            for look in self._silencing:
+                group.create_task(self._loop(asyncio.Event(), look), name="silences")
 
     async def _loop(self, doorbell: asyncio.Event, work: Callable[[], Awaitable[bool]]) -> None:
         while not self._stopping.is_set():
@@ -265,7 +272,7 @@ class Worker:
             renewal.cancel()
 
     async def _take_back(self) -> bool:
-        return await take_back(self._store, self._around.levers, self._around.monotonic)
+        return await take_back(self._store, self._around)
 
     # --- humans -------------------------------------------------------------------------------
 

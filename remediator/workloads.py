@@ -150,6 +150,8 @@ class PodLog(Value):
     previous: bool
     """Whether they are of the run before the present one."""
     lines: tuple[str, ...]
+    missing: str = ""
+    """Why they could not be read; then there are none, and the evidence is not whole."""
 
 
 class Room(Value):

@@ -1,4 +1,4 @@
-"""A real HTTP service with circuit breakers, in both shapes, that counts what it is asked."""
+"""A real HTTP service with breakers and migrations that counts what it is asked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHAPES = ("actuator", "admin")
 
 @dataclass
 class BreakerService:
-    """Its breakers by name, as the actuator writes their states, and its health."""
+    """Its breakers by name, as the actuator writes their states, its migrations and its health."""
 
     breakers: dict[str, str]
     url: str = ""
@@ -27,25 +27,31 @@ class BreakerService:
     probes: int = 0
     created: list[str] = field(default_factory=list)
     effective: bool = True
-    """Whether a reset closes the breaker."""
+    """Whether a change takes effect."""
     drop: bool = False
-    """Whether the connection breaks after a reset took effect."""
+    """Whether the connection breaks after a change was taken."""
     status: int = 200
-    """What a reset is answered with."""
+    """What a change is answered with."""
     listing: Any = None
     """What a list is answered with, when it is not the breakers."""
+    migrations: dict[str, float] = field(default_factory=dict)
+    """Percentages by pair."""
+    moved: list[Any] = field(default_factory=list)
+    """Bodies of the calls that set a percentage."""
+    status_of_migrations: Any = None
+    """What the status of the migrations is answered with, when it is not the migrations."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Play Resilience4j's actuator, the admin interface, and a health check."""
         path = request.raw_path
         if path == "/health":
             return self._health()
-        if path.startswith("/redirected"):
-            raise web.HTTPTemporaryRedirect("http://127.0.0.1:1/evil")
         if request.method == "POST":
-            return await self._reset(request, request.path.rpartition("/")[2])
+            return await self._change(request)
         if request.headers.get("Authorization") not in {f"Bearer {READER}", f"Bearer {WRITER}"}:
             return web.json_response({}, status=401)
+        if path == "/admin/migration/status":
+            return web.json_response(self._moving())
         if self.listing is not None:
             return web.json_response(self.listing)
         if path == "/actuator/circuitbreakers":
@@ -53,6 +59,11 @@ class BreakerService:
         if path == "/admin/circuit-breaker/status":
             return web.json_response(self._admin())
         return web.json_response({}, status=404)
+
+    async def _change(self, request: web.Request) -> web.StreamResponse:
+        if request.raw_path == "/admin/migration/percentage":
+            return await self._move(request)
+        return await self._reset(request, request.path.rpartition("/")[2])
 
     def _health(self) -> web.Response:
         self.probes += 1
@@ -70,6 +81,24 @@ class BreakerService:
             {"pair": name, "open": state == "OPEN", "reason": "error rate"}
             for name, state in self.breakers.items()
         ]
+
+    def _moving(self) -> Any:
+        if self.status_of_migrations is not None:
+            return self.status_of_migrations
+        return [{"pair": p, "current_percentage": at} for p, at in self.migrations.items()]
+
+    async def _move(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {WRITER}":
+            return web.json_response({}, status=403)
+        assert request.content_type == "application/json", "a form is not read by the service"
+        body = await request.json()
+        self.moved.append(body)
+        if self.effective:
+            self.migrations[body["pair"]] = body["percentage"]
+        if self.drop:
+            assert request.transport is not None
+            request.transport.abort()
+        return web.json_response({}, status=self.status)
 
     async def _reset(self, request: web.Request, name: str) -> web.StreamResponse:
         self.posts.append(request.path)

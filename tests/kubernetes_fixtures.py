@@ -23,14 +23,37 @@ import aiohttp
 import pytest
 import pytest_asyncio
 import yaml
+from aiohttp import web
 
 from remediator.adapters.kubernetes_client import Change, KubernetesClient, NotFound
-from remediator.model import Target
+from remediator.model import Item, Mitigation, Target
 from tests.postgres_fixtures import missing
 
 READY_WITHIN = 60.0
-_CONTROLLERS = "deployment,replicaset,namespace,garbagecollector,podgc,disruption"
+_CONTROLLERS = "deployment,replicaset,namespace,garbagecollector,podgc,disruption,resourcequota"
 _CORE, _APPS = "/api/v1", "/apis/apps/v1"
+
+READ_ONLY: tuple[dict[str, list[str]], ...] = (
+    {"apiGroups": ["apps"], "resources": ["deployments", "replicasets"], "verbs": ["get", "list"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
+    {
+        "apiGroups": ["autoscaling"],
+        "resources": ["horizontalpodautoscalers"],
+        "verbs": ["get", "list"],
+    },
+)
+WRITE: tuple[dict[str, list[str]], ...] = (
+    *READ_ONLY,
+    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["patch"]},
+    {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["patch"]},
+    {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
+)
+"""Rules of a Role with exactly what the lever needs, without what it can do without."""
+QUOTAS: dict[str, list[str]] = {
+    "apiGroups": [""],
+    "resources": ["resourcequotas"],
+    "verbs": ["list"],
+}
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -197,6 +220,35 @@ async def until(look: Callable[[], Awaitable[bool]], what: str, within: float = 
         await asyncio.sleep(0.05)
 
 
+@dataclass(frozen=True)
+class Reached:
+    """Where a kubeconfig leads, and as whom."""
+
+    server: str
+    user: dict[str, Any]
+
+    def connector(self) -> aiohttp.TCPConnector:
+        """Make a connector that trusts the server."""
+        return aiohttp.TCPConnector(ssl=False)
+
+
+@contextlib.asynccontextmanager
+async def served(
+    folder: Path, app: web.Application, user: Mapping[str, Any]
+) -> AsyncIterator[Path]:
+    """Serve ``app`` as an API server on loopback; yield a kubeconfig that leads to it."""
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        path = folder / f"served-{port}.kubeconfig"
+        yield write_kubeconfig(path, {"server": f"http://{host}:{port}"}, user)
+    finally:
+        await runner.cleanup()
+
+
 @dataclass
 class Cluster:
     """One namespace of a real cluster, an administrator's hands, and accounts to be made."""
@@ -217,6 +269,34 @@ class Cluster:
             name="main",
             locator=locator,
         )
+
+    def plan(self, kind: str, *items: Item, **parameters: Any) -> Mitigation:
+        """Make a mitigation of the deployment as a playbook would."""
+        return Mitigation(
+            kind=kind, target=self.target(), reason="a test", items=items, parameters=parameters
+        )
+
+    async def quota(self, hard: dict[str, str], name: str = "quota", *scopes: str) -> None:
+        """Create a quota and wait until it is counted."""
+        spec: dict[str, Any] = {"hard": hard, **({"scopes": list(scopes)} if scopes else {})}
+        await self.create(_CORE, "resourcequotas", {"metadata": {"name": name}, "spec": spec})
+
+        async def counted() -> bool:
+            found = await self.admin.get(self.path(_CORE, "resourcequotas", name))
+            status = found.get("status") or {}
+            return bool(status.get("hard") == hard and set(status.get("used") or ()) == set(hard))
+
+        await until(counted, f"the quota {name} is counted")
+
+    async def everywhere(self, account: str, *rules: Mapping[str, list[str]]) -> None:
+        """Give a service account rights in all namespaces, as a ClusterRole does."""
+        api, name = "/apis/rbac.authorization.k8s.io/v1", f"{self.namespace}-{account}"
+        body = {"metadata": {"name": name}, "rules": list(rules)}
+        await self.admin.send(Change("POST", f"{api}/clusterroles", body), dry_run=False)
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name}
+        subject = {"kind": "ServiceAccount", "name": account, "namespace": self.namespace}
+        binding = {"metadata": {"name": name}, "roleRef": role, "subjects": [subject]}
+        await self.admin.send(Change("POST", f"{api}/clusterrolebindings", binding), dry_run=False)
 
     def path(self, api: str, resource: str, name: str = "") -> str:
         """Return where something in the namespace is."""
@@ -314,6 +394,20 @@ class Cluster:
         await self.create(api, "rolebindings", binding)
         answer = await self.create(_CORE, f"serviceaccounts/{name}/token", {"spec": {}})
         return self.as_user(name, {"token": answer["status"]["token"]})
+
+    @contextlib.asynccontextmanager
+    async def serving(
+        self, app: web.Application, user: Mapping[str, Any] | None = None
+    ) -> AsyncIterator[Path]:
+        """Serve ``app`` in place of the API server; yield a kubeconfig that leads to it."""
+        async with served(self.folder, app, user or {}) as kubeconfig:
+            yield kubeconfig
+
+    def reached(self, kubeconfig: Path) -> Reached:
+        """Return where a kubeconfig of ours leads, and as whom."""
+        content = yaml.safe_load(kubeconfig.read_text())
+        server = content["clusters"][0]["cluster"]["server"]
+        return Reached(server, content["users"][0]["user"])
 
     def as_user(self, name: str, user: Mapping[str, Any], **cluster: Any) -> Path:
         """Return a kubeconfig that differs from the administrator's in this."""

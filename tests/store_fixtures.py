@@ -174,7 +174,7 @@ class Bench:
         while True:
             while await self.step():
                 pass
-            await take_back(self.store, self.around.levers, self.clock.monotonic)
+            await take_back(self.store, self.around)
             if self.clock.now >= end:
                 return
             async with self.store.database.read() as connection:

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import unquote
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from remediator.adapters.urls import base_url
 from remediator.errors import BackendRefused, BackendUnavailable
 from remediator.model import Sense, SenseState
+from remediator.ports import Point
 
 MAX_BYTES = 1 << 20
+LONGEST_LINE = 1 << 14
+"""Characters of one line of metrics; the parser's time grows with the square of a line."""
+_METRICS = {"Accept": "text/plain;version=0.0.4"}
 _LATER = frozenset({408, 425, 429})
 """Client errors that another try may cure."""
 _TIMED_OUT = 408
@@ -36,8 +43,11 @@ class HttpEndpoint:
         token: str | None = None,
         timeout: float = 4.0,
         max_bytes: int = MAX_BYTES,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Keep the base ``url``; ``timeout`` is seconds for one whole read, body included.
+
+        ``now`` is the time of samples that have none of their own.
 
         Raises ``ConfigError`` for a URL that is not plain http(s) or that holds credentials.
         """
@@ -45,6 +55,7 @@ class HttpEndpoint:
         self._name = name
         self._timeout = timeout
         self._max_bytes = max_bytes
+        self._now = now
         # identity: a small compressed body can unpack to more than the limit
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if token:
@@ -68,17 +79,28 @@ class HttpEndpoint:
     async def probe(self) -> Sense:
         """Say whether the host answers HTTP at all; any status will do."""
         try:
-            async with self._answer(self._url, None):
+            async with self._answer(self._request(self._url)):
                 return Sense(name=self._name, state=SenseState.OK)
         except BackendUnavailable as error:
             return Sense(name=self._name, state=SenseState.IMPAIRED, reason=str(error))
 
     async def get_json(self, path: str, params: dict[str, str] | None = None) -> Any:
         """GET ``path`` below the base URL; ``BackendRefused`` for a path that would leave it."""
-        async with self._answer(self._below(path), params) as response:
-            self._check_status(response)
-            body = await self._read(response)
-        return self._decode(body)
+        return self._decode(await self._get(path, params))
+
+    async def get_samples(self, path: str) -> tuple[Point, ...]:
+        """GET ``path`` as Prometheus text, with the same bounds; at least one finite sample.
+
+        Metrics keep the names that they are written with. NaN and infinite values are left out.
+        """
+        body = await self._get(path, headers=_METRICS)
+        try:
+            points = await asyncio.to_thread(_samples, body, self._now())
+        except (ValueError, OverflowError, LookupError, OSError) as error:
+            raise BackendUnavailable(f"{self._where}: {path} is not Prometheus text") from error
+        if not points:
+            raise BackendUnavailable(f"{self._where}: {path} has no samples")
+        return points
 
     @property
     def _where(self) -> str:
@@ -90,14 +112,34 @@ class HttpEndpoint:
             raise BackendRefused(f"{self._where}: path {path[:100]!r} refused: {problem}")
         return f"{self._url}/{path.removeprefix('/')}"
 
+    async def _get(
+        self,
+        path: str,
+        params: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> bytes:
+        request = self._request(self._below(path), params, headers)
+        async with self._answer(request) as response:
+            self._check_status(response)
+            return await self._read(response)
+
+    def _request(
+        self,
+        url: str,
+        params: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> httpx.Request:
+        try:
+            return self._client.build_request("GET", url, params=params, headers=headers)
+        except httpx.InvalidURL as error:
+            raise BackendRefused(f"{self._where}: the path makes no url") from error
+
     @asynccontextmanager
-    async def _answer(
-        self, url: str, params: dict[str, str] | None
-    ) -> AsyncIterator[httpx.Response]:
+    async def _answer(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
         """Hold one answer open, within the timeout; httpx's own bounds single reads only."""
         try:
             async with asyncio.timeout(self._timeout):
-                response = await self._send(self._client.build_request("GET", url, params=params))
+                response = await self._send(request)
                 try:
                     yield response
                 finally:
@@ -105,8 +147,6 @@ class HttpEndpoint:
         except (TimeoutError, httpx.TimeoutException):
             reason = f"no full answer within {self._timeout:g} s"
             raise BackendUnavailable(f"{self._where}: {reason}") from None
-        except httpx.InvalidURL as error:
-            raise BackendRefused(f"{self._where}: the path makes no url") from error
         except httpx.HTTPError as error:
             reason = f"cannot be reached ({type(error).__name__})"
             raise BackendUnavailable(f"{self._where}: {reason}") from error
@@ -202,3 +242,28 @@ def _seconds(header: str | None) -> float | None:
 
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
+
+
+def _samples(body: bytes, now: datetime) -> tuple[Point, ...]:
+    """Parse Prometheus text; ``now`` is the time of samples without one.
+
+    Comments are cut off first: by a metric's type the parser would rename its samples.
+    """
+    lines = [line.strip() for line in body.decode().split("\n")]
+    if any(len(line) > LONGEST_LINE for line in lines):
+        raise ValueError(f"a line is longer than {LONGEST_LINE} characters")
+    text = "\n".join(line for line in lines if not line.startswith("#"))
+    return tuple(
+        Point(
+            labels={**sample.labels, "__name__": sample.name},
+            at=now if sample.timestamp is None else _at(float(sample.timestamp)),
+            value=float(sample.value),
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if math.isfinite(sample.value)
+    )
+
+
+def _at(timestamp: float) -> datetime:
+    return datetime.fromtimestamp(timestamp, UTC)

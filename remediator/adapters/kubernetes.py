@@ -1,182 +1,96 @@
-"""Kubernetes as a target: deployments and what can be done about them.
+"""Kubernetes as a target: deployments and their pods, and what can be done about them.
 
 Reader and lever are two classes, for two accounts. Both see one namespace at a time, so that
-Roles suffice; which rights they need is ``READS`` and ``WRITES``.
+Roles suffice for all but counting the room on nodes; the rights are in ``kubernetes_rights``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
 import structlog
 
-from remediator.adapters.kubernetes_changes import (
-    PLANNERS,
-    PREPARED,
-    Scene,
-    change_of,
-    effect_on,
-    holds,
-    prepared,
-    undoing,
-    undone,
-)
+from remediator.adapters.kubernetes_bounds import Scene
+from remediator.adapters.kubernetes_changes import PLANNERS, PREPARED, change_of, prepared
 from remediator.adapters.kubernetes_client import (
+    Change,
     Conflict,
-    KubernetesClient,
+    Forbidden,
     NotDone,
     NotFound,
     Right,
 )
+from remediator.adapters.kubernetes_cluster import Cluster
 from remediator.adapters.kubernetes_objects import (
     Object,
-    apps_path,
     core_path,
-    deployment_path,
     namespace_of,
     newest_first,
-    owned_by,
     read_autoscaler,
     read_event,
     read_pod,
     read_revision,
     read_workload,
-    scales,
     selector_of,
     uid_of,
 )
-from remediator.errors import BackendRefused, BackendUnavailable, RemediatorError
-from remediator.model import (
-    Mitigation,
-    MitigationState,
-    Outcome,
-    Preparation,
-    Sense,
-    SenseState,
-    Target,
+from remediator.adapters.kubernetes_pods import (
+    ASKED,
+    AT_ONCE,
+    KEPT,
+    KEPT_TOGETHER,
+    LINES,
+    Run,
+    read_log,
+    read_usage,
+    runs_of,
 )
-from remediator.workloads import Autoscaler, Pod, Revision, Workload, WorkloadEvent
+from remediator.adapters.kubernetes_rights import (
+    ALL_PODS,
+    EVENTS,
+    LOGS,
+    NODES,
+    OPTIONAL,
+    QUOTAS,
+    READS,
+    USAGE,
+    WRITES,
+)
+from remediator.adapters.kubernetes_rollback import KIND as UNDO_ROLLOUT
+from remediator.adapters.kubernetes_rollback import change_back, pinned
+from remediator.adapters.kubernetes_room import demand_of, node_room, quota_room
+from remediator.adapters.kubernetes_undo import next_step, stands
+from remediator.errors import BackendRefused, BackendUnavailable
+from remediator.model import Mitigation, MitigationState, Outcome, Preparation, Target
+from remediator.workloads import (
+    Autoscaler,
+    Pod,
+    PodLog,
+    PodUsage,
+    Revision,
+    Room,
+    Workload,
+    WorkloadEvent,
+)
 
-READS = frozenset(
-    {
-        Right("get", "apps", "deployments"),
-        Right("list", "apps", "replicasets"),
-        Right("list", "", "pods"),
-        Right("list", "autoscaling", "horizontalpodautoscalers"),
-    }
-)
-EVENTS = Right("list", "", "events")
-WRITES = frozenset(
-    {
-        Right("patch", "apps", "deployments"),
-        Right("patch", "autoscaling", "horizontalpodautoscalers"),
-        Right("get", "autoscaling", "horizontalpodautoscalers"),
-        Right("get", "", "pods"),
-        Right("create", "", "pods/eviction"),
-    }
-)
-PAGE, PAGES = 500, 10
-"""Objects in one page of a list, and pages read at most."""
-
-_AUTOSCALING = ("v2", "v1")
-"""Versions that have all that we need, the best first."""
 T = TypeVar("T")
 UNDO_AGAIN = 3
 """Times that taking back looks afresh after it was refused or met a conflict."""
+_METRICS = "/apis/metrics.k8s.io/v1beta1"
 _log = structlog.get_logger(__name__)
 
 
-class _Cluster:
-    """One cluster with one account, as an async context manager."""
-
-    rights: frozenset[Right]
-
-    def __init__(
-        self,
-        kubeconfig: Path | None,
-        *,
-        name: str = "kubernetes",
-        namespaces: Iterable[str] = (),
-    ) -> None:
-        """Use ``kubeconfig``, or none in a pod; the probe asks for rights in ``namespaces``.
-
-        Raises ``ConfigError`` when it is entered and the file cannot be used.
-        """
-        self._client = KubernetesClient(kubeconfig, name)
-        self._name = name
-        self._namespaces = frozenset(namespaces) or frozenset({""})
-        self._autoscaling: str | None = None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._name!r})"
-
-    async def __aenter__(self) -> Self:
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._client.__aexit__()
-
-    async def probe(self) -> Sense:
-        """Say whether the API answers, and name the rights that our account lacks."""
-        try:
-            missing = await self._client.missing(self.rights, self._namespaces)
-        except RemediatorError as error:
-            return Sense(name=self._name, state=SenseState.IMPAIRED, reason=str(error))
-        if missing:
-            reason = f"{self._name}: our account may not {', '.join(missing)}; grant it"
-            return Sense(name=self._name, state=SenseState.IMPAIRED, reason=reason)
-        return Sense(name=self._name, state=SenseState.OK)
-
-    # --- live objects --------------------------------------------------------------------------
-
-    async def _deployment(self, target: Target) -> Object:
-        return await self._client.get(deployment_path(target))
-
-    async def _list(self, path: str, **query: str) -> list[Object]:
-        """Read a whole list, page by page; half of one would be half of the truth."""
-        found: list[Object] = []
-        for _ in range(PAGES):
-            page = await self._client.get(path, limit=str(PAGE), **query)
-            found += page.get("items") or ()
-            following = page.get("metadata", {}).get("continue")
-            if not following:
-                return found
-            query["continue"] = following
-        raise BackendUnavailable(f"{self._name}: more than {PAGE * PAGES} objects at {path}")
-
-    async def _replica_sets(self, target: Target, deployment: Object) -> list[Object]:
-        path, selector = f"{apps_path(target)}/replicasets", selector_of(deployment)
-        return owned_by(await self._list(path, labelSelector=selector), [uid_of(deployment)])
-
-    async def _pods(self, target: Target, deployment: Object) -> list[Object]:
-        selector = selector_of(deployment)
-        sets, pods = await asyncio.gather(
-            self._replica_sets(target, deployment),
-            self._list(f"{core_path(target)}/pods", labelSelector=selector),
-        )
-        return owned_by(pods, map(uid_of, sets))
-
-    async def _autoscalers(self, target: Target) -> list[tuple[str, Object]]:
-        if self._autoscaling is None:
-            group = await self._client.get("/apis/autoscaling")
-            served = {version["version"] for version in group.get("versions") or ()}
-            self._autoscaling = next((v for v in _AUTOSCALING if v in served), "v1")
-        path = (
-            f"/apis/autoscaling/{self._autoscaling}/namespaces/{quote(namespace_of(target), safe='')}"
-            "/horizontalpodautoscalers"
-        )
-        found = [scaler for scaler in await self._list(path) if scales(scaler, target)]
-        return [(f"{path}/{scaler['metadata']['name']}", scaler) for scaler in found]
+class NoRight(BackendRefused):
+    """A right that our account can do without is wanting; says which."""
 
 
-class KubernetesReader(_Cluster):
-    """Reads the deployments of one cluster (``ports.Workloads``)."""
+class KubernetesReader(Cluster):
+    """Reads the deployments and pods of one cluster (``ports.Workloads``, ``ports.Pods``)."""
 
     rights = READS | {EVENTS}
 
@@ -216,16 +130,95 @@ class KubernetesReader(_Cluster):
         revisions = [self._read(read_revision, kept) for kept in found]
         return tuple(sorted(revisions, key=lambda revision: revision.number, reverse=True))
 
-    def _read(self, reading: Callable[[Object], T], found: Object) -> T:
+    async def room(self, target: Target) -> Room:
+        """Say how many more of its pods fit in the namespace's quotas and on the nodes."""
+        deployment, quotas, nodes, everywhere = await asyncio.gather(
+            self._deployment(target),
+            self._with(QUOTAS, self._quotas(target)),
+            self._with(NODES, self._list("/api/v1/nodes")),
+            self._with(ALL_PODS, self._list("/api/v1/pods")),
+        )
+        pods = await self._pods(target, deployment)
+        template = deployment["spec"]["template"]["spec"]
+        with self._reading():
+            demand = demand_of([template, *(pod["spec"] for pod in pods)])
+            quota = quota_room(quotas, demand)
+            fit = node_room(nodes, everywhere, template, demand)
+        return Room(quota=None if quota is None else quota.pods, nodes=fit)
+
+    async def usage(self, target: Target) -> tuple[PodUsage, ...]:
+        """Read what its pods use now, as far as they have been measured; at least one."""
+        deployment = await self._deployment(target)
+        path = f"{_METRICS}/namespaces/{quote(namespace_of(target), safe='')}/pods"
+        selector = selector_of(deployment)
         try:
+            measured, pods = await asyncio.gather(
+                self._with(USAGE, self._list(path, labelSelector=selector)),
+                self._pods(target, deployment),
+            )
+        except NotFound as error:
+            said = "the cluster measures nothing: metrics-server is not installed"
+            raise BackendRefused(f"{self._name}: {said}") from error
+        names = {pod["metadata"]["name"] for pod in pods}
+        own = [found for found in measured if found["metadata"]["name"] in names]
+        if pods and not own:
+            raise BackendUnavailable(f"{self._name}: none of its pods has been measured yet")
+        used = [self._read(read_usage, found) for found in own]
+        return tuple(sorted(used, key=lambda one: one.pod))
+
+    async def logs(self, target: Target, lines: int = 50) -> tuple[PodLog, ...]:
+        """Read the last lines of every run of every container that has a log."""
+        pods = await self._pods(target, await self._deployment(target))
+        runs = runs_of(pods)
+        wanted, turn = max(1, min(lines, LINES)), asyncio.Semaphore(AT_ONCE)
+        share = min(KEPT, KEPT_TOGETHER // max(1, len(runs)))
+
+        async def read(run: Run) -> PodLog | None:
+            async with turn:
+                return await self._log(target, run, wanted, share)
+
+        found = await asyncio.gather(*(read(run) for run in runs))
+        logs = tuple(log for log in found if log is not None)
+        if logs and all(log.missing for log in logs):
+            raise BackendUnavailable(f"{self._name}: no log can be read: {logs[0].missing}")
+        return logs
+
+    async def _log(self, target: Target, run: Run, lines: int, share: int) -> PodLog | None:
+        path = f"{core_path(target)}/pods/{quote(run.pod, safe='')}/log"
+        query = {"container": run.container, "tailLines": str(lines), "limitBytes": str(ASKED)}
+        if run.previous:
+            query["previous"] = "true"
+        try:
+            text = await self._with(LOGS, self._client.read_text(path, ASKED, **query))
+        except NoRight:
+            raise
+        except BackendRefused:  # it has no log yet, or it has gone meanwhile
+            return None
+        except BackendUnavailable as error:
+            return PodLog(**run._asdict(), lines=(), missing=str(error))
+        return read_log(run, text, lines, share)
+
+    async def lacking(self) -> list[str]:
+        """Name the ``OPTIONAL`` rights that our account lacks; without them it knows less."""
+        rights = sorted(OPTIONAL, key=lambda right: (not right.everywhere, str(right)))
+        asked = (self._client.missing(frozenset({one}), self._namespaces) for one in rights)
+        return [phrase for phrases in await asyncio.gather(*asked) for phrase in phrases]
+
+    def _read(self, reading: Callable[[Object], T], found: Object) -> T:
+        with self._reading():
             return reading(found)
-        except (KeyError, TypeError, ValueError) as error:
-            raise BackendUnavailable(
-                f"{self._name}: an object cannot be read: {type(error).__name__}: {error}"
-            ) from error
+
+    async def _with(self, right: Right, answer: Awaitable[T]) -> T:
+        """Name the right that is wanting, in words that can be acted on."""
+        try:
+            return await answer
+        except Forbidden as error:
+            where = "all namespaces" if right.everywhere else "the namespace"
+            said = f"our account may not {right} in {where}; grant it"
+            raise NoRight(f"{self._name}: {said}") from error
 
 
-class KubernetesLever(_Cluster):
+class KubernetesLever(Cluster):
     """Changes the deployments of one cluster, one request each (``ports.Lever``).
 
     Every request is asked with ``dryRun=All`` when it is prepared, so that a missing right, a
@@ -251,7 +244,7 @@ class KubernetesLever(_Cluster):
         """Read the live objects, hold the bounds against them, ask the API with a dry run."""
         preparation = await self._planned(mitigation)
         try:
-            await self._client.send(change_of(preparation, PREPARED), dry_run=True)
+            await self._client.send(await self._change(preparation, PREPARED), dry_run=True)
         except Conflict as error:  # between our look and this: the next look sees it
             raise BackendUnavailable(f"it changed while it was looked at: {error}") from error
         return preparation
@@ -259,13 +252,12 @@ class KubernetesLever(_Cluster):
     async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Send the one request; a conflict or a refusal changes nothing."""
         try:
-            await self._client.send(change_of(preparation, effect_key), dry_run=False)
-        except (BackendRefused, NotDone) as error:
+            change = await self._change(preparation, effect_key)
+        except (BackendRefused, BackendUnavailable) as error:  # nothing has been sent
             outcome = Outcome(state=MitigationState.NOT_APPLIED, detail=str(error))
-        except BackendUnavailable as error:
-            outcome = Outcome(state=MitigationState.UNKNOWN, detail=f"answer lost: {error}")
         else:
-            outcome = Outcome(state=MitigationState.APPLIED, detail=_done(preparation))
+            done = Outcome(state=MitigationState.APPLIED, detail=_done(preparation))
+            outcome = await self._send(change, done)
         _log.info("cluster_changed", effect_key=effect_key, state=outcome.state.value)
         return outcome
 
@@ -279,7 +271,7 @@ class KubernetesLever(_Cluster):
         if evicted:
             done = live is None or live["metadata"].get("deletionTimestamp") is not None
         else:
-            done = live is not None and effect_on(live) == effect_key
+            done = live is not None and stands(live, effect_key)
         if done:
             return Outcome(state=MitigationState.APPLIED, detail=_done(preparation))
         return Outcome(state=MitigationState.NOT_APPLIED, detail="the object is without the change")
@@ -289,48 +281,63 @@ class KubernetesLever(_Cluster):
     ) -> Outcome:
         """Put the old figure back where our annotation and our figure still stand.
 
-        A controller may write the object's status in between, so a conflict is looked at afresh.
+        In steps, a number of pods goes down by a share at a time, each step with its pause. A
+        controller may write the object's status in between, so a conflict is looked at afresh.
         """
         if preparation.undo is None:
             raise BackendRefused(f"{preparation.mitigation.kind} cannot be taken back")
-        outcome = await self._undo(preparation, effect_key)
+        outcome = await self._undo(preparation, effect_key, in_steps=in_steps)
         for _ in range(UNDO_AGAIN):
             if outcome.state is not MitigationState.NOT_APPLIED:
                 break
-            outcome = await self._undo(preparation, effect_key)
+            outcome = await self._undo(preparation, effect_key, in_steps=in_steps)
         return outcome
 
-    async def _undo(self, preparation: Preparation, effect_key: str) -> Outcome:
+    async def _undo(self, preparation: Preparation, effect: str, *, in_steps: bool) -> Outcome:
         live = await self._live(preparation)
-        if live is not None and effect_on(live) == undone(effect_key):
-            return Outcome(state=MitigationState.REVERTED, detail="it has been put back before")
-        ours = live is not None and effect_on(live) == effect_key
-        if live is None or not ours or not holds(live["spec"], preparation.before["change"]):
-            detail = "somebody else has changed it since, so it is left as it is"
-            return Outcome(state=MitigationState.NOT_APPLIED, detail=detail)
+        step = next_step(preparation, effect, live, self._clock(), in_steps=in_steps)
+        return step if isinstance(step, Outcome) else await self._send(step.change, step.outcome)
+
+    async def _send(self, change: Change, done: Outcome) -> Outcome:
         try:
-            await self._client.send(undoing(preparation, effect_key, live), dry_run=False)
+            await self._client.send(change, dry_run=False)
         except (BackendRefused, NotDone) as error:
             return Outcome(state=MitigationState.NOT_APPLIED, detail=str(error))
         except BackendUnavailable as error:
             return Outcome(state=MitigationState.UNKNOWN, detail=f"answer lost: {error}")
-        return Outcome(state=MitigationState.REVERTED, detail=f"put back: {preparation.undo}")
+        return done
+
+    async def _change(self, preparation: Preparation, effect: str) -> Change:
+        """Make the request; a template to go back to is read here, and not kept in any ledger."""
+        if preparation.mitigation.kind != UNDO_ROLLOUT:
+            return change_of(preparation, effect)
+        mitigation = preparation.mitigation
+        deployment = await self._deployment(mitigation.target)
+        kept = await self._replica_sets(mitigation.target, deployment)
+        with self._reading():
+            return change_back(preparation, effect, pinned(kept, mitigation.items[0]))
 
     async def _planned(self, mitigation: Mitigation) -> Preparation:
         target = mitigation.target
         deployment = await self._deployment(target)
-        autoscalers, pods = await asyncio.gather(
-            self._autoscalers(target), self._pods(target, deployment)
+        autoscalers, pods, sets, quotas = await asyncio.gather(
+            self._autoscalers(target),
+            self._pods(target, deployment),
+            self._replica_sets(target, deployment),
+            self._quotas_if_allowed(mitigation),
         )
-        try:
-            scene = Scene(deployment, autoscalers, pods, self._clock())
+        with self._reading():
+            now = self._clock()
+            scene = Scene(deployment, autoscalers, pods, sets, quotas, now)
             return prepared(mitigation, scene)
-        except BackendRefused as error:
-            raise BackendRefused(f"{self._name}: {error}") from error
-        except (KeyError, TypeError, ValueError) as error:
-            raise BackendUnavailable(
-                f"{self._name}: an object cannot be read: {type(error).__name__}: {error}"
-            ) from error
+
+    async def _quotas_if_allowed(self, mitigation: Mitigation) -> list[Object] | None:
+        if mitigation.kind != "scale":
+            return None
+        try:
+            return await self._quotas(mitigation.target)
+        except Forbidden:
+            return None
 
     async def _live(self, preparation: Preparation) -> Object | None:
         """Read the object that was prepared; None when it is gone, or is another of its name."""

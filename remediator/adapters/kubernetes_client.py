@@ -7,9 +7,10 @@ this client alone, and is read again after the API refused the credentials (toke
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
@@ -47,6 +48,8 @@ class Right(NamedTuple):
     group: str
     resource: str
     """With its subresource: ``pods/eviction``."""
+    everywhere: bool = False
+    """Whether a Role does not suffice: it is needed in all namespaces, or knows none."""
 
     def __str__(self) -> str:
         return f"{self.verb} {self.resource}{f'.{self.group}' if self.group else ''}"
@@ -62,6 +65,10 @@ class Change(NamedTuple):
 
 class NotFound(BackendRefused):
     """The object is not there."""
+
+
+class Forbidden(BackendRefused):
+    """Our account lacks the right."""
 
 
 class Conflict(BackendRefused):
@@ -99,6 +106,27 @@ class KubernetesClient:
         """Read one object or list."""
         return await self._call("GET", path, query, None)
 
+    async def read_text(self, path: str, most: int, **query: str) -> bytes:
+        """Read at most the first ``most`` bytes of what is no JSON, such as a log."""
+        async with self._answered(READ_WITHIN) as api:
+            answer = await api.call_api(
+                path,
+                "GET",
+                query_params=list(query.items()),
+                header_params={"Accept": "*/*"},
+                auth_settings=["BearerToken"],
+                _preload_content=False,
+            )
+            try:
+                text = await _first(answer.content, most)
+            finally:
+                answer.close()
+            if answer.status != HTTPStatus.OK:
+                refusal = client.ApiException(status=answer.status, reason=answer.reason)
+                refusal.body = text
+                raise refusal
+        return text
+
     async def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """POST a question that changes nothing, such as an access review."""
         return await self._call("POST", path, {}, body)
@@ -114,7 +142,11 @@ class KubernetesClient:
 
     async def missing(self, rights: frozenset[Right], namespaces: frozenset[str]) -> list[str]:
         """Ask which ``rights`` our account lacks, a phrase each."""
-        asked = [(right, space) for right in sorted(rights) for space in sorted(namespaces)]
+        asked = [
+            (right, space)
+            for right in sorted(rights)
+            for space in ([""] if right.everywhere else sorted(namespaces))
+        ]
         answers = await asyncio.gather(*(self._allowed(*pair) for pair in asked))
         return [
             f"{right} in {space or 'all namespaces'}"
@@ -154,6 +186,10 @@ class KubernetesClient:
             return self._api
 
     async def _load(self, into: client.Configuration) -> None:
+        # the library logs a missing file and goes on with none, so we look first
+        if self._kubeconfig is not None and not self._kubeconfig.is_file():
+            there = "there is no such file"
+            raise ConfigError(f"{self._name}: cannot connect with {self._kubeconfig}: {there}")
         try:
             if self._kubeconfig is not None:
                 await config.load_kube_config(
@@ -172,24 +208,33 @@ class KubernetesClient:
         self, method: str, path: str, query: Mapping[str, str], body: dict[str, Any] | None
     ) -> dict[str, Any]:
         within = READ_WITHIN if method == "GET" else WRITE_WITHIN
+        async with self._answered(within) as api:
+            answer = await api.call_api(
+                path,
+                method,
+                query_params=list(query.items()),
+                header_params={
+                    "Accept": _JSON,
+                    "Content-Type": _PATCH if method == "PATCH" else _JSON,
+                },
+                body=body,
+                response_types_map={200: "object", 201: "object"},
+                auth_settings=["BearerToken"],
+                _return_http_data_only=True,
+            )
+        if not isinstance(answer, dict):
+            raise BackendUnavailable(f"{self._name}: the answer is not a Kubernetes object")
+        return answer
+
+    @contextlib.asynccontextmanager
+    async def _answered(self, within: float) -> AsyncIterator[client.ApiClient]:
+        """Lend the connection for one request, and translate what goes wrong with it."""
         sent = False
         try:
             async with asyncio.timeout(within):
                 api = await self._opened()
                 sent = True
-                answer = await api.call_api(
-                    path,
-                    method,
-                    query_params=list(query.items()),
-                    header_params={
-                        "Accept": _JSON,
-                        "Content-Type": _PATCH if method == "PATCH" else _JSON,
-                    },
-                    body=body,
-                    response_types_map={200: "object", 201: "object"},
-                    auth_settings=["BearerToken"],
-                    _return_http_data_only=True,
-                )
+                yield api
         except client.ApiException as error:
             if error.status == HTTPStatus.UNAUTHORIZED:
                 self._refused = True
@@ -205,9 +250,6 @@ class KubernetesClient:
             raise BackendUnavailable(
                 f"{self._name}: the connection broke: {type(error).__name__}"
             ) from error
-        if not isinstance(answer, dict):
-            raise BackendUnavailable(f"{self._name}: the answer is not a Kubernetes object")
-        return answer
 
     def _translated(self, error: client.ApiException) -> RemediatorError:
         said, causes = _message(error)
@@ -215,6 +257,8 @@ class KubernetesClient:
         match error.status:
             case 401:
                 return NotDone(f"{self._name}: our credentials are not accepted")
+            case 403:
+                return Forbidden(text)
             case 404:
                 return NotFound(text)
             case 409:
@@ -227,6 +271,14 @@ class KubernetesClient:
                 return BackendRefused(text)
             case _:
                 return BackendUnavailable(text)
+
+
+async def _first(content: aiohttp.StreamReader, most: int) -> bytes:
+    parts, left = [], most
+    while left and (part := await content.read(left)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _message(error: client.ApiException) -> tuple[str, list[str]]:

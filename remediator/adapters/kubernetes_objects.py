@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -38,20 +39,30 @@ _SUFFIXES = {
 _EPOCH = datetime.min.replace(tzinfo=UTC)
 
 
-def quantity(text: object) -> int | None:
-    """Read a quantity such as ``512Mi``, ``1.5G``, ``1e9`` as a whole number; None for none.
+def amount(text: object) -> Decimal:
+    """Read a quantity such as ``512Mi``, ``250m``, ``1e9`` exactly; nothing is 0.
 
     Raises ``ValueError`` for what is no quantity.
     """
-    if text is None:
-        return None
-    written = str(text).strip()
+    written = "0" if text is None else str(text).strip()
     suffix = next((s for s in (written[-2:], written[-1:]) if s in _SUFFIXES), "")
     try:
-        number = Decimal(written.removesuffix(suffix))
-        return int(number * _SUFFIXES.get(suffix, Decimal(1)))
-    except (InvalidOperation, OverflowError, ValueError) as error:
+        number = Decimal(written.removesuffix(suffix)) * _SUFFIXES.get(suffix, Decimal(1))
+    except (InvalidOperation, OverflowError) as error:
         raise ValueError(f"{written!r} is not a quantity; write it like 512Mi or 2G") from error
+    if not number.is_finite():
+        raise ValueError(f"{written!r} is not a quantity; write it like 512Mi or 2G")
+    return number
+
+
+def quantity(text: object) -> int | None:
+    """Read a quantity as a whole number of its unit, rounded down; None for none."""
+    return None if text is None else int(amount(text))
+
+
+def millicores(text: object) -> int | None:
+    """Read a quantity of cores as thousandths, rounded up as kubectl does; None for none."""
+    return None if text is None else math.ceil(amount(text) * 1000)
 
 
 def written(size: int) -> str:
@@ -180,15 +191,23 @@ def _template_containers(spec: Object) -> Iterator[ContainerResources]:
         for container in spec.get(key) or ():
             request, limit = _memory(container)
             yield ContainerResources(
-                name=container["name"], init=init, memory_request=request, memory_limit=limit
+                name=container["name"],
+                init=init,
+                memory_request=request,
+                memory_limit=limit,
+                cpu_request=millicores(_resources(container, "requests").get("cpu")),
+                cpu_limit=millicores(_resources(container, "limits").get("cpu")),
             )
 
 
 def _memory(container: Object) -> tuple[int | None, int | None]:
-    resources = container.get("resources") or {}
-    request = (resources.get("requests") or {}).get("memory")
-    limit = (resources.get("limits") or {}).get("memory")
+    request = _resources(container, "requests").get("memory")
+    limit = _resources(container, "limits").get("memory")
     return quantity(request), quantity(limit)
+
+
+def _resources(container: Object, kind: Literal["requests", "limits"]) -> Object:
+    return (container.get("resources") or {}).get(kind) or {}
 
 
 def read_pod(pod: Object) -> Pod:
@@ -300,9 +319,16 @@ def read_revision(replica_set: Object) -> Revision:
     metadata, status = replica_set["metadata"], replica_set.get("status") or {}
     containers = replica_set["spec"]["template"]["spec"]["containers"]
     return Revision(
-        number=int((metadata.get("annotations") or {}).get(REVISION, 0)),
+        number=revision_of(replica_set),
+        name=metadata["name"],
+        uid=metadata["uid"],
         created_at=metadata["creationTimestamp"],
         replicas=status.get("replicas", 0),
         ready=status.get("readyReplicas", 0),
         images=tuple(container.get("image", "") for container in containers),
     )
+
+
+def revision_of(found: Object) -> int:
+    """Return the revision that a deployment runs or a replica set keeps; 0 before there is one."""
+    return int((found["metadata"].get("annotations") or {}).get(REVISION, 0))

@@ -25,6 +25,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from remediator.errors import BackendRefused, BackendUnavailable, ConfigError, RemediatorError
+from remediator.keyspace import KeyCount, MemoryUse, SlowCommand
 from remediator.model import (
     ItemOutcome,
     Mitigation,
@@ -34,7 +35,6 @@ from remediator.model import (
     Sense,
     SenseState,
 )
-from remediator.ports import KeyCount, MemoryUse, SlowCommand
 
 UNLINK = "unlink_prefix"
 BATCH = 500

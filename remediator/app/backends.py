@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+import functools
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from remediator.catalogue import Service
-from remediator.ports import Lever, Notifier, Port
+from remediator.errors import ConfigError
+from remediator.model import Target
+from remediator.ports import Lever, Notifier, Port, Silences
 from remediator.report.deliver import LogNotifier
-from remediator.sections import SecretRef
+from remediator.sections import AlertmanagerBackend, HttpBackend, SecretRef
 from remediator.settings import Settings
+
+if TYPE_CHECKING:
+    from remediator.adapters.alertmanager import AlertmanagerSilences
+    from remediator.adapters.http import HttpEndpoint
 
 Key = tuple[str, str]
 """Kind and name of a backend."""
+_Opened = tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]
+_Opener = Callable[
+    [Settings, Mapping[str, str], contextlib.AsyncExitStack], Coroutine[Any, Any, _Opened]
+]
+"""Opens every backend of its kind in the settings; ``ConfigError`` for one that cannot be."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,8 @@ class Backends:
 
     readers: Mapping[Key, Port]
     levers: Mapping[Key, tuple[Lever, ...]]
+    unopened: Mapping[Key, str] = field(default_factory=dict)
+    """Why the others could not be opened."""
 
     def ports(self, service: Service) -> dict[str, Port]:
         """Return the read ports of ``service`` by role."""
@@ -36,28 +51,55 @@ class Backends:
 
 
 @contextlib.asynccontextmanager
-async def open_backends(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Backends]:
+async def open_backends(
+    settings: Settings, environ: Mapping[str, str], *, partly: bool = False
+) -> AsyncIterator[Backends]:
     """Open all that is configured. A backend that is down does not keep the service from starting.
 
-    Raises ``ConfigError`` for a secret that cannot be read.
+    Raises ``ConfigError`` with every backend that cannot be opened, such as for a secret or a
+    kubeconfig that cannot be read; ``partly`` opens the others and notes it in ``unopened``.
     """
+    readers: dict[Key, Port] = {}
+    levers: dict[Key, tuple[Lever, ...]] = {}
+    unopened: dict[Key, str] = {}
     async with contextlib.AsyncExitStack() as stack:
-        readers: dict[Key, Port] = {}
-        readers |= await _prometheus(settings, environ, stack)
-        levers: dict[Key, tuple[Lever, ...]] = {}
-        for opened in (_http, _postgres, _redis):
-            found, writers = await opened(settings, environ, stack)
-            readers |= found
-            levers |= writers
-        clusters, writers = await _kubernetes(settings, stack)
-        yield Backends(readers | clusters, levers | writers)
+        for kind, opener in _openers(settings).items():
+            for name in getattr(settings.backends, kind):
+                try:
+                    found, writers = await opener(_only(settings, kind, name), environ, stack)
+                except ConfigError as error:
+                    unopened[kind, name] = str(error).removeprefix(f"{kind} {name}: ")
+                else:
+                    readers |= found
+                    levers |= writers
+        if unopened and not partly:
+            wrong = (f"{settings.where('backends', *key)}: {why}" for key, why in unopened.items())
+            raise ConfigError("\n".join(wrong))
+        yield Backends(readers, levers, unopened)
+
+
+def _openers(settings: Settings) -> dict[str, _Opener]:
+    """Return what opens the backends of each kind."""
+    targets = [t for s in settings.catalogue().services for t in s.targets.values()]
+    return {
+        "prometheus": _prometheus,
+        "http": _http,
+        "postgres": _postgres,
+        "redis": _redis,
+        "kubernetes": functools.partial(_kubernetes, targets),
+    }
+
+
+def _only(settings: Settings, kind: str, name: str) -> Settings:
+    """Return ``settings`` with one backend, so that what is wrong with another does not matter."""
+    none: dict[str, dict[str, object]] = {k: {} for k in type(settings.backends).model_fields}
+    one = none | {kind: {name: getattr(settings.backends, kind)[name]}}
+    return settings.model_copy(update={"backends": settings.backends.model_copy(update=one)})
 
 
 async def _prometheus(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
-) -> dict[Key, Port]:
-    if not settings.backends.prometheus:
-        return {}
+) -> _Opened:
     from remediator.adapters.prometheus import (  # noqa: PLC0415 - only where configured
         PrometheusMetrics,
         PrometheusServer,
@@ -73,51 +115,70 @@ async def _prometheus(
         )
         metrics = PrometheusMetrics(server)
         readers["prometheus", name] = await stack.enter_async_context(metrics)
-    return readers
+    return readers, {}
 
 
 async def _http(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
-) -> tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]:
+) -> _Opened:
     readers: dict[Key, Port] = {}
     levers: dict[Key, tuple[Lever, ...]] = {}
-    if not settings.backends.http:
-        return readers, levers
     from remediator.adapters.breakers import (  # noqa: PLC0415 - only where configured
         BreakerLever,
-        HttpBreakers,
     )
-    from remediator.adapters.http import HttpEndpoint  # noqa: PLC0415 - only where configured
+    from remediator.adapters.migrations import (  # noqa: PLC0415 - only where configured
+        MigrationLever,
+    )
 
     for name, backend in settings.backends.http.items():
-        key, shown, shape = ("http", name), f"http {name}", backend.breakers
-        token = _read(backend.secret("token"), environ)
-        endpoint = (
-            HttpEndpoint(backend.url, name=shown, token=token)
-            if shape is None
-            else HttpBreakers(backend.url, shape=shape, name=shown, token=token)
-        )
+        key, shown, url = ("http", name), f"http {name}", backend.url
+        endpoint = _endpoint(backend, shown, _read(backend.secret("token"), environ))
         readers[key] = await stack.enter_async_context(endpoint)
         writer = _read(backend.secret("writer_token"), environ)
-        if shape is not None and writer is not None:
-            lever = BreakerLever(backend.url, shape=shape, name=shown, token=writer)
-            levers[key] = (await stack.enter_async_context(lever),)
+        found: list[Lever] = []
+        if backend.breakers and writer:
+            lever = BreakerLever(url, shape=backend.breakers, name=shown, token=writer)
+            found.append(await stack.enter_async_context(lever))
+        if backend.migrations and writer:
+            mover = MigrationLever(url, name=shown, token=writer)
+            found.append(await stack.enter_async_context(mover))
+        if found:
+            levers[key] = tuple(found)
     return readers, levers
 
 
+def _endpoint(backend: HttpBackend, shown: str, token: str | None) -> HttpEndpoint:
+    """Return the reader of all that ``backend`` says the service has."""
+    from remediator.adapters.breakers import (  # noqa: PLC0415 - only where configured
+        HttpBreakers,
+    )
+    from remediator.adapters.http import HttpEndpoint  # noqa: PLC0415 - only where configured
+    from remediator.adapters.migrations import (  # noqa: PLC0415 - only where configured
+        HttpAdmin,
+        HttpMigrations,
+    )
+
+    url, shape = backend.url, backend.breakers
+    if shape is None:
+        kind = HttpMigrations if backend.migrations else HttpEndpoint
+        return kind(url, name=shown, token=token)
+    both = HttpAdmin if backend.migrations else HttpBreakers
+    return both(url, shape=shape, name=shown, token=token)
+
+
 async def _kubernetes(
-    settings: Settings, stack: contextlib.AsyncExitStack
-) -> tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]:
+    targets: Iterable[Target],
+    settings: Settings,
+    environ: Mapping[str, str],  # noqa: ARG001 - its secrets are in the kubeconfig
+    stack: contextlib.AsyncExitStack,
+) -> _Opened:
     readers: dict[Key, Port] = {}
     levers: dict[Key, tuple[Lever, ...]] = {}
-    if not settings.backends.kubernetes:
-        return readers, levers
     from remediator.adapters.kubernetes import (  # noqa: PLC0415 - only where configured
         KubernetesLever,
         KubernetesReader,
     )
 
-    targets = [t for s in settings.catalogue().services for t in s.targets.values()]
     for name, backend in settings.backends.kubernetes.items():
         key = ("kubernetes", name)
         seen = {t.locator["namespace"] for t in targets if (t.kind, t.name) == key}
@@ -132,11 +193,9 @@ async def _kubernetes(
 
 async def _postgres(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
-) -> tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]:
+) -> _Opened:
     readers: dict[Key, Port] = {}
     levers: dict[Key, tuple[Lever, ...]] = {}
-    if not settings.backends.postgres:
-        return readers, levers
     from remediator.adapters.postgres import (  # noqa: PLC0415 - only where configured
         PostgresLever,
         PostgresReader,
@@ -155,11 +214,9 @@ async def _postgres(
 
 async def _redis(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
-) -> tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]:
+) -> _Opened:
     readers: dict[Key, Port] = {}
     levers: dict[Key, tuple[Lever, ...]] = {}
-    if not settings.backends.redis:
-        return readers, levers
     from remediator.adapters.redis import (  # noqa: PLC0415 - only where configured
         RedisLever,
         RedisReader,
@@ -174,6 +231,42 @@ async def _redis(
             lever = RedisLever(writer, prefixes=backend.cache_prefixes, name=shown)
             levers[key] = (await stack.enter_async_context(lever),)
     return readers, levers
+
+
+@contextlib.asynccontextmanager
+async def open_silences(
+    settings: Settings, environ: Mapping[str, str], *, partly: bool = False
+) -> AsyncIterator[dict[str, Silences]]:
+    """Open every Alertmanager, by name; one that is down keeps nothing from starting.
+
+    Raises ``ConfigError`` for a secret that cannot be read; ``partly`` leaves such ones out.
+    """
+    opened: dict[str, Silences] = {}
+    async with contextlib.AsyncExitStack() as stack:
+        for name, backend in settings.backends.alertmanager.items():
+            try:
+                silences = _silences(name, backend, environ)
+            except ConfigError:
+                if partly:
+                    continue
+                raise
+            opened[name] = await stack.enter_async_context(silences)
+        yield opened
+
+
+def _silences(
+    name: str, backend: AlertmanagerBackend, environ: Mapping[str, str]
+) -> AlertmanagerSilences:
+    from remediator.adapters.alertmanager import (  # noqa: PLC0415 - only where configured
+        AlertmanagerSilences,
+    )
+
+    return AlertmanagerSilences(
+        backend.url,
+        name=f"alertmanager {name}",
+        token=_read(backend.secret("token"), environ),
+        basic=_read(backend.secret("basic"), environ),
+    )
 
 
 def open_notifier(settings: Settings, environ: Mapping[str, str]) -> Notifier:

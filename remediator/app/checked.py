@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from remediator.app.parameters import parameters_of
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import ConfigError
-from remediator.model import Bound
+from remediator.model import Bound, Target
 from remediator.playbook import Matcher, Playbook, PlaybookSet, load_playbooks
 from remediator.settings import Settings
 from remediator.views import PlaybookUse, PlaybookView
@@ -39,12 +40,22 @@ def _problems(service: Service, enabled: EnabledPlaybook, playbooks: PlaybookSet
     except ConfigError as error:
         yield str(error)
         return
-    for role, kind in playbook.targets.items():
-        target = service.targets.get(role)
-        if target is None:
-            yield f"needs a target {role!r} ({kind}): add it to the service's targets"
-        elif target.kind != kind:
-            yield f"needs the target {role!r} to be {kind}, but {target.name!r} is {target.kind}"
+    for role in playbook.targets.keys() - service.targets.keys():
+        kind = playbook.targets[role]
+        yield f"needs a target {role!r} ({kind}): add it to the service's targets"
+    kinds = {**playbook.optional, **playbook.targets}
+    for role, target in usable(service, type(playbook)).items():
+        if target.kind != kinds[role]:
+            yield (
+                f"needs the target {role!r} to be {kinds[role]},"
+                f" but {target.name!r} is {target.kind}"
+            )
+
+
+def usable(service: Service, cls: type[Playbook[Any]]) -> dict[str, Target]:
+    """Return the targets of ``service`` that the playbook may act on, by role."""
+    roles = (*cls.targets, *(role for role in cls.optional if role not in cls.targets))
+    return {role: service.targets[role] for role in roles if role in service.targets}
 
 
 def every_bound(catalogue: Catalogue, playbooks: PlaybookSet) -> tuple[Bound, ...]:
@@ -56,8 +67,7 @@ def every_bound(catalogue: Catalogue, playbooks: PlaybookSet) -> tuple[Bound, ..
             if cls is None:
                 continue
             own = enabled.limits.over(cls.limits)
-            for role in cls.targets:
-                target = service.targets[role]
+            for target in usable(service, cls).values():
                 for bound in service.bounds(catalogue.limits, enabled.name, own, target):
                     found.setdefault(bound.scope, bound)
     found.setdefault("global", Bound(scope="global", limits=catalogue.limits))
@@ -89,6 +99,7 @@ def _view(cls: type[Playbook[Any]], catalogue: Catalogue) -> PlaybookView:
         targets=dict(cls.targets),
         levers=sorted(cls.levers),
         origin=(inspect.getsourcefile(cls) or cls.__module__).rpartition("/")[2],
+        parameters=parameters_of(cls.parameters_type),
         services=[
             PlaybookUse(
                 system=service.system,

@@ -12,14 +12,14 @@ from typing import Any, Literal
 
 from sqlalchemy import text
 
-from remediator.app.backends import Backends, Key, open_backends, open_notifier
-from remediator.app.checked import load
+from remediator.app.backends import Backends, Key, open_backends, open_notifier, open_silences
+from remediator.app.checked import load, usable
 from remediator.app.service import store_url
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import ConfigError, RemediatorError
 from remediator.model import Bound, Mode, SenseState, format_duration
 from remediator.playbook import Playbook, PlaybookSet
-from remediator.ports import Lever, Port
+from remediator.ports import Lever, Port, Silences
 from remediator.settings import Settings
 from remediator.store.database import open_database
 from remediator.work import probe
@@ -61,22 +61,23 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     settings.check_listen()
     catalogue, playbooks = load(settings)
     unread = _unread_secrets(settings, environ)
-    refusals = [*_credentials(settings, environ), *_chat(settings, environ), *unread.values()]
+    refusals = [*_credentials(settings, environ), *_chat(settings, environ)]
     lines: list[Line] = [("ok", "configuration", f"{len(catalogue.services)} services")]
     lines += _without_playbook(settings.playbooks.folders, playbooks)
     try:
         lines.append(await _store(settings, environ))
-        async with open_backends(_less(settings, catalogue, unread), environ) as backends:
-            tried = await _backends(backends)
-            writers = frozenset(backends.levers)
     except ConfigError as error:
-        refusals.append(("error", "configuration", str(error)))
-    else:
-        lines += tried
-        wrong = [subject for level, subject, _ in (*unread.values(), *tried) if level == "error"]
-        reached = _Reached(writers, frozenset(wrong))
-        for service in catalogue.services:
-            lines += _service(service, catalogue, playbooks, reached)
+        refusals.append(("error", "store", str(error)))
+    async with open_backends(settings, environ, partly=True) as backends:
+        tried = await _backends(backends)
+    tried += await _alertmanagers(settings, environ)
+    shut = {key: _shut(settings, key, why) for key, why in backends.unopened.items()} | unread
+    refusals += shut.values()
+    wrong = [subject for level, subject, _ in (*shut.values(), *tried) if level == "error"]
+    reached = _Reached(frozenset(backends.levers), frozenset(wrong))
+    lines += tried
+    for service in catalogue.services:
+        lines += _service(service, catalogue, playbooks, reached)
     startable = all(level != "error" for level, _, _ in refusals)
     return CheckReport((lines[0], *refusals, *lines[1:]), startable)
 
@@ -115,7 +116,7 @@ def _chat(settings: Settings, environ: Mapping[str, str]) -> Iterator[Line]:
 
 
 def _unread_secrets(settings: Settings, environ: Mapping[str, str]) -> dict[Key, Line]:
-    """Find the backends with a secret that cannot be read; the others can still be tried."""
+    """Find the backends with secrets that cannot be read, and say which."""
     found: dict[Key, Line] = {}
     for kind in type(settings.backends).model_fields:
         for name, backend in getattr(settings.backends, kind).items():
@@ -133,28 +134,9 @@ def _unread_secrets(settings: Settings, environ: Mapping[str, str]) -> dict[Key,
     return found
 
 
-def _less(settings: Settings, catalogue: Catalogue, unread: Mapping[Key, Line]) -> Settings:
-    """Return ``settings`` without the backends of ``unread`` and the services that use them."""
-    if not unread:
-        return settings
-    shut = {(s.system, s.name) for s in catalogue.services if unread.keys() & _used(s)}
-    systems = {
-        name: system.model_copy(
-            update={"services": {n: e for n, e in system.services.items() if (name, n) not in shut}}
-        )
-        for name, system in settings.systems.items()
-    }
-    backends = {
-        kind: {n: b for n, b in getattr(settings.backends, kind).items() if (kind, n) not in unread}
-        for kind in type(settings.backends).model_fields
-    }
-    left = settings.backends.model_copy(update=backends)
-    return settings.model_copy(update={"systems": systems, "backends": left})
-
-
-def _used(service: Service) -> set[Key]:
-    used = {(target.kind, target.name) for target in service.targets.values()}
-    return used | ({("prometheus", service.prometheus)} if service.prometheus else set())
+def _shut(settings: Settings, key: Key, why: str) -> Line:
+    kind, name = key
+    return "error", f"{kind} {name}", f"{settings.where('backends', kind, name)}: {why}"
 
 
 # --- what answers -----------------------------------------------------------------------------
@@ -180,6 +162,18 @@ async def _backends(backends: Backends) -> list[Line]:
         *((name, lever, f"has the rights to {_named(lever.kinds)}") for name, lever in levers),
     ]
     return list(await asyncio.gather(*(_try(*one) for one in tried)))
+
+
+async def _alertmanagers(settings: Settings, environ: Mapping[str, str]) -> list[Line]:
+    async with open_silences(settings, environ, partly=True) as opened:
+        return [await _ask(f"alertmanager {name}", one) for name, one in opened.items()]
+
+
+async def _ask(name: str, silences: Silences) -> Line:
+    sense = await silences.probe()
+    if sense.state is SenseState.OK:
+        return "ok", name, "answers; whether it lets us silence shows at the first silence"
+    return "error", name, sense.reason.removeprefix(f"{name}: ")
 
 
 async def _try(name: str, port: Port | Lever, good: str) -> Line:
@@ -227,8 +221,7 @@ def _playbook(
     reached: _Reached,
 ) -> Iterator[tuple[Level, str]]:
     acts = bool({Mode.APPROVE, Mode.AUTO} & set(enabled.modes.values()))
-    targets = [(service.targets[role].kind, service.targets[role].name) for role in cls.targets]
-    lacking = [name for kind, name in targets if (kind, name) not in reached.writers]
+    lacking, spare = _without_writer(service, cls, reached)
     broken = [name for name in _needs(service, cls) if name in reached.broken]
     if broken:
         yield "error", f"cannot act: see {', '.join(broken)}"
@@ -237,9 +230,28 @@ def _playbook(
         yield "error", f"cannot act: {missing}"
     else:
         yield "ok", f"{_how(enabled)}; could {', '.join(sorted(cls.levers))}; {_within(bounds)}"
+    if acts and spare:
+        yield "warning", f"cannot change {', '.join(spare)}: no writer is configured for it"
     for bound in bounds:
         if acts and min(bound.limits.budget, bound.limits.concurrency) == 0:
             yield "warning", f"the limits of {bound.scope} allow no change at all"
+
+
+def _without_writer(
+    service: Service, cls: type[Playbook[Any]], reached: _Reached
+) -> tuple[list[str], list[str]]:
+    """Name the targets without a writer: those without which nothing can be done, and others."""
+    targets = usable(service, cls)
+    without = {
+        role: target.name
+        for role, target in targets.items()
+        if (target.kind, target.name) not in reached.writers
+    }
+    needed = set(cls.targets)
+    if not needed and len(without) == len(targets):  # then none of them could be changed
+        needed = set(without)
+    lacking = [name for role, name in without.items() if role in needed]
+    return lacking, [name for role, name in without.items() if role not in needed]
 
 
 def _needs(service: Service, cls: type[Playbook[Any]]) -> Iterator[str]:
@@ -268,8 +280,8 @@ def _bounds(
     own = enabled.limits.over(cls.limits)
     every = (
         bound
-        for role in cls.targets
-        for bound in service.bounds(catalogue.limits, enabled.name, own, service.targets[role])
+        for target in usable(service, cls).values()
+        for bound in service.bounds(catalogue.limits, enabled.name, own, target)
     )
     return tuple({bound.scope: bound for bound in every}.values())
 

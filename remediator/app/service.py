@@ -19,25 +19,29 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from remediator.access import Access, Credential, generate_credentials
-from remediator.app.backends import Backends, open_backends, open_notifier
+from remediator.app.backends import Backends, open_backends, open_notifier, open_silences
 from remediator.app.checked import LoadedPlaybooks, every_bound, every_scope, load
 from remediator.app.watching import Watching, watch_backlog
 from remediator.bodies import BodyLimits
 from remediator.catalogue import Catalogue
 from remediator.console.api import api_routes
-from remediator.errors import ConfigError, RejectedDelivery, StoreUnavailable
+from remediator.errors import ConfigError, Refused, RejectedDelivery, StoreUnavailable
 from remediator.intake.alertmanager import parse
 from remediator.intake.listen import ConnectionLimits, listening
 from remediator.intake.replay import Replays, replay_routes
 from remediator.intake.server import Door, health_routes, webhook_routes
+from remediator.maintenance import MaintenanceOrder
+from remediator.mitigation.silencing import Silencing
 from remediator.model import Alert, DeadLetter, Delivery, IncidentId, Source
 from remediator.openapi import with_description
 from remediator.playbook import PlaybookSet
+from remediator.ports import Silences
 from remediator.routing import Route, Watch, build_app
 from remediator.settings import Credential as ConfiguredCredential
 from remediator.settings import Settings
 from remediator.store import Store, open_store
 from remediator.telemetry import Telemetry
+from remediator.views import WindowView
 from remediator.work import Levers, Surroundings
 from remediator.worker import Doorbell, Worker
 
@@ -69,6 +73,8 @@ class Parts:
     playbooks: PlaybookSet
     store: Store
     backends: Backends
+    silences: Mapping[str, Silences]
+    """Alertmanagers by name."""
 
 
 @contextlib.asynccontextmanager
@@ -96,7 +102,8 @@ async def running(
             )
         )
         backends = await stack.enter_async_context(open_backends(settings, environ))
-        parts = Parts(settings, environ, telemetry, catalogue, playbooks, store, backends)
+        silences = await stack.enter_async_context(open_silences(settings, environ))
+        parts = Parts(settings, environ, telemetry, catalogue, playbooks, store, backends, silences)
         worker = await stack.enter_async_context(_working(parts, bell))
         host, port = await stack.enter_async_context(_listening(parts, access, worker))
         _log.info("listening", host=host, port=port, services=len(catalogue.services))
@@ -180,7 +187,8 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
     )
     notifier = open_notifier(parts.settings, parts.environ)
     watching = Watching(parts.telemetry)
-    worker = Worker(parts.store, around, decode, notifier, watching, bell)
+    silencing = [one.look for one in _silencing(parts, around)]
+    worker = Worker(parts.store, around, decode, notifier, watching, bell, silencing=silencing)
     async with asyncio.TaskGroup() as group:
         loops = group.create_task(worker.run(), name="worker")
         counting = group.create_task(watch_backlog(parts.store, parts.telemetry), name="backlog")
@@ -192,6 +200,14 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
             await asyncio.wait([loops], timeout=within)
             loops.cancel()  # what is left over is taken up again when its lease is over
             counting.cancel()
+
+
+def _silencing(parts: Parts, around: Surroundings) -> Iterator[Silencing]:
+    """Yield one for each Alertmanager that a service wants its alerts to be silenced in."""
+    asked = {s.alertmanager for s in parts.catalogue.services if s.silence}
+    for name, silences in parts.silences.items():
+        if name in asked:
+            yield Silencing(name, silences, parts.store, around)
 
 
 @contextlib.asynccontextmanager
@@ -248,9 +264,32 @@ def _routes(parts: Parts, worker: Worker, body: BodyLimits) -> tuple[Route, ...]
         *webhook_routes(Door(inbox=inbox, overloaded=overloaded, limits=body)),
         *health_routes(ready, lambda: (parts.telemetry.render(), Telemetry.content_type)),
         *replay_routes(replays),
-        *api_routes(store.records, loaded, store.commands),
+        *api_routes(store.records, loaded, store.commands, Windows(store, parts.catalogue)),
     )
     return with_description(routes, metadata.version("remediator"))
+
+
+class Windows:
+    """The maintenance windows of the file and those that were ordered, for the operator's API."""
+
+    def __init__(self, store: Store, catalogue: Catalogue) -> None:
+        self._store = store
+        self._planned = catalogue.maintenance
+
+    async def windows(self) -> list[WindowView]:
+        """List what runs and what comes."""
+        return await self._store.windows.listed(self._planned)
+
+    async def start(self, order: MaintenanceOrder, by: str) -> WindowView:
+        """Let a window begin, now or later."""
+        return await self._store.commands.start_maintenance(order, by)
+
+    async def end(self, window_id: str, by: str) -> WindowView:
+        """End a window that was ordered; one of the file is ended there."""
+        if any(plan.id == window_id for plan in self._planned):
+            reason = "is in the configuration file: take it out there and restart the service"
+            raise Refused(409, f"{window_id} {reason}")
+        return await self._store.commands.end_maintenance(window_id, by)
 
 
 class CountingInbox:

@@ -37,6 +37,7 @@ for command in (
     *(operate.pause, operate.resume, operate.playbooks, operate.limits, operate.deadletters),
 ):
     app.command()(command)
+app.add_typer(operate.maintenance)
 
 
 def _print_version(*, asked: bool) -> None:

@@ -113,6 +113,10 @@ class Api:
         """POST JSON below ``/api/v1``; a 2xx JSON answer, or ``Failure``."""
         return self._send("POST", path, params=params, json={} if body is None else body)
 
+    def delete(self, path: str) -> httpx.Response:
+        """DELETE below ``/api/v1``; a 2xx JSON answer, or ``Failure``."""
+        return self._send("DELETE", path)
+
     def read(self, answer: httpx.Response, model: type[M]) -> M:
         """Read an answer as ``model``; fields of a newer service are left out."""
         try:

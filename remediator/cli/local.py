@@ -18,6 +18,7 @@ import typer
 
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import console, plain, styled
+from remediator.demo import ScenarioName
 
 if TYPE_CHECKING:
     from remediator.app import Running
@@ -73,11 +74,22 @@ def _welcome(running: Running) -> str:
     )
 
 
-def demo() -> None:
-    """Watch the whole job on a real PostgreSQL, in half a minute."""
+def demo(
+    scenario: Annotated[ScenarioName, typer.Argument(help="What breaks.")] = ScenarioName.POOL,
+) -> None:
+    """Watch the whole job on a system that breaks, in half a minute.
+
+    pool: a bug leaks database connections, on a real PostgreSQL.
+
+    latency: a forgotten transaction locks a table, on a real PostgreSQL.
+
+    breaker: a circuit breaker stays open although its upstream is well again.
+
+    oom: a deployment outgrows its memory limit, on an emulated Kubernetes API.
+    """
     from remediator.demo.run import run  # noqa: PLC0415 - needs remediator[demo]
 
-    raise typer.Exit(run())
+    raise typer.Exit(run(scenario))
 
 
 def check(*, config: Config = None) -> None:

@@ -19,7 +19,7 @@ from remediator.cli import render
 from remediator.cli.client import Api
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import console as open_console
-from remediator.cli.text import plain
+from remediator.cli.text import moment, plain
 from remediator.model import MitigationState
 from remediator.views import (
     DeadLetterView,
@@ -29,6 +29,7 @@ from remediator.views import (
     Page,
     PauseView,
     PlaybookView,
+    WindowView,
 )
 
 IncidentArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the incident.")]
@@ -140,15 +141,31 @@ def _follow(api: Api, ids: list[str]) -> None:
             time.sleep(WATCH_EVERY)
 
 
-def playbooks(*, as_json: Json = False) -> None:
+def playbooks(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this one, with its parameters.")
+    ] = None,
+    *,
+    parameters: Annotated[
+        bool, typer.Option("--parameters", help="Show what a service may set for each.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """List the playbooks and what each may do where."""
+    if name is not None and as_json:
+        raise Failure(USAGE, "--json prints the API's answer about all playbooks; leave NAME out")
     with Api() as api:
         answer = api.get("/playbooks")
         if as_json:
             _print_json(answer)
             return
-        items = api.read(answer, Page[PlaybookView]).items
-        open_console().print(render.playbook_page(items) if items else "No playbooks.")
+        found = api.read(answer, Page[PlaybookView]).items
+    items = [item for item in found if name in (None, item.name)]
+    if name is not None and not items:
+        known = ", ".join(item.name for item in found) or "none"
+        raise Failure(REFUSED, f"there is no playbook {name!r}; known are: {known}")
+    page = render.playbook_page(items, parameters=parameters or name is not None)
+    open_console().print(page if items else "No playbooks.")
 
 
 def limits(*, as_json: Json = False) -> None:
@@ -248,6 +265,52 @@ def resume(scope: Scope = "global") -> None:
     with Api() as api:
         api.post("/resume", {"scope": scope})
     _say(f"Resumed {scope}.")
+
+
+maintenance = typer.Typer(
+    name="maintenance",
+    help="Say when humans work on something themselves: nothing is changed there, nobody is told.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@maintenance.command("start")
+def start_maintenance(
+    scope: Scope,
+    *,
+    lasts: Annotated[str, typer.Option("--for", help="How long: 30m, 2h, 1d; 7d at most.")],
+    reason: Annotated[str, typer.Option(help="Why; shown wherever something waits.")] = "",
+) -> None:
+    """Let a maintenance window begin now."""
+    with Api() as api:
+        answer = api.post("/maintenance", {"scope": scope, "for": lasts, "reason": reason})
+        window = api.read(answer, WindowView)
+    until = moment(window.until)
+    _say(f"Maintenance of {window.scope} until {until} UTC.")
+    _say(f"End it before with: remediator maintenance end {window.id}")
+
+
+@maintenance.command("list")
+def list_maintenance(*, as_json: Json = False) -> None:
+    """List the windows that run or come, of the configuration too."""
+    with Api() as api:
+        answer = api.get("/maintenance")
+        if as_json:
+            _print_json(answer)
+            return
+        items = api.read(answer, Page[WindowView]).items
+    open_console().print(render.window_table(items) if items else "No maintenance windows.")
+
+
+@maintenance.command("end")
+def end_maintenance(
+    window: Annotated[str, typer.Argument(metavar="ID", help="Id of the window.")],
+) -> None:
+    """End a window that was ordered; what waits for its end goes on at once."""
+    with Api() as api:
+        ended = api.read(api.delete(f"/maintenance/{_quoted(window)}"), WindowView)
+    _say(f"Ended the maintenance of {ended.scope}.")
 
 
 def replay(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
@@ -28,10 +29,12 @@ from remediator.views import (
     IncidentView,
     LimitView,
     MitigationView,
+    ParameterView,
     PauseView,
     PlaybookUse,
     PlaybookView,
     TimelineEvent,
+    WindowView,
 )
 
 GOOD, BAD, DOUBT, ASIDE = "green", "red", "yellow", "dim"
@@ -277,12 +280,12 @@ def timeline_line(event: TimelineEvent) -> Text:
 # --- the rest -----------------------------------------------------------------------------------
 
 
-def playbook_page(playbooks: Iterable[PlaybookView]) -> Group:
-    """Draw the loaded playbooks, each with where it may do what."""
-    return Group(*(_playbook(playbook) for playbook in playbooks))
+def playbook_page(playbooks: Iterable[PlaybookView], *, parameters: bool = False) -> Group:
+    """Draw the loaded playbooks, each with where it may do what, and what may be set for it."""
+    return Group(*(_playbook(playbook, parameters=parameters) for playbook in playbooks))
 
 
-def _playbook(playbook: PlaybookView) -> Group:
+def _playbook(playbook: PlaybookView, *, parameters: bool) -> Group:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style=ASIDE)
     grid.add_column(overflow="fold")
@@ -293,8 +296,26 @@ def _playbook(playbook: PlaybookView) -> Group:
         grid.add_row("  on", styled(_use(use)))
     if not playbook.services:
         grid.add_row("  on", styled("no service yet", DOUBT))
+    for parameter in playbook.parameters if parameters else ():
+        grid.add_row("  takes", _parameter(parameter))
     title = styled(playbook.name, "bold").append(f"  {plain(playbook.summary)}")
     return Group(title, grid)
+
+
+def _parameter(parameter: ParameterView) -> Text:
+    default = f"default {_setting(parameter.default)}"
+    text = Text.assemble(styled(parameter.name, "bold"), "  ", styled(parameter.type, ASIDE))
+    text.append(f", {plain(default)}", ASIDE)
+    return text.append(f"\n{plain(parameter.description)}") if parameter.description else text
+
+
+def _setting(value: object) -> str:
+    """Write a value of the configuration in one line."""
+    if value is None:
+        return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_setting(inner)}" for key, inner in value.items())
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _use(use: PlaybookUse) -> str:
@@ -321,6 +342,20 @@ def limit_table(limits: Iterable[LimitView]) -> Table:
             styled(format_duration(limit.limits.cooldown)),
         )
     return made
+
+
+def window_table(windows: Iterable[WindowView]) -> Table:
+    """Draw the maintenance windows that run or come."""
+    rows = table("Window", "Scope", "From (UTC)", "Until (UTC)", "Why", fixed=1)
+    for window in windows:
+        begin = "now" if window.running else moment(window.since, "%Y-%m-%d %H:%M")
+        until = moment(window.until, "%Y-%m-%d %H:%M")
+        why = f"{window.reason} ({window.by or 'configuration'})".strip()
+        style = DOUBT if window.running else ""
+        rows.add_row(
+            styled(window.id), styled(window.scope), styled(begin, style), until, styled(why)
+        )
+    return rows
 
 
 def pause_line(pause: PauseView) -> Text:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Protocol
+from dataclasses import replace
+from datetime import timedelta
+from typing import Annotated, Any, Protocol, Self
 
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from remediator.access import Permission
-from remediator.model import IncidentOutcome, IncidentState, Value
+from remediator.maintenance import LONGEST, MaintenanceOrder
+from remediator.model import Duration, IncidentOutcome, IncidentState, Value
 from remediator.routing import Call, Handler, Limited, Nothing, Problem, Route, Text
 from remediator.views import (
     DeadLetterView,
@@ -18,6 +21,7 @@ from remediator.views import (
     Page,
     PauseView,
     PlaybookView,
+    WindowView,
 )
 
 GLOBAL = "global"
@@ -95,6 +99,25 @@ class Commands(Protocol):
         ...
 
 
+class Maintenance(Protocol):
+    """The windows in which humans work themselves; ``by`` names the credential.
+
+    All raise ``Refused`` (404, 409, 422) and ``StoreUnavailable``.
+    """
+
+    async def windows(self) -> list[WindowView]:
+        """List what runs and what comes, in the order of their begin."""
+        ...
+
+    async def start(self, order: MaintenanceOrder, by: str) -> WindowView:
+        """Let a window begin, now or later."""
+        ...
+
+    async def end(self, window_id: str, by: str) -> WindowView:
+        """End a window that was ordered."""
+        ...
+
+
 class IncidentQuery(Limited):
     """Query of the list of incidents; filters that are given must all hold."""
 
@@ -127,6 +150,24 @@ class Resumed(Value):
     scope: str
 
 
+class MaintenanceBody(Value):
+    """When humans work on what: ``for`` or ``until``, from now on unless ``from`` is given."""
+
+    scope: Scope
+    since: AwareDatetime | None = Field(default=None, alias="from")
+    lasts: Annotated[Duration, Field(gt=timedelta(0), le=LONGEST)] | None = Field(
+        default=None, alias="for"
+    )
+    until: AwareDatetime | None = None
+    reason: Text = ""
+
+    @model_validator(mode="after")
+    def _one_end(self) -> Self:
+        if (self.lasts is None) == (self.until is None):
+            raise ValueError("needs either for, such as 2h, or until")
+        return self
+
+
 class DecisionBody(Value):
     """An operator's word on an incident."""
 
@@ -142,9 +183,16 @@ class LimitsView(Value):
     paused: list[PauseView]
 
 
-def api_routes(records: Records, playbooks: Playbooks, commands: Commands) -> tuple[Route, ...]:
+def api_routes(
+    records: Records, playbooks: Playbooks, commands: Commands, maintenance: Maintenance
+) -> tuple[Route, ...]:
     """Return the routes of the API."""
-    return (*_reading(records, playbooks), *_switches(commands), *_decisions(records, commands))
+    return (
+        *_reading(records, playbooks),
+        *_switches(commands),
+        *_maintenance(maintenance),
+        *_decisions(records, commands),
+    )
 
 
 def _reading(records: Records, playbooks: Playbooks) -> tuple[Route, ...]:
@@ -199,6 +247,35 @@ def _switches(commands: Commands) -> tuple[Route, ...]:
     return (
         _post("/pause", pause, "Stop every change in a scope", PauseBody, PauseView),
         _post("/resume", resume, "Allow changes in a scope again", ResumeBody, Resumed),
+    )
+
+
+def _maintenance(maintenance: Maintenance) -> tuple[Route, ...]:
+    async def windows(_: Call) -> Page[WindowView]:
+        return Page[WindowView](items=await maintenance.windows())
+
+    async def start(call: Call) -> WindowView:
+        order = MaintenanceOrder.model_validate(dict(call.body))
+        return await maintenance.start(order, call.by)
+
+    async def end(call: Call) -> WindowView:
+        return await maintenance.end(_id(call), call.by)
+
+    order = _post(
+        "/maintenance", start, "Change nothing in a scope for a time", MaintenanceBody, WindowView
+    )
+    return (
+        _get("/maintenance", windows, "List the windows that run or come", Page[WindowView]),
+        replace(order, status=201),
+        Route(
+            "DELETE",
+            "/api/v1/maintenance/{id}",
+            Permission.OPERATE,
+            end,
+            "End a window that was ordered",
+            response=WindowView,
+            errors=(404, 409, 503),
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """Plays Prometheus and Alertmanager for the demo: one rule, one receiver.
 
-The rule is evaluated on the shop's real figures, and its notifications are real Alertmanager v4
+The rule is evaluated on the real figures of what breaks, and its notifications are real Alertmanager v4
 bodies posted to the service's real webhook, with the times of a rule cut down to seconds.
 """
 
@@ -8,22 +8,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
 
+from remediator.demo.sandbox import SERVICE, SYSTEM
 from remediator.model import AlertStatus
 
-LABELS = {
-    "alertname": "DatabaseConnectionPoolExhausted",
-    "service": "orders",
-    "severity": "critical",
-    "system": "shop",
-}
-ANNOTATIONS = {"summary": "Every connection of the orders pool is in use and requests wait."}
 RECEIVER = "remediator"
+
+
+@dataclass(frozen=True)
+class AlertRule:
+    """One rule: the alert's name and text, and the expression over its figures."""
+
+    name: str
+    summary: str
+    holds: Callable[[Any], bool]
+    """The expression, over what the figures' URL answers."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """Labels besides those that every alert of the shop carries."""
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """All labels of the alert."""
+        fixed = {"service": SERVICE, "severity": "critical", "system": SYSTEM}
+        return {"alertname": self.name, **fixed, **self.extra}
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Timing:
 
 
 @dataclass
-class Rule:
+class Watched:
     """One alert's way from pending over firing to resolved, as the senders track it."""
 
     timing: Timing
@@ -76,11 +88,6 @@ class Rule:
             self.starts_at = self.sent_at = None
 
 
-def exhausted(pool: Mapping[str, int]) -> bool:
-    """The rule's expression: ``waiting > 0 and active == max``."""
-    return pool["waiting"] > 0 and pool["active"] == pool["max"]
-
-
 def fingerprint(labels: Mapping[str, str]) -> str:
     """Hash a label set as Prometheus does (64 bit FNV-1a over the sorted pairs)."""
     content = b"".join(f"{k}".encode() + b"\xff" + v.encode() + b"\xff" for k, v in _sorted(labels))
@@ -94,29 +101,31 @@ def _sorted(labels: Mapping[str, str]) -> list[tuple[str, str]]:
     return sorted(labels.items())
 
 
-def notification(status: AlertStatus, starts_at: datetime, now: datetime) -> dict[str, Any]:
-    """Write the body that Alertmanager posts for the demo's alert."""
+def notification(
+    rule: AlertRule, status: AlertStatus, starts_at: datetime, now: datetime
+) -> dict[str, Any]:
+    """Write the body that Alertmanager posts for an alert of ``rule``."""
     resolved = status is AlertStatus.RESOLVED
+    annotations = {"summary": rule.summary}
     alert = {
         "status": status.value,
-        "labels": LABELS,
-        "annotations": ANNOTATIONS,
+        "labels": rule.labels,
+        "annotations": annotations,
         "startsAt": starts_at.isoformat().replace("+00:00", "Z"),
         "endsAt": now.isoformat().replace("+00:00", "Z") if resolved else "0001-01-01T00:00:00Z",
         "generatorURL": "",
-        "fingerprint": fingerprint(LABELS),
+        "fingerprint": fingerprint(rule.labels),
     }
-    group = {"alertname": LABELS["alertname"]}
     return {
         "receiver": RECEIVER,
         "status": status.value,
         "alerts": [alert],
-        "groupLabels": group,
-        "commonLabels": LABELS,
-        "commonAnnotations": ANNOTATIONS,
+        "groupLabels": {"alertname": rule.name},
+        "commonLabels": rule.labels,
+        "commonAnnotations": annotations,
         "externalURL": "",
         "version": "4",
-        "groupKey": f'{{}}:{{alertname="{group["alertname"]}"}}',
+        "groupKey": f'{{}}:{{alertname="{rule.name}"}}',
         "truncatedAlerts": 0,
     }
 
@@ -125,30 +134,33 @@ def notification(status: AlertStatus, starts_at: datetime, now: datetime) -> dic
 class Route:
     """From where the figures come and to where the notifications go."""
 
-    pool_url: str
+    figures_url: str
     webhook_url: str
     token: str
 
 
 async def play_alerts(
-    route: Route, timing: Timing, on_sent: Callable[[AlertStatus, httpx.Response], None]
+    rule: AlertRule,
+    route: Route,
+    on_sent: Callable[[AlertStatus, httpx.Response], None],
+    timing: Timing,
 ) -> None:
     """Evaluate the rule and notify until cancelled; ``on_sent`` hears of every accepted one.
 
     Raises ``httpx.HTTPStatusError`` when the webhook answers with anything that Alertmanager
     would not try again.
     """
-    rule = Rule(timing)
+    watched = Watched(timing)
     headers = {"Authorization": f"Bearer {route.token}", "User-Agent": "Alertmanager/0.25.0"}
     async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
         while True:
-            pool = (await http.get(route.pool_url)).raise_for_status().json()
+            figures = (await http.get(route.figures_url)).raise_for_status().json()
             now = datetime.now(UTC)
-            status = rule.evaluate(holds=exhausted(pool), now=now)
-            if status is not None and rule.starts_at is not None:
-                body = notification(status, rule.starts_at, now)
+            status = watched.evaluate(holds=rule.holds(figures), now=now)
+            if status is not None and watched.starts_at is not None:
+                body = notification(rule, status, watched.starts_at, now)
                 answer = await http.post(route.webhook_url, json=body, headers=headers)
                 if not answer.is_server_error:  # as Alertmanager: only 5xx is tried again
                     on_sent(status, answer.raise_for_status())
-                    rule.sent(status, now)
+                    watched.sent(status, now)
             await asyncio.sleep(timing.evaluate)

@@ -1,4 +1,4 @@
-"""``remediator demo``: breaks a small shop for real and watches the service mend it."""
+"""``remediator demo``: breaks a small system and watches the service mend it."""
 
 from __future__ import annotations
 
@@ -7,67 +7,58 @@ import io
 import os
 import signal
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import httpx
 from rich.console import Console
 
 from remediator import app
-from remediator.demo.alerts import LABELS, Route, Timing, play_alerts
-from remediator.demo.sandbox import CHANNEL, Sandbox, open_sandbox
+from remediator.demo import ScenarioName
+from remediator.demo.alerts import Route, Timing, play_alerts
+from remediator.demo.breaker import BREAKER
+from remediator.demo.latency import LATENCY
+from remediator.demo.oom import OOM
+from remediator.demo.pool import POOL
+from remediator.demo.sandbox import CHANNEL, open_site
+from remediator.demo.scenario import DemoFailed, Look, Scenario, World
 from remediator.demo.screen import Screen
-from remediator.demo.shop import Load, Shop, customers
 from remediator.demo.slack import LocalSlack
 from remediator.demo.slackview import draw_message
-from remediator.demo.story import BAD, GOOD, Fact, ShopLook, ShopStory, Story
-from remediator.model import AlertStatus, IncidentOutcome, IncidentState
+from remediator.demo.story import BAD, Fact, Story, Told
+from remediator.model import (
+    AlertStatus,
+    Assessment,
+    IncidentOutcome,
+    IncidentState,
+    MitigationState,
+)
 from remediator.telemetry import configure_logging
 from remediator.views import IncidentSummary, IncidentView, Page
 
+SCENARIOS = {
+    ScenarioName.POOL: POOL,
+    ScenarioName.LATENCY: LATENCY,
+    ScenarioName.BREAKER: BREAKER,
+    ScenarioName.OOM: OOM,
+}
 WITHIN = 40.0
-"""Seconds from the first order after which the demo gives up."""
+"""Seconds after which the demo gives up."""
 LOOK_EVERY = 0.2
-"""Seconds between two looks at the shop and at the API."""
+"""Seconds between two looks at the world and at the API."""
 SLACK_WITHIN = 5.0
 """Seconds that the last edit of the Slack message may take."""
 LOG_LINES = 20
 """Lines of the service's log that a failure shows."""
 INTERRUPTED = 130
 NEXT = """
-All of it ran on real parts: PostgreSQL, the webhook, the API, the Slack client.
 Where to go next:
   README.md          how it decides, its limits, connecting Alertmanager
+  remediator demo --help
+                     the other scenarios
   remediator serve   the service itself on 127.0.0.1:8080, in shadow mode
 """
-
-
-class DemoFailed(Exception):
-    """The demo did not end as it should; says what was seen."""
-
-
-@dataclass
-class Gauge:
-    """Looks at the shop; orders a second come from its own count over the last five looks."""
-
-    shop: Shop
-    counts: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=6))
-    """Seconds and orders served."""
-
-    def look(self, now: float) -> ShopLook:
-        """Read the shop's figures at the second ``now``."""
-        self.counts.append((now, self.shop.served))
-        (start, before), (end, after) = self.counts[0], self.counts[-1]
-        whole = len(self.counts) == self.counts.maxlen
-        return ShopLook(
-            active=self.shop.active,
-            size=self.shop.size,
-            waiting=self.shop.waiting,
-            leaked=self.shop.leaked,
-            rate=(after - before) / (end - start) if whole else 0,
-        )
 
 
 @dataclass
@@ -75,39 +66,37 @@ class Play:
     """One performance: what takes part in it, and what was seen of the incident last."""
 
     screen: Screen
-    box: Sandbox
+    scenario: Scenario
+    world: World
+    slack: LocalSlack
     service: app.Running
-    load: Load = field(default_factory=Load)
     incident: IncidentView | None = None
-    look: ShopLook | None = None
+    look: Look | None = None
 
     async def perform(self) -> None:
-        """Run until the incident is closed and orders flow; ``DemoFailed`` when they do not."""
+        """Run until the incident is closed and all is well; ``DemoFailed`` when it is not."""
         token = (self.service.state_dir / "token").read_text().strip()
-        route = Route(
-            pool_url=f"{self.box.shop.admin_url}/pool",
-            webhook_url=f"{self.service.url}/webhooks/alertmanager",
-            token=token,
-        )
-        async with customers(self.box.shop.shop, self.load), asyncio.TaskGroup() as group:
+        route = Route(self.world.figures_url, f"{self.service.url}/webhooks/alertmanager", token)
+        async with self.world.under_load(), asyncio.TaskGroup() as group:
             alerting = group.create_task(
-                play_alerts(route, Timing(), self._on_sent), name="play Alertmanager"
+                play_alerts(self.scenario.alert, route, self._on_sent, Timing()),
+                name="play Alertmanager",
             )
             await self._follow()
+            await self._end()
             alerting.cancel()
 
     def _on_sent(self, status: AlertStatus, answer: httpx.Response) -> None:
-        name = LABELS["alertname"]
         self.screen.fact(
-            f"{name} {status}, posted as Alertmanager does:"
+            f"{self.scenario.alert.name} {status}, posted as Alertmanager does:"
             f" {answer.status_code} {answer.reason_phrase}"
         )
 
     async def _follow(self) -> None:
-        """Tell what the API and the shop say until the incident is closed and orders flow."""
+        """Tell what the API and the world say until the incident is closed and all is well."""
         token = (self.service.state_dir / "operator-token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"}
-        gauge, story, shop_story = Gauge(self.box.shop.shop), Story(), ShopStory()
+        story, told = Story(), Told()
         async with httpx.AsyncClient(
             base_url=self.service.url, headers=headers, trust_env=False
         ) as http:
@@ -117,38 +106,47 @@ class Play:
                 await asyncio.sleep(LOOK_EVERY)
                 self.incident = await _newest(http)
                 self._tell(story.news(self.incident) if self.incident else ())
-                self.look = gauge.look(self.screen.elapsed)
-                self._tell(shop_story.news(self.look))
-                self.screen.status = f"{self.look}, {self.look.rate:.0f} orders/s"
-        if self.incident is not None and self.incident.outcome is not IncidentOutcome.MITIGATED:
-            raise DemoFailed(f"the incident closed as {self.incident.outcome}")
-        await self._end()
+                self.look = self.world.look(self.screen.elapsed)
+                self._tell(self.look.news(told))
+                self.screen.status = str(self.look)
 
     def _tell(self, facts: Iterable[Fact]) -> None:
         for fact in facts:
             self.screen.fact(fact.what, fact.details, fact.style)
 
     async def _end(self) -> None:
-        shop = self.box.shop.shop
-        rate = self.look.rate if self.look else 0
-        self.screen.fact(
-            f"Orders flow again, {rate:.0f}/s: {shop.served} served, {shop.failed} failed",
-            style=GOOD,
-        )
+        """Hold the end against what the API and the world say happened."""
+        if self.incident is None:
+            raise DemoFailed("no incident was opened")
+        _prove(self.incident, self.scenario.lever)
+        self._tell([self.world.ending(self.incident)])
         try:
-            await self.box.slack.wait_for(_told, SLACK_WITHIN)
+            await self.slack.wait_for(_told, SLACK_WITHIN)
         except TimeoutError as error:
             raise DemoFailed("Slack was not told of the end") from error
 
     def _over(self) -> bool:
-        """Whether the incident is closed, and as mitigated only once orders flow again."""
+        """Whether the incident is closed, and as mitigated only once all is well."""
         if self.incident is None or self.incident.state is not IncidentState.CLOSED:
             return False
-        return self.incident.outcome is not IncidentOutcome.MITIGATED or self._flowing()
+        well = self.look is not None and self.look.well
+        return well or self.incident.outcome is not IncidentOutcome.MITIGATED
 
-    def _flowing(self) -> bool:
-        look = self.look
-        return look is not None and not look.exhausted and look.rate >= self.load.rate / 2
+
+def _prove(incident: IncidentView, lever: str) -> None:
+    """Raise ``DemoFailed`` unless one change was made, by the lever, and helped.
+
+    A change that the backend refused, because the world had just moved, is none.
+    """
+    if incident.outcome is not IncidentOutcome.MITIGATED:
+        raise DemoFailed(f"the incident closed as {incident.outcome}: {incident.reason}")
+    made = [
+        (each.kind, each.state, each.verdict)
+        for each in incident.mitigations
+        if each.state is not MitigationState.NOT_APPLIED
+    ]
+    if made != [(lever, MitigationState.APPLIED, Assessment.BETTER)]:
+        raise DemoFailed(f"exactly one {lever} should have helped, but this was made: {made}")
 
 
 def _told(slack: LocalSlack) -> bool:
@@ -165,35 +163,42 @@ async def _newest(http: httpx.AsyncClient) -> IncidentView | None:
     return IncidentView.model_validate_json(answer.raise_for_status().content)
 
 
-def run() -> int:
-    """Play the demo in the foreground and return the exit code."""
+def run(name: ScenarioName) -> int:
+    """Play the scenario of that name in the foreground and return the exit code."""
+    return play(SCENARIOS[name])
+
+
+def play(scenario: Scenario) -> int:
+    """Play ``scenario`` in the foreground; 0 only if all of it happened, 1 with what was seen."""
     screen = Screen(Console(file=sys.stdout, highlight=False, emoji=False, markup=False))
     try:
-        return asyncio.run(_run(screen))
+        return asyncio.run(_run(screen, scenario))
     except asyncio.CancelledError:
         screen.console.print("Interrupted; everything is stopped and removed.")
         return INTERRUPTED
 
 
-async def _run(screen: Screen) -> int:
+async def _run(screen: Screen, scenario: Scenario) -> int:
     log = io.StringIO()
     configure_logging("console", "warning", log)
-    screen.title("A small shop on a real PostgreSQL will now break; remediator is watching it.")
+    screen.title(scenario.title)
     with _interruptible(), screen.live():
-        async with open_sandbox(lambda step: setattr(screen, "status", step)) as box:
-            screen.fact(f"{box.server} runs, with the database of a small shop")
-            async with app.running(box.settings) as service:
+        async with open_site(lambda step: setattr(screen, "status", step)) as site:
+            async with scenario.open(site) as world, app.running(world.settings) as service:
+                screen.fact(world.runs)
                 screen.fact(f"remediator listens on {service.url}")
-                play = Play(screen, box, service)
-                problem = await _perform(play)
-            posted = box.slack.posted
+                performance = Play(screen, scenario, world, site.slack, service)
+                problem = await _perform(performance)
+            posted = site.slack.posted
     if posted:
         screen.title(f"Slack shows one message, edited {posted[-1].edits} times:")
         screen.console.print(draw_message(CHANNEL, posted[-1].blocks))
     if problem is not None or not posted:
-        _explain(play, problem or "Slack got no message", log.getvalue())
+        _explain(performance, problem or "Slack got no message", log.getvalue())
         return 1
-    screen.console.print(NEXT)
+    screen.console.print()
+    screen.title(scenario.parts)
+    screen.console.print(NEXT.strip("\n"))
     return 0
 
 
@@ -219,7 +224,7 @@ def _explain(play: Play, problem: str, log: str) -> None:
     screen = play.screen
     screen.fact(f"The demo failed: {problem}", style=BAD)
     if play.look is not None:
-        screen.fact(f"The shop at the end: {play.look}")
+        screen.fact(f"At the end: {play.look}")
     if log:
         screen.fact("Warnings in the log:", log.splitlines()[-LOG_LINES:])
     if play.incident is None:

@@ -1,128 +1,70 @@
-"""The demo's world: a PostgreSQL, the shop, a Slack, and the configuration that names them."""
+"""Where a scenario is played: a temporary folder, a Slack, and the configuration's file."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import yaml
 
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
-from remediator.demo.shop import APP_ROLE, SCHEMA, RunningShop, open_shop
 from remediator.demo.slack import LocalSlack
 from remediator.settings import Settings, load_settings
 
-DATABASE = "shop"
-READER, WRITER = "remediator_reader", "remediator_writer"
 CHANNEL = "#orders-alerts"
 SLACK_TOKEN = "xoxb-demo"  # noqa: S105 - guards nothing but the demo's own Slack
-ROLES = f"""
-CREATE ROLE {APP_ROLE} LOGIN;
-CREATE ROLE {READER} LOGIN IN ROLE pg_monitor;
-CREATE ROLE {WRITER} LOGIN IN ROLE pg_monitor, pg_signal_backend;
-"""
-"""The application, and the remediator's two accounts with no right beyond what they need."""
+SYSTEM, SERVICE = "shop", "orders"
+VERIFICATION = {
+    "interval": "500ms",
+    "hold": "3s",
+    "hold_resolved": "2s",
+    "deadline": "20s",
+    "resolve_within": "20s",
+}
+"""The playbooks' own times, cut down to seconds; their limits are not."""
 
 
 @dataclass(frozen=True)
-class Sandbox:
-    """Everything of the demo but the remediator itself."""
+class Site:
+    """What every scenario is given to build upon."""
 
-    server: str
-    """The database server's version and address."""
-    shop: RunningShop
+    folder: Path
     slack: LocalSlack
-    settings: Settings
+    on_step: Callable[[str], None]
+    """Told what is being done while things start."""
+
+    def secret(self, name: str, text: str) -> str:
+        """Write ``text`` to a file of the folder that only we can read; return its path."""
+        path = self.folder / name
+        path.touch(mode=0o600)
+        path.write_text(text)
+        return str(path)
+
+    def configure(self, backends: Mapping[str, Any], service: Mapping[str, Any]) -> Settings:
+        """Write a real remediator.yaml with its one service, and load it as ``serve`` does."""
+        orders = {"match": {"service": SERVICE}, **service}
+        configuration = {
+            "listen": "127.0.0.1:0",
+            "slack": {
+                "channel": CHANNEL,
+                "token_file": self.secret("slack.token", self.slack.token),
+                "api_url": self.slack.api_url,
+            },
+            "backends": dict(backends),
+            "systems": {SYSTEM: {"match": {"system": SYSTEM}, "services": {SERVICE: orders}}},
+        }
+        path = self.folder / "remediator.yaml"
+        path.write_text(yaml.safe_dump(configuration, sort_keys=False))
+        environ = {"REMEDIATOR_STATE_DIR": str(self.folder / "state")}
+        return load_settings(path, environ, self.folder)
 
 
 @asynccontextmanager
-async def open_sandbox(on_step: Callable[[str], None]) -> AsyncIterator[Sandbox]:
-    """Start it in a temporary folder, telling each step; leave nothing behind."""
-    on_step("starting PostgreSQL")
+async def open_site(on_step: Callable[[str], None]) -> AsyncIterator[Site]:
+    """Make the folder and open the Slack; leave nothing behind."""
     with tempfile.TemporaryDirectory(prefix="remediator-demo-") as name:
-        folder = Path(name)
-        async with EmbeddedPostgres(ServerOptions(max_connections=30)) as postgres:
-            version = await _prepare(await postgres.create_database(DATABASE))
-            on_step("opening the shop")
-            async with (
-                LocalSlack(token=SLACK_TOKEN, channel=CHANNEL) as slack,
-                open_shop(postgres.dsn(DATABASE, APP_ROLE)) as shop,
-            ):
-                settings = _configure(folder, postgres, shop.admin_url, slack.api_url)
-                yield Sandbox(
-                    server=f"PostgreSQL {version} on 127.0.0.1:{postgres.port}",
-                    shop=shop,
-                    slack=slack,
-                    settings=settings,
-                )
-
-
-async def _prepare(dsn: str) -> str:
-    """Make the roles and the shop's tables; return the server's version."""
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(ROLES + SCHEMA)
-        return str(await connection.fetchval("SHOW server_version"))
-    finally:
-        await connection.close()
-
-
-def _configure(folder: Path, postgres: EmbeddedPostgres, admin: str, slack: str) -> Settings:
-    """Write a real remediator.yaml with its secrets beside it, and load it as ``serve`` does."""
-    files = {
-        "reader.dsn": postgres.dsn(DATABASE, READER),
-        "writer.dsn": postgres.dsn(DATABASE, WRITER),
-        "slack.token": SLACK_TOKEN,
-    }
-    for name, secret in files.items():
-        path = folder / name
-        path.touch(mode=0o600)
-        path.write_text(secret)
-    config = folder / "remediator.yaml"
-    config.write_text(yaml.safe_dump(configuration(folder, admin, slack), sort_keys=False))
-    return load_settings(config, {"REMEDIATOR_STATE_DIR": str(folder / "state")}, folder)
-
-
-def configuration(folder: Path, admin: str, slack: str) -> dict[str, Any]:
-    """Return the demo's configuration; the times are cut down to seconds, the limits are not."""
-    playbook = {
-        "mode": "auto",
-        "app_roles": [APP_ROLE],
-        "idle_tx_s": 2,
-        "max_kills": 5,
-        "pool_path": "/pool",
-        "verification": {
-            "interval": "500ms",
-            "hold": "3s",
-            "hold_resolved": "2s",
-            "deadline": "20s",
-            "resolve_within": "20s",
-        },
-    }
-    orders = {
-        "match": {"service": "orders"},
-        "targets": {"database": "orders-db", "admin": "orders-admin"},
-        "playbooks": {"PoolExhausted": playbook},
-    }
-    database = {
-        "dsn_file": str(folder / "reader.dsn"),
-        "writer_dsn_file": str(folder / "writer.dsn"),
-    }
-    return {
-        "listen": "127.0.0.1:0",
-        "slack": {
-            "channel": CHANNEL,
-            "token_file": str(folder / "slack.token"),
-            "api_url": slack,
-        },
-        "backends": {
-            "postgres": {"orders-db": database},
-            "http": {"orders-admin": {"url": admin}},
-        },
-        "systems": {"shop": {"match": {"system": "shop"}, "services": {"orders": orders}}},
-    }
+        async with LocalSlack(token=SLACK_TOKEN, channel=CHANNEL) as slack:
+            yield Site(Path(name), slack, on_step)

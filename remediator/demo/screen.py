@@ -68,4 +68,4 @@ class Screen:
 
     def title(self, text: str) -> None:
         """Print a headline."""
-        self.console.print(Text(text, style="bold"))
+        self.console.print(Text(textwrap.fill(text, self.console.width), style="bold"))

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,8 @@ from itertools import count
 
 import asyncpg
 from aiohttp import web
+
+from remediator.demo.serving import serving
 
 APP_ROLE = "orders_app"
 ITEMS = ("teapot", "kettle", "mug", "tray")
@@ -71,6 +75,39 @@ class Load:
 
 
 @dataclass
+class Durations:
+    """How long requests take; one that still waits counts with its time so far."""
+
+    window: float = 2.0
+    """Seconds for which a request that ended counts."""
+    ended: deque[tuple[float, float]] = field(default_factory=deque)
+    """When it ended, and the seconds that it took."""
+    begun: dict[int, float] = field(default_factory=dict)
+    """When those began that are under way."""
+    numbers: Iterator[int] = field(default_factory=count)
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure one request: the block."""
+        number, start = next(self.numbers), time.monotonic()
+        self.begun[number] = start
+        try:
+            yield
+        finally:
+            del self.begun[number]
+            now = time.monotonic()
+            self.ended.append((now, now - start))
+
+    def p95(self) -> float:
+        """Return the seconds within which 95 of 100 are done; 0 when there was none."""
+        now = time.monotonic()
+        while self.ended and self.ended[0][0] < now - self.window:
+            self.ended.popleft()
+        taken = sorted([*(took for _, took in self.ended), *(now - b for b in self.begun.values())])
+        return taken[int(len(taken) * 0.95)] if taken else 0.0
+
+
+@dataclass
 class Shop:
     """The application: its pool and what it has counted since the start."""
 
@@ -81,6 +118,7 @@ class Shop:
     served: int = 0
     failed: int = 0
     leaked: int = 0
+    durations: Durations = field(default_factory=Durations)
 
     @property
     def active(self) -> int:
@@ -95,7 +133,8 @@ class Shop:
     async def order(self, order: Order) -> None:
         """Take one order and count how it ended."""
         try:
-            await self.checkout(order)
+            with self.durations.measured():
+                await self.checkout(order)
             self.served += 1
         except ExpiredVoucher:
             self.leaked += 1
@@ -198,14 +237,9 @@ async def _admin(shop: Shop) -> AsyncIterator[str]:
     async def orders(_: web.Request) -> web.Response:
         return web.json_response({"served": shop.served, "failed": shop.failed})
 
-    app = web.Application()
-    app.add_routes([web.get("/pool", pool), web.get("/orders", orders)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        yield f"http://{host}:{port}"
-    finally:
-        await runner.cleanup()
+    async def latency(_: web.Request) -> web.Response:
+        return web.json_response({"p95_ms": round(shop.durations.p95() * 1000, 1)})
+
+    routes = {"/pool": pool, "/orders": orders, "/latency": latency}
+    async with serving([web.get(path, answer) for path, answer in routes.items()]) as url:
+        yield url

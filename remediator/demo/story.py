@@ -1,4 +1,4 @@
-"""Turns what the API and the shop say into facts for people, each told once."""
+"""Turns what the API says of an incident into facts for people, each told once."""
 
 from __future__ import annotations
 
@@ -94,48 +94,3 @@ def _found(findings: list[FindingView]) -> Fact:
     if fine:
         details.append(f"{fine} more checks found nothing wrong")
     return Fact(f"Found after {len(findings)} read-only checks:", tuple(details))
-
-
-@dataclass(frozen=True)
-class ShopLook:
-    """The shop's figures at one moment."""
-
-    active: int
-    size: int
-    waiting: int
-    leaked: int
-    rate: float
-    """Orders served a second; 0 in the first second."""
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether every connection is taken and orders wait."""
-        return self.waiting > 0 and self.active == self.size
-
-    def __str__(self) -> str:
-        return f"{self.active} of {self.size} connections in use, {self.waiting} orders wait"
-
-
-@dataclass
-class ShopStory:
-    """What was told of the shop so far."""
-
-    told: Told = field(default_factory=Told)
-
-    def news(self, look: ShopLook) -> Iterator[Fact]:
-        """Yield what is new since the last look."""
-        if look.rate > 0 and self.told.first("calm"):
-            yield Fact(
-                f"The shop serves {look.rate:.0f} orders/s over a pool of {look.size} connections"
-            )
-        if look.leaked and self.told.first("bug"):
-            yield Fact(
-                "The bug strikes: orders with an expired voucher leave their transaction open,"
-                " each with a row locked",
-                style=DOUBT,
-            )
-        if look.exhausted and self.told.first("exhausted"):
-            yield Fact(f"The pool is exhausted: {look}", style=BAD)
-        recovered = "exhausted" in self.told and look.waiting == 0
-        if recovered and self.told.first("recovered"):
-            yield Fact(f"The pool recovered: {look}", style=GOOD)

@@ -19,6 +19,7 @@ from remediator.errors import (
     PermanentError,
     TemporaryError,
 )
+from remediator.maintenance import Halt
 from remediator.model import (
     LedgerEntry,
     Mitigation,
@@ -57,16 +58,16 @@ async def pull(
     lever: Lever,
     entry: LedgerEntry,
     deadline: float,
-    paused: Callable[[], Awaitable[str | None]],
+    paused: Callable[[], Awaitable[Halt | None]],
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
     """Make the reserved change, unless it is too late or has been paused meanwhile.
 
     ``deadline`` is on ``clock``. Whatever goes wrong after the call began is ``unknown``.
     """
-    reason = await paused()
-    if reason is not None:
-        return Outcome(state=MitigationState.NOT_APPLIED, detail=f"not begun: {reason}")
+    halt = await paused()
+    if halt is not None:
+        return Outcome(state=MitigationState.NOT_APPLIED, detail=f"not begun: {halt.reason}")
     if clock() >= deadline:
         detail = "not begun: the time in which it might be applied was over"
         return Outcome(state=MitigationState.NOT_APPLIED, detail=detail)

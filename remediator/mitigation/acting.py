@@ -30,7 +30,7 @@ from remediator.model import (
 )
 from remediator.store.ledger import Settlement
 from remediator.store.queue import Transition
-from remediator.work import SEEN_AGAIN, Work, close, probe
+from remediator.work import PATIENCE, SEEN_AGAIN, Work, close, probe
 
 
 async def act(work: Work) -> Transition:
@@ -41,6 +41,11 @@ async def act(work: Work) -> Transition:
     if not work.claim.firing:
         return work.resolved_by_itself()
     approved = work.find(MitigationState.APPROVED)
+    maintained = work.wait_for_maintenance(Phase.DIAGNOSE if approved is None else None)
+    if maintained is not None:
+        return maintained
+    if approved is not None and _stale(work, approved):
+        return deciding.expired(work, approved)
     mitigation = (
         choose(work.claim.proposal, work.claim.entries) if approved is None else approved.mitigation
     )
@@ -69,7 +74,10 @@ async def _reserve_and_pull(
         entry = approved.model_copy(update=live)
     deadline = work.around.ledger.apply_deadline(work.around.monotonic())
     decision, reserved = await work.around.ledger.reserve(
-        incident, entry, bounds, lambda standing: judge(standing, bounds)
+        incident,
+        entry,
+        bounds,
+        lambda standing: judge(work.around.whole(incident, standing), bounds),
     )
     if reserved is None:
         return _refused(work, mitigation, decision, approved)
@@ -77,7 +85,7 @@ async def _reserve_and_pull(
         work.lever(mitigation),
         reserved,
         deadline,
-        lambda: work.around.ledger.paused(incident),
+        lambda: work.around.paused(incident),
         work.around.monotonic,
     )
     return _after(work, reserved, outcome)
@@ -147,6 +155,8 @@ def _refused(
 ) -> Transition:
     if approved is None:
         return deciding.refused(work, mitigation, decision)
+    if decision.code == "maintenance":  # it began just now: what was approved waits for its end
+        return Transition(phase=Phase.ACT, notify=False)
     if decision.effect is Effect.WAIT and not work.out_of_patience:
         return work.wait(decision.reason, deciding.RECHECK, code=decision.code)
     settlement = Settlement(
@@ -157,6 +167,11 @@ def _refused(
     )
     closing = close(work.claim, IncidentOutcome.DENIED, f"{decision.code}: {decision.reason}")
     return closing.model_copy(update={"settlement": settlement})
+
+
+def _stale(work: Work, approved: LedgerEntry) -> bool:
+    # nothing but a window makes a plan wait for longer than our patience
+    return approved.expires_at is not None and work.claim.now > approved.expires_at + PATIENCE
 
 
 def _allows(work: Work, mitigation: Mitigation, needed: Mode) -> bool:

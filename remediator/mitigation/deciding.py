@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 from remediator.errors import BackendUnavailable, PermanentError
 from remediator.mitigation import decide as policy
 from remediator.mitigation.act import not_prepared, prepare
 from remediator.model import (
+    Bound,
     Decision,
     Effect,
     IncidentOutcome,
+    LedgerEntry,
     Mitigation,
     MitigationState,
     Phase,
     Preparation,
     Proposal,
 )
+from remediator.store.ledger import Settlement, Standing
 from remediator.store.queue import Transition
 from remediator.work import Work, close
 
@@ -33,6 +37,9 @@ async def decide(work: Work) -> Transition:
     claim = work.claim
     if not claim.firing:
         return work.resolved_by_itself()
+    maintained = work.wait_for_maintenance(Phase.DIAGNOSE)
+    if maintained is not None:
+        return maintained
     if claim.now - claim.incident.phase_since > FRESH:
         return Transition(phase=Phase.DIAGNOSE, notify=False)
     waiting = work.wait_for_cause()
@@ -51,20 +58,42 @@ async def decide(work: Work) -> Transition:
         work.enabled.modes[mitigation.risk],
         dry_run=claim.incident.dry_run,
         impaired=proposal.impaired,
-        standing=await work.around.ledger.standing(claim.incident, mitigation.target.key, bounds),
+        standing=await _standing(work, mitigation, bounds),
         bounds=bounds,
     )
     return await _follow(work, mitigation, decision)
 
 
+async def _standing(work: Work, mitigation: Mitigation, bounds: Sequence[Bound]) -> Standing:
+    incident, ledger = work.claim.incident, work.around.ledger
+    standing = await ledger.standing(incident, mitigation.target.key, bounds)
+    return work.around.whole(incident, standing)
+
+
 async def await_approval(work: Work) -> Transition:
-    """Wait for a human; no answer in time is a no, and a human is told."""
+    """Wait for a human; no answer in time is a no, and a human is told, but not in a window."""
     entry = work.find(MitigationState.AWAITING_APPROVAL)
     if not work.claim.firing:
         return work.resolved_by_itself()
-    if entry is None or entry.expires_at is None or work.claim.now >= entry.expires_at:
+    if entry is not None and work.maintenance is not None and _over(entry, work):
+        return expired(work, entry)
+    if entry is None or entry.expires_at is None or _over(entry, work):
         return work.escalate("nobody approved the plan in its time; it was not carried out")
     return Transition(phase=Phase.APPROVAL, due_in=entry.expires_at - work.claim.now, notify=False)
+
+
+def expired(work: Work, entry: LedgerEntry) -> Transition:
+    """Forget a plan whose time a maintenance window took: after it, look afresh and ask again."""
+    reason = "its time was over during maintenance; it is looked at afresh"
+    settlement = Settlement(
+        id=entry.id, state=MitigationState.EXPIRED, reason=reason, in_flight=False
+    )
+    again = work.again(reason, work.event("plan expired", reason), settlement)
+    return again.model_copy(update={"notify": False})
+
+
+def _over(entry: LedgerEntry, work: Work) -> bool:
+    return entry.expires_at is not None and work.claim.now >= entry.expires_at
 
 
 async def _follow(work: Work, mitigation: Mitigation, decision: Decision) -> Transition:
@@ -84,6 +113,8 @@ def refused(work: Work, mitigation: Mitigation, decision: Decision) -> Transitio
     """Wait for what passes; close as denied, with the reason, for what does not."""
     if decision.code == "resolved":
         return work.resolved_by_itself()
+    if decision.code == "maintenance":  # it began just now: the diagnosis waits for its end
+        return Transition(phase=Phase.DIAGNOSE, notify=False)
     if decision.effect is Effect.WAIT and not work.out_of_patience:
         return work.wait(decision.reason, RECHECK, code=decision.code)
     preparation = Preparation(mitigation=mitigation)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import timedelta
 
 import structlog
 
 from remediator.errors import PermanentError
+from remediator.maintenance import Halt, covered
 from remediator.mitigation import act
 from remediator.model import MitigationState, Outcome
 from remediator.store import Store
 from remediator.store.database import patiently
 from remediator.store.obligations import Obligation
-from remediator.work import Levers
+from remediator.work import Surroundings
 
 ATTEMPTS = 20
 """Attempts after which a human has to take the change back."""
@@ -24,31 +24,31 @@ _AGAIN = timedelta(seconds=30)
 _log = structlog.get_logger(__name__)
 
 
-async def take_back(store: Store, levers: Levers, clock: Callable[[], float]) -> bool:
+async def take_back(store: Store, around: Surroundings) -> bool:
     """Take back what is due; return whether there may be more."""
     owed = await store.obligations.claim(1)
     for obligation in owed:
-        await _take_back(store, levers, obligation, clock)
+        await _take_back(store, around, obligation)
     return bool(owed)
 
 
-async def _take_back(
-    store: Store, levers: Levers, owed: Obligation, clock: Callable[[], float]
-) -> None:
-    deadline = store.ledger.apply_deadline(clock())
+async def _take_back(store: Store, around: Surroundings, owed: Obligation) -> None:
+    deadline = store.ledger.apply_deadline(around.monotonic())
     if owed.entry.state is not MitigationState.APPLIED:
         await _settle(store, owed, taken_back=True, reason="it was taken back before")
         return
-    hindrance = await _hindrance(store, owed)
-    if hindrance is not None and _too_long(owed):
+    halt = await around.paused(owed.incident)
+    hindrance = _hindrance(owed, halt)
+    in_window = halt is not None and halt.until is not None
+    if hindrance is not None and not in_window and await _too_long(store, around, owed):
         await _settle(store, owed, taken_back=False, reason=_cannot(owed, hindrance))
         return
-    if hindrance is not None or clock() >= deadline:
+    if hindrance is not None or around.monotonic() >= deadline:
         _log.info("not_taken_back_yet", effect_key=owed.entry.effect_key, reason=hindrance)
         await store.obligations.postpone(owed, _AGAIN, attempts=owed.attempts)
         return
     try:
-        lever = levers.find(owed.entry.mitigation.target, owed.entry.mitigation.kind)
+        lever = around.levers.find(owed.entry.mitigation.target, owed.entry.mitigation.kind)
         outcome = await act.revert(lever, owed.entry, in_steps=True)
     except PermanentError as error:
         await _settle(store, owed, taken_back=False, reason=_cannot(owed, str(error)))
@@ -56,19 +56,22 @@ async def _take_back(
     await _follow(store, owed, outcome)
 
 
-async def _hindrance(store: Store, owed: Obligation) -> str | None:
+def _hindrance(owed: Obligation, halt: Halt | None) -> str | None:
     """Say why it is not the time to take the change back, or None."""
     if owed.busy:
         return "a mitigation of the same target is in flight"
     if owed.firing is not None:
         return f"{owed.firing} fires: the service is not stable"
-    return await store.ledger.paused(owed.incident)
+    return None if halt is None else halt.reason
 
 
-def _too_long(owed: Obligation) -> bool:
-    entry = owed.entry
+async def _too_long(store: Store, around: Surroundings, owed: Obligation) -> bool:
+    """Say whether it is owed for too long, less what maintenance windows took of the time."""
+    entry, now = owed.entry, owed.now
     over = (entry.reserved_at or entry.created_at) + (entry.mitigation.hold or timedelta(0))
-    return owed.now - over > UNSTABLE
+    planned = around.catalogue.windows(owed.incident, over, now)
+    ordered = await store.windows.over(owed.incident, over, now)
+    return now - over - covered([*planned, *ordered], over, now) > UNSTABLE
 
 
 async def _follow(store: Store, owed: Obligation, outcome: Outcome) -> None:

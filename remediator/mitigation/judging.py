@@ -52,11 +52,9 @@ async def revert(work: Work) -> Transition:
     entry = work.find(MitigationState.APPLIED)
     if entry is None:
         return work.escalate("nothing is in flight that could be put back")
-    paused = await work.around.ledger.paused(work.claim.incident)
-    if paused is not None and not work.out_of_patience:
-        return work.wait(f"not put back yet: {paused}", SEEN_AGAIN, code="paused")
-    if paused is not None:
-        return work.escalate(f"the change was not put back: {paused}")
+    halted = work.wait_for_maintenance() or await _halted(work)
+    if halted is not None:
+        return halted
     if work.around.monotonic() >= work.around.ledger.apply_deadline(work.started):
         return work.wait("not put back yet: the step was held up", SEEN_AGAIN, code="late")
     try:
@@ -74,6 +72,17 @@ async def revert(work: Work) -> Transition:
     return work.again(reason, work.event("put back", outcome.detail), settlement)
 
 
+async def _halted(work: Work) -> Transition | None:
+    halt = await work.around.paused(work.claim.incident)
+    if halt is None:
+        return None
+    if halt.until is not None:  # a window began just now: the next look waits for its end
+        return Transition(phase=Phase.REVERT, notify=False)
+    if work.out_of_patience:
+        return work.escalate(f"the change was not put back: {halt.reason}")
+    return work.wait(f"not put back yet: {halt.reason}", SEEN_AGAIN, code=halt.code)
+
+
 async def settle(work: Work) -> Transition:
     """Wait for the sender to say that the alert resolved: nothing is fixed while it fires."""
     incident = work.claim.incident
@@ -83,6 +92,9 @@ async def settle(work: Work) -> Transition:
     left = incident.phase_since + within - work.claim.now
     if left > timedelta(0):
         return Transition(phase=Phase.SETTLE, due_in=left, notify=False)
+    maintained = work.wait_for_maintenance()
+    if maintained is not None:  # it may well be the work that makes it fire
+        return maintained
     return work.escalate(
         f"the measurements are good ({incident.reason}), but the alert still fires:"
         " it may mean something else"

@@ -14,7 +14,8 @@ from remediator.store.ledger import Standing
 def judge(standing: Standing, bounds: Sequence[Bound]) -> Decision:
     """Allow one more mitigation, deny it for good, or say what has to pass first."""
     if standing.paused is not None:
-        return Decision(effect=Effect.WAIT, code="paused", reason=standing.paused)
+        halt = standing.paused
+        return Decision(effect=Effect.WAIT, code=halt.code, reason=halt.reason)
     if not standing.firing:
         reason = "no alert of the incident fires any more"
         return Decision(effect=Effect.DENY, code="resolved", reason=reason)

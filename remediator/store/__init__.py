@@ -17,6 +17,8 @@ from remediator.store.obligations import Obligations
 from remediator.store.queue import LEASE, Queue
 from remediator.store.records import Records
 from remediator.store.schema import require_schema
+from remediator.store.silenced import Silenced
+from remediator.store.windows import Windows
 
 __all__ = ["Store", "open_store"]
 
@@ -37,6 +39,8 @@ class Store:
     obligations: Obligations
     records: Records
     commands: Commands
+    silenced: Silenced
+    windows: Windows
 
 
 @contextlib.asynccontextmanager
@@ -72,4 +76,6 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
             obligations=Obligations(database),
             records=Records(database, ledger, bounds),
             commands=Commands(database, changed, scopes),
+            silenced=Silenced(database),
+            windows=Windows(database),
         )

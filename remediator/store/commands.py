@@ -1,4 +1,4 @@
-"""What operators order: pause, resume, approve, reject, cancel. Each is journalled with its name."""
+"""What operators order: pauses, maintenance, approvals, cancels. Each is journalled with its name."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import Refused
+from remediator.maintenance import LONGEST, MaintenanceOrder
 from remediator.model import (
     IncidentId,
     IncidentOutcome,
     IncidentState,
     MitigationState,
     Phase,
+    format_duration,
+    new_id,
 )
 from remediator.store import tables as t
 from remediator.store.database import Database, Operation
 from remediator.store.ledger import close_entries
 from remediator.store.queue import request_notice
-from remediator.views import PauseView
+from remediator.store.windows import view_of
+from remediator.views import PauseView, WindowView
 
 T = TypeVar("T")
 
@@ -42,11 +46,14 @@ class Commands:
         self._changed()
         return result
 
-    async def pause(self, scope: str, by: str, reason: str) -> PauseView:
-        """Stop every mutation in ``scope``; no reservation is made after this returns."""
+    def _known(self, scope: str, what: str) -> None:
         if scope not in self._scopes:
             known = ", ".join(sorted(self._scopes))
-            raise Refused(404, f"there is nothing called {scope!r} to pause; known are: {known}")
+            raise Refused(404, f"there is nothing called {scope!r} to {what}; known are: {known}")
+
+    async def pause(self, scope: str, by: str, reason: str) -> PauseView:
+        """Stop every mutation in ``scope``; no reservation is made after this returns."""
+        self._known(scope, "pause")
 
         async def operation(connection: AsyncConnection) -> PauseView:
             now = await self._database.now(connection)
@@ -69,6 +76,46 @@ class Commands:
             await _journal(connection, None, now, f"resumed {scope}", by, "")
 
         await self._order(operation)
+
+    async def start_maintenance(self, order: MaintenanceOrder, by: str) -> WindowView:
+        """Let nothing be changed in a scope for a time; no reservation is made in it from then on.
+
+        ``Refused`` for an unknown scope and for times that make no window.
+        """
+        self._known(order.scope, "maintain")
+
+        async def operation(connection: AsyncConnection) -> WindowView:
+            now = await self._database.now(connection)
+            row = _window(order, now) | {"by": by, "ordered_at": now}
+            await connection.execute(insert(t.maintenance), row)
+            said = f"{order.scope} from {row['since'].isoformat()} to {row['until'].isoformat()}"
+            reason = f"{said}: {order.reason}" if order.reason else said
+            await _journal(connection, None, now, "maintenance ordered", by, reason)
+            return view_of(row, now)
+
+        return await self._order(operation)
+
+    async def end_maintenance(self, window_id: str, by: str) -> WindowView:
+        """End an ordered window now; what waits for its end goes on at once."""
+
+        async def operation(connection: AsyncConnection) -> WindowView:
+            now = await self._database.now(connection)
+            this = t.maintenance.c.id == window_id
+            query = select(t.maintenance).where(this).with_for_update()
+            row = (await connection.execute(query)).mappings().first()
+            if row is None:
+                raise Refused(404, f"there is no maintenance window {window_id}")
+            over = row["ended_at"] or row["until"]
+            if over <= now:
+                raise Refused(409, f"{window_id} is over since {over.isoformat()}")
+            ended = {"ended_at": now, "ended_by": by}
+            await connection.execute(update(t.maintenance).where(this).values(**ended))
+            await _wake(connection, row["scope"], now)
+            said = f"{row['scope']} ({window_id})"
+            await _journal(connection, None, now, "maintenance ended", by, said)
+            return view_of({**row, "until": now}, now)
+
+        return await self._order(operation)
 
     async def approve(self, incident_id: str, plan_hash: str | None, by: str) -> None:
         """Let exactly the waiting plan go ahead; ``Refused`` when it changed or expired."""
@@ -111,6 +158,34 @@ class Commands:
             await _journal(connection, incident_id, now, "cancelled", by, reason)
 
         await self._order(operation)
+
+
+def _window(order: MaintenanceOrder, now: datetime) -> dict[str, Any]:
+    """Work the window's times out; ``Refused`` when they make none."""
+    since = max(order.since or now, now)
+    until = order.until if order.lasts is None else since + order.lasts
+    if until is None or until <= since:
+        raise Refused(422, f"a window that begins at {since.isoformat()} has to end after that")
+    if until - since > LONGEST:
+        raise Refused(422, f"a window lasts {format_duration(LONGEST)} at most; order another one")
+    return {
+        "id": new_id("mnt", now),
+        "scope": order.scope,
+        "since": since,
+        "until": until,
+        "reason": order.reason,
+    }
+
+
+async def _wake(connection: AsyncConnection, scope: str, now: datetime) -> None:
+    """Let every open incident in ``scope`` look again, also one that is at a step right now."""
+    system, _, service = scope.partition("/")
+    within = t.incidents.c.state == IncidentState.OPEN
+    if scope != "global":
+        within &= t.incidents.c.system == system
+    if service:
+        within &= t.incidents.c.service == service
+    await connection.execute(update(t.incidents).where(within).values(due_at=now, poked=True))
 
 
 async def _open_incident(connection: AsyncConnection, incident_id: str) -> Any:

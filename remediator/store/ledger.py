@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, func, insert, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import OwnershipLost
+from remediator.maintenance import Halt, running, scopes_of
 from remediator.model import (
     AlertStatus,
     Assessment,
@@ -33,6 +34,7 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.database import Database
+from remediator.store.windows import windows_over
 
 _COUNTED = (
     MitigationState.RESERVED,
@@ -46,7 +48,7 @@ class Standing(Value):
     """What the bounds depend on, read in one transaction."""
 
     now: AwareDatetime
-    paused: str | None
+    paused: Halt | None
     """Why nothing may be changed now: scope, who and why; None when nothing is paused."""
     firing: bool
     """Whether the incident's alert still fires; replays count as firing."""
@@ -124,10 +126,11 @@ class Ledger:
 
         return await self._database.write(operation, serial=True)
 
-    async def paused(self, incident: Incident) -> str | None:
-        """Say why nothing may be changed right now; None when nothing is paused."""
+    async def paused(self, incident: Incident) -> tuple[datetime, Halt | None]:
+        """Return the time, and why nothing may be changed now: a pause or an ordered window."""
         async with self._database.read() as connection:
-            return await _pause_reason(connection, incident)
+            now = await self._database.now(connection)
+            return now, await _halt(connection, incident, now)
 
     async def usage(self, bounds: Sequence[Bound]) -> list[Usage]:
         """Count what is used of ``bounds`` now."""
@@ -166,7 +169,7 @@ async def _standing(
     )
     return Standing(
         now=now,
-        paused=await _pause_reason(connection, incident),
+        paused=await _halt(connection, incident, now),
         firing=(await connection.execute(firing.limit(1))).first() is not None,
         usages=tuple([await _usage(connection, bound, now) for bound in bounds]),
         busy_with=(await connection.execute(busy)).scalar(),
@@ -174,13 +177,17 @@ async def _standing(
     )
 
 
-async def _pause_reason(connection: AsyncConnection, incident: Incident) -> str | None:
-    scopes = ("global", f"{incident.system}", f"{incident.system}/{incident.service}")
-    query = select(t.pauses).where(t.pauses.c.scope.in_(scopes)).order_by(t.pauses.c.since)
+async def _halt(connection: AsyncConnection, incident: Incident, now: datetime) -> Halt | None:
+    window = running(await windows_over(connection, incident, now, now), now)
+    if window is not None:
+        return window.halt
+    over = t.pauses.c.scope.in_(scopes_of(incident))
+    query = select(t.pauses).where(over).order_by(t.pauses.c.since)
     row = (await connection.execute(query)).mappings().first()
     if row is None:
         return None
-    return f"{row['scope']} is paused by {row['by']}: {row['reason'] or 'no reason given'}"
+    why = row["reason"] or "no reason given"
+    return Halt(reason=f"{row['scope']} is paused by {row['by']}: {why}")
 
 
 async def _usage(connection: AsyncConnection, bound: Bound, now: datetime) -> Usage:

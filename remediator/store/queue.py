@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from sqlalchemy import CursorResult, Select, case, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remediator.maintenance import Window
 from remediator.model import (
     Alert,
     AlertStatus,
@@ -35,9 +36,14 @@ from remediator.store import tables as t
 from remediator.store.claims import claim_due, write_claimed
 from remediator.store.database import Database
 from remediator.store.ledger import Settlement, close_entries, entry_of, insert_entry, settle
+from remediator.store.windows import windows_over
 from remediator.views import TimelineEvent
 
-_GOOD_ENDS = (IncidentOutcome.MITIGATED, IncidentOutcome.RESOLVED_BY_ITSELF)
+_GOOD_ENDS = (
+    IncidentOutcome.MITIGATED,
+    IncidentOutcome.RESOLVED_BY_ITSELF,
+    IncidentOutcome.SUPPRESSED,
+)
 _log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=5)
@@ -60,6 +66,8 @@ class Claim(Value):
     """Alerts of the same service that fire now, of other open incidents; the newest."""
     samples: tuple[Sample, ...]
     """Looks at the mitigation that is in flight."""
+    windows: tuple[Window, ...] = ()
+    """Ordered maintenance windows over it since it was opened."""
     now: AwareDatetime
     """The store's time at the claim."""
 
@@ -88,7 +96,7 @@ class Transition(Value):
     settlement: Settlement | None = None
     sample: tuple[MitigationId, Sample] | None = None
     notify: bool = Field(default=True)
-    """Whether humans are told of the change."""
+    """Whether humans are told of the change; an end is told in any case to who knows of it."""
 
 
 class Queue:
@@ -142,6 +150,8 @@ class Queue:
                 await close_entries(connection, claim.incident.id, now)
             if result.notify:
                 await request_notice(connection, claim.incident.id, now)
+            elif result.outcome is not None:
+                await correct_notice(connection, claim.incident.id, now)
 
         # a close is serial with triage, so that no alert joins what is just being closed
         await self._database.write(operation, serial=result.outcome is not None)
@@ -233,8 +243,8 @@ async def _write_details(
         await connection.execute(insert(t.journal), lines)
 
 
-async def request_notice(connection: AsyncConnection, incident: str, now: datetime) -> None:
-    """Ask for humans to be told how the incident stands; never waits for any of them."""
+async def correct_notice(connection: AsyncConnection, incident: str, now: datetime) -> bool:
+    """Ask for those who were told of the incident to be told how it stands, if there are any."""
     wanted = {
         "wanted": t.notices.c.wanted + 1,
         "due_at": func.coalesce(t.notices.c.due_at, literal(now, t.Instant)),
@@ -242,7 +252,12 @@ async def request_notice(connection: AsyncConnection, incident: str, now: dateti
     found = await connection.execute(
         update(t.notices).where(t.notices.c.incident_id == incident).values(**wanted)
     )
-    if found.rowcount == 0:
+    return bool(found.rowcount)
+
+
+async def request_notice(connection: AsyncConnection, incident: str, now: datetime) -> None:
+    """Ask for humans to be told how the incident stands; never waits for any of them."""
+    if not await correct_notice(connection, incident, now):
         await connection.execute(
             insert(t.notices).values(
                 incident_id=incident,
@@ -309,6 +324,7 @@ async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
             Sample.model_validate({name: sample[name] for name in Sample.model_fields})
             for sample in samples.mappings()
         ),
+        windows=tuple(await windows_over(connection, incident, incident.opened_at, now)),
         now=now,
     )
 

@@ -303,6 +303,21 @@ pauses = Table(
     Column("since", Instant, nullable=False),
 )
 
+maintenance = Table(
+    "maintenance",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("scope", String(400), nullable=False),
+    Column("since", Instant, nullable=False),
+    Column("until", Instant, nullable=False),
+    Column("reason", Words, nullable=False),
+    Column("by", String(200), nullable=False),
+    Column("ordered_at", Instant, nullable=False),
+    Column("ended_at", Instant),
+    Column("ended_by", String(200)),
+    Index("ix_maintenance_until", "until"),
+)
+
 notices = Table(
     "notices",
     metadata,

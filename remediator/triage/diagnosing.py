@@ -15,6 +15,9 @@ async def diagnose(work: Work) -> Transition:
     """Diagnose; where our senses are impaired and something might be changed, look again later."""
     if not work.claim.firing:
         return work.resolved_by_itself()
+    maintained = work.wait_for_maintenance()
+    if maintained is not None:
+        return maintained
     if work.claim.incident.round >= ROUNDS:
         reason = f"{ROUNDS} diagnoses did not lead to a mitigation that helped; the last"
         return work.escalate(f"{reason}: {work.claim.incident.reason}")

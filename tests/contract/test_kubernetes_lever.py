@@ -17,26 +17,11 @@ from remediator.adapters.kubernetes_client import Change
 from remediator.errors import BackendRefused, BackendUnavailable, ConfigError
 from remediator.model import Item, Mitigation, MitigationState, SenseState
 from remediator.workloads import EFFECT
-from tests.kubernetes_fixtures import Cluster, until, write_kubeconfig
+from tests.kubernetes_fixtures import READ_ONLY, WRITE, Cluster, until, write_kubeconfig
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 GI = 1 << 30
 APPS = "/apis/apps/v1"
-READ_ONLY = (
-    {"apiGroups": ["apps"], "resources": ["deployments", "replicasets"], "verbs": ["get", "list"]},
-    {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]},
-    {
-        "apiGroups": ["autoscaling"],
-        "resources": ["horizontalpodautoscalers"],
-        "verbs": ["get", "list"],
-    },
-)
-WRITE = (
-    *READ_ONLY,
-    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["patch"]},
-    {"apiGroups": ["autoscaling"], "resources": ["horizontalpodautoscalers"], "verbs": ["patch"]},
-    {"apiGroups": [""], "resources": ["pods/eviction"], "verbs": ["create"]},
-)
 
 
 @pytest_asyncio.fixture
@@ -52,9 +37,7 @@ def lever_of(cluster: Cluster, kubeconfig: Path) -> KubernetesLever:
 
 
 def plan(cluster: Cluster, kind: str, *items: Item, **parameters: Any) -> Mitigation:
-    return Mitigation(
-        kind=kind, target=cluster.target(), reason="a test", items=items, parameters=parameters
-    )
+    return cluster.plan(kind, *items, **parameters)
 
 
 def item_of(pod: dict[str, Any]) -> Item:
@@ -319,6 +302,32 @@ async def test_a_pod_of_another_deployment_is_never_evicted(
         await lever.prepare(plan(cluster, "evict_pod", item_of(stranger)))
 
 
+async def test_the_next_pod_waits_until_the_one_that_replaces_the_last_is_ready(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    """Traps T-22 and T-31: all at once by label, and taking the old pod for the new one."""
+    await cluster.deploy(3)
+    first, second, _ = await cluster.pods()
+    preparation = await lever.prepare(plan(cluster, "evict_pod", item_of(first)))
+    assert (await lever.apply(preparation, "key")).state is MitigationState.APPLIED
+    with pytest.raises(BackendRefused, match=r"in progress|1 of 2 other pods are ready, wait"):
+        await lever.prepare(plan(cluster, "evict_pod", item_of(second)))
+    await cluster.settle()
+    await lever.prepare(plan(cluster, "evict_pod", item_of(second)))
+
+
+async def test_no_pod_is_evicted_while_another_one_is_not_ready(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    await cluster.deploy(3)
+    victim, other, _ = await cluster.pods()
+    unready = {"conditions": [{"type": "Ready", "status": "False"}]}
+    await cluster.report(other["metadata"]["name"], unready)
+    with pytest.raises(BackendRefused, match="1 of 2 other pods are ready"):
+        await lever.prepare(plan(cluster, "evict_pod", item_of(victim)))
+    await lever.prepare(plan(cluster, "evict_pod", item_of(other)))
+
+
 async def test_the_last_ready_pod_is_never_evicted(
     cluster: Cluster, lever: KubernetesLever
 ) -> None:
@@ -331,6 +340,7 @@ async def test_the_last_ready_pod_is_never_evicted(
 async def test_memory_is_raised_and_put_back_and_nothing_else_changes(
     cluster: Cluster, lever: KubernetesLever
 ) -> None:
+    """Traps T-25 and T-26: one rollout a change, and the rest of the container list stays."""
     before = await cluster.deploy(2)
     mitigation = plan(cluster, "set_memory", container="app", limit=400_000_000, cap=GI)
     preparation = await lever.prepare(mitigation)
@@ -454,8 +464,11 @@ async def test_a_lost_answer_is_unknown(cluster: Cluster, lever: KubernetesLever
 
 
 @pytest.mark.parametrize("content", [None, "users: [secret-words", "secret-words", "kind: Config"])
-async def test_a_kubeconfig_that_cannot_be_used_stops_the_start(
-    tmp_path: Path, content: str | None
+async def test_a_kubeconfig_that_cannot_be_used_stops_the_start_and_nothing_is_printed(
+    tmp_path: Path,
+    content: str | None,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     path = tmp_path / "kubeconfig"
     if content is not None:
@@ -464,6 +477,10 @@ async def test_a_kubeconfig_that_cannot_be_used_stops_the_start(
         async with KubernetesLever(path, name="main"):
             pass
     assert "secret-words" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+    if content is None:
+        assert "there is no such file" in str(caught.value)
 
 
 async def test_outside_of_a_cluster_a_kubeconfig_is_asked_for() -> None:

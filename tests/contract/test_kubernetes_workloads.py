@@ -1,4 +1,4 @@
-"""KubernetesReader keeps the contract of ``ports.Workloads`` on a real API server."""
+"""KubernetesReader reads a deployment, its pods and its past from a real API server."""
 
 from __future__ import annotations
 
@@ -57,6 +57,15 @@ async def test_a_steady_deployment_is_read(cluster: Cluster, reader: KubernetesR
     assert workload.containers[0].memory_request == 128 * MI
 
 
+async def test_cores_are_read_in_thousandths(cluster: Cluster, reader: KubernetesReader) -> None:
+    await cluster.deploy(1)
+    resources = {"requests": {"cpu": "250m"}, "limits": {"cpu": "1.5"}}
+    change = {"spec": {"containers": [{"name": "app", "resources": resources}]}}
+    await cluster.patch(APPS, "deployments", "orders", {"spec": {"template": change}})
+    (container,) = (await reader.workload(cluster.target())).containers
+    assert (container.cpu_request, container.cpu_limit) == (250, 1500)
+
+
 async def test_a_rollout_under_way_is_told(cluster: Cluster, reader: KubernetesReader) -> None:
     await cluster.deploy(2)
     change = {"spec": {"template": {"metadata": {"labels": {"v": "2"}}}}}
@@ -67,6 +76,8 @@ async def test_a_rollout_under_way_is_told(cluster: Cluster, reader: KubernetesR
     revisions = await reader.revisions(cluster.target())
     assert [revision.number for revision in revisions] == [2, 1]
     assert revisions[0].images == ("registry.invalid/app:1",)
+    path = cluster.path(APPS, "replicasets", revisions[1].name)
+    assert (await cluster.admin.get(path))["metadata"]["uid"] == revisions[1].uid
 
 
 async def test_pods_are_read_with_how_their_containers_ended(
@@ -192,5 +203,6 @@ async def test_a_configured_cluster_is_read_and_changed_only_with_a_writer(
         port = backends.ports(service)["workload"]
         assert isinstance(port, KubernetesReader)
         assert len(await port.pods(service.targets["workload"])) == 1
-        sense = await backends.levers["kubernetes", "main"].probe()
+        (lever,) = backends.levers["kubernetes", "main"]
+        sense = await lever.probe()
         assert f"patch deployments.apps in {cluster.namespace}" in sense.reason

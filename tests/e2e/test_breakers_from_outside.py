@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ def configuration(url: str) -> dict[str, Any]:
         "mode": "auto",
         "upstreams": {"payments": {"role": "bank"}},
         "probe_gap": "10ms",
+        "look_again": "1s",
         "verification": FAST,
     }
     pay = {
@@ -70,7 +72,7 @@ async def test_breaker_with_a_clean_upstream_is_reset_once_though_the_answer_is_
     assert breakers.breakers == {"payments": "CLOSED", "search": "CLOSED"}
 
 
-async def test_upstream_that_is_down_is_told_to_a_human_and_nothing_is_sent(
+async def test_upstream_that_is_down_is_waited_for_and_one_reset_follows_when_it_is_back(
     tmp_path: Path,
 ) -> None:
     async with (
@@ -79,6 +81,13 @@ async def test_upstream_that_is_down_is_told_to_a_human_and_nothing_is_sent(
     ):
         breakers.health = [503]
         await service.post(alert())
-        incident = await service.incident(state="closed", outcome="escalated")
-    assert "wait for the upstream" in incident["reason"]
-    assert breakers.posts == []
+        async with asyncio.timeout(30):
+            incidents: list[dict[str, Any]] = []
+            while breakers.probes < 3 or not incidents:
+                incidents = await service.incidents()
+                await asyncio.sleep(0.1)
+        assert "wait for the upstream" in incidents[0]["reason"]
+        assert breakers.posts == []
+        breakers.health = [200]
+        await service.incident(phase="settle", within=60)
+    assert breakers.posts == ["/actuator/circuitbreakers/payments"]

@@ -1,11 +1,11 @@
-"""CircuitBreakerOpen resets one breaker whose upstream is proven healthy, and nothing else."""
+"""CircuitBreakerOpen resets one breaker whose cause is proven gone, and nothing else."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,6 +14,9 @@ from pydantic import ValidationError
 from playbooks.circuit_breaker_open import BreakerParameters, CircuitBreakerOpen
 from remediator.adapters.breakers import BreakerLever, HttpBreakers, ShapeName
 from remediator.adapters.http import HttpEndpoint
+from remediator.adapters.migrations import HttpAdmin, MigrationLever
+from remediator.adapters.prometheus import PrometheusMetrics, PrometheusServer
+from remediator.errors import BackendUnavailable
 from remediator.model import (
     Assessment,
     FindingStatus,
@@ -24,12 +27,15 @@ from remediator.model import (
     MitigationState,
     Phase,
     Sample,
+    Sense,
+    SenseState,
     Target,
 )
 from remediator.playbook import Context, load_playbooks
-from remediator.ports import Port
+from remediator.ports import Lever, Point, Port
 from remediator.testing import PlaybookRun, firing_alert, run_playbook
 from tests.breaker_fixtures import READER, WRITER, BreakerService, breaker_service
+from tests.monitoring_fixtures import Start
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TARGETS = {
@@ -37,7 +43,8 @@ TARGETS = {
     for role in ("admin", "upstream")
 }
 BOTH = pytest.mark.parametrize("shape", ["actuator", "admin"])
-FIVE = dict.fromkeys(("a", "b", "c", "d", "e"), "OPEN")
+PAIR = pytest.mark.parametrize("name", ["BTCUSDT", 'B"TC/USDT'])
+FIVE: dict[str, Any] = dict.fromkeys(("a", "b", "c", "d", "e"), "OPEN")
 
 
 def playbook_of(**parameters: Any) -> CircuitBreakerOpen:
@@ -46,40 +53,83 @@ def playbook_of(**parameters: Any) -> CircuitBreakerOpen:
 
 
 @dataclass
+class Shares:
+    """A Prometheus that knows shares of failed calls; sample ``n`` of a range is ``share(n)``."""
+
+    share: Callable[[int], float | None] = lambda n: 0.0
+    series: int = 1
+    asked: list[str] = field(default_factory=list)
+
+    async def probe(self) -> Sense:
+        return Sense(name="prometheus", state=SenseState.OK)
+
+    async def instant(self, query: str) -> tuple[Point, ...]:
+        raise NotImplementedError
+
+    async def scalar(self, query: str) -> float:
+        raise NotImplementedError
+
+    async def range(
+        self, query: str, *, start: datetime, end: datetime, step: timedelta
+    ) -> tuple[Point, ...]:
+        self.asked.append(query)
+        values = [(n, self.share(n)) for n in range((end - start) // step + 1)]
+        points = tuple(
+            Point(labels={"instance": str(number)}, at=start + n * step, value=value)
+            for n, value in values
+            for number in range(self.series)
+            if value is not None
+        )
+        if not points:
+            raise BackendUnavailable("no data")
+        return points
+
+
+@dataclass
 class Scene:
     """A service with breakers, its upstream, and our two ways to the service."""
 
     service: BreakerService
-    lever: BreakerLever
+    levers: dict[str, Lever]
     ports: dict[str, Port]
     labels: dict[str, str] = field(default_factory=dict)
     tried: tuple[Mitigation, ...] = ()
 
-    async def look(self, **parameters: Any) -> PlaybookRun:
+    async def look(self, now: datetime = NOW, **parameters: Any) -> PlaybookRun:
         return await run_playbook(
             playbook_of(**parameters),
             alert=firing_alert("CircuitBreakerOpen", self.labels, NOW),
             targets=TARGETS,
             ports=self.ports,
-            now=lambda: NOW,
+            now=lambda: now,
             tried=self.tried,
         )
 
     async def refused(self, **parameters: Any) -> str:
-        """Look, see that nothing is proposed and nothing was sent, and return why."""
+        """Look, see that a human is called and nothing was sent, and return why."""
         run = await self.look(**parameters)
         assert run.proposal.mitigations == ()
-        assert self.service.posts == []
+        assert run.proposal.wait is None
+        assert self.service.posts == self.service.moved == []
+        return run.proposal.reason
+
+    async def waits(self, **parameters: Any) -> str:
+        """Look, see that it is looked at again and nothing was sent, and return why."""
+        run = await self.look(**parameters)
+        assert run.proposal.mitigations == ()
+        assert run.proposal.wait == timedelta(seconds=30)
+        assert self.service.posts == self.service.moved == []
         return run.proposal.reason
 
     async def pull(self, mitigation: Mitigation) -> MitigationState:
-        preparation = await self.lever.prepare(mitigation)
-        outcome = await self.lever.apply(preparation, "key")
+        lever = self.levers[mitigation.kind]
+        preparation = await lever.prepare(mitigation)
+        outcome = await lever.apply(preparation, "key")
         if outcome.state is MitigationState.UNKNOWN:
-            outcome = await self.lever.observe(preparation, "key")
+            outcome = await lever.observe(preparation, "key")
         return outcome.state
 
-    async def verify(self, mitigation: Mitigation) -> Sample:
+    async def verify(self, mitigation: Mitigation, **parameters: Any) -> Sample:
         incident = Incident(
             id=IncidentId("inc-1"),
             correlation_key="shop/pay",
@@ -99,21 +149,31 @@ class Scene:
             phase_since=NOW,
         )
         context = Context(incident=incident, alerts=(), targets=TARGETS, ports=self.ports, now=NOW)
-        return await playbook_of().verify(context, mitigation)
+        return await playbook_of(**parameters).verify(context, mitigation)
 
 
 @asynccontextmanager
-async def scene_of(shape: ShapeName = "actuator", **breakers: str) -> AsyncIterator[Scene]:
+async def scene_of(
+    shape: ShapeName = "actuator", migrations: dict[str, float] | None = None, **breakers: str
+) -> AsyncIterator[Scene]:
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(breaker_service(**breakers))
-        lever = BreakerLever(service.url, shape=shape, name="http pay", token=WRITER)
-        reader = HttpBreakers(service.url, shape=shape, name="http pay", token=READER)
-        upstream = HttpEndpoint(service.url, name="http bank")
+        url, name = service.url, "http pay"
+        service.migrations = dict(migrations or {})
+        resets = BreakerLever(url, shape=shape, name=name, token=WRITER)
+        moves = MigrationLever(url, name=name, token=WRITER)
+        kind = HttpBreakers if migrations is None else HttpAdmin
         ports: dict[str, Port] = {
-            "admin": await stack.enter_async_context(reader),
-            "upstream": await stack.enter_async_context(upstream),
+            "admin": await stack.enter_async_context(
+                kind(url, shape=shape, name=name, token=READER)
+            ),
+            "upstream": await stack.enter_async_context(HttpEndpoint(url, name="http bank")),
         }
-        yield Scene(service, await stack.enter_async_context(lever), ports)
+        levers: dict[str, Lever] = {
+            "reset_breaker": await stack.enter_async_context(resets),
+            "set_migration": await stack.enter_async_context(moves),
+        }
+        yield Scene(service, levers, ports)
 
 
 # --- the order of a careful engineer ----------------------------------------------------------
@@ -139,7 +199,7 @@ async def test_upstream_that_is_not_clean_every_time_means_no_reset(
 ) -> None:
     async with scene_of(shape, payments="OPEN") as scene:
         scene.service.health = list(health)
-        assert "wait for the upstream" in await scene.refused()
+        assert "wait for the upstream" in await scene.waits()
 
 
 @BOTH
@@ -169,10 +229,34 @@ async def test_one_open_and_one_unknown_count_as_two() -> None:
     ("state", "said"),
     [
         ("HALF_OPEN", "heals itself"),
+        ("CLOSED", "No circuit breaker is open"),
+    ],
+)
+async def test_breaker_that_heals_or_has_healed_is_waited_for(state: str, said: str) -> None:
+    async with scene_of(payments=state) as scene:
+        assert said in await scene.waits()
+        assert scene.service.probes == 0
+
+
+async def test_one_that_a_human_must_see_is_not_waited_for_with_one_that_heals() -> None:
+    async with scene_of(payments="HALF_OPEN", search="FORCED_OPEN") as scene:
+        reason = await scene.refused()
+    assert "payments is half-open" in reason
+    assert "search was forced open" in reason
+
+
+async def test_time_between_two_looks_can_be_set() -> None:
+    async with scene_of(payments="HALF_OPEN") as scene:
+        run = await scene.look(look_again="2m")
+    assert run.proposal.wait == timedelta(minutes=2)
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
         ("FORCED_OPEN", "forced open by a human"),
         ("DISABLED", "disabled by a human"),
         ("SOMETHING_NEW", "a state that we do not know"),
-        ("CLOSED", "No circuit breaker is open"),
     ],
 )
 async def test_breaker_that_is_not_simply_open_is_left_alone(state: str, said: str) -> None:
@@ -206,6 +290,211 @@ async def test_service_without_configured_breakers_says_what_to_configure() -> N
         assert "set breakers for 'pay-admin'" in await scene.refused()
 
 
+# --- the share of failed calls ----------------------------------------------------------------
+
+GATE: dict[str, Any] = {"upstreams": {}, "error_query": "failed_share{pair={breaker}}"}
+
+
+def _late(share: float) -> Callable[[int], float]:
+    return lambda n: share if n == 20 else 0.0
+
+
+@BOTH
+@PAIR
+async def test_calls_that_succeed_for_five_minutes_are_the_proof_without_an_upstream(
+    shape: ShapeName, name: str
+) -> None:
+    breakers: dict[str, Any] = {name: "OPEN", "search": "CLOSED"}
+    async with scene_of(shape, **breakers) as scene:
+        scene.ports["prometheus"] = shares = Shares(lambda n: 0.01)
+        run = await scene.look(**GATE)
+        (plan,) = run.proposal.mitigations
+        assert "1.0% of the calls" in plan.reason
+        assert "in the last 5m" in plan.reason
+        assert await scene.pull(plan) is MitigationState.APPLIED
+    quoted = name.replace('"', '\\"')
+    assert shares.asked == [f'failed_share{{pair="{quoted}"}}']
+    assert len(scene.service.posts) == 1
+    assert scene.service.probes == 0
+
+
+@pytest.mark.parametrize(
+    "share",
+    [lambda n: 0.011, _late(0.5), lambda n: 0.5 if n == 0 else 0.0, lambda n: float("inf")],
+    ids=["always", "at the end", "five minutes ago", "infinite"],
+)
+async def test_one_sample_above_the_limit_means_no_reset(share: Callable[[int], float]) -> None:
+    async with scene_of(BTCUSDT="OPEN") as scene:
+        scene.ports["prometheus"] = Shares(share)
+        assert "wait until at most 1.0% of the calls fail" in await scene.waits(**GATE)
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        (Shares(lambda n: None), "no data"),
+        (Shares(lambda n: None if n == 7 else 0.0), "20 of 21 samples"),
+        (Shares(lambda n: None if n == 20 else 0.0), "20 of 21 samples"),
+        (Shares(lambda n: -0.1), "negative"),
+        (Shares(series=2), "aggregate it"),
+    ],
+    ids=["nothing", "a gap", "no newest", "negative", "two series"],
+)
+async def test_share_that_is_not_known_throughout_means_no_reset(shares: Shares, said: str) -> None:
+    async with scene_of(BTCUSDT="OPEN") as scene:
+        scene.ports["prometheus"] = shares
+        assert said in await scene.waits(**GATE)
+
+
+async def test_query_without_a_prometheus_is_for_a_human() -> None:
+    async with scene_of(BTCUSDT="OPEN") as scene:
+        assert "has no Prometheus" in await scene.refused(**GATE)
+
+
+async def test_where_both_proofs_are_configured_both_must_hold() -> None:
+    both = GATE | {"upstreams": {"payments": {}}}
+    async with scene_of(payments="OPEN") as scene:
+        scene.ports["prometheus"] = Shares(lambda n: 0.5)
+        assert "of the calls fail" in await scene.waits(**both)
+        scene.ports["prometheus"] = Shares()
+        scene.service.health = [503]
+        assert "wait for the upstream" in await scene.waits(**both)
+        scene.service.health = [200]
+        assert len((await scene.look(**both)).proposal.mitigations) == 1
+
+
+async def test_limit_and_time_can_be_set() -> None:
+    async with scene_of(BTCUSDT="OPEN") as scene:
+        scene.ports["prometheus"] = Shares(lambda n: 0.05)
+        looser = GATE | {"error_limit": 0.05, "error_for": "90s"}
+        (plan,) = (await scene.look(**looser)).proposal.mitigations
+    assert "in the last 1m32s" in plan.reason, "whole steps, never less than was asked for"
+
+
+@pytest.mark.parametrize(
+    ("share", "assessment"),
+    [
+        (0.01, Assessment.BETTER),
+        (0.02, Assessment.NOT_BETTER),
+        (None, Assessment.CANNOT_TELL),
+    ],
+)
+async def test_closed_breaker_is_better_only_while_its_calls_succeed(
+    share: float | None, assessment: Assessment
+) -> None:
+    async with scene_of(BTCUSDT="OPEN") as scene:
+        scene.ports["prometheus"] = Shares()
+        (plan,) = (await scene.look(**GATE)).proposal.mitigations
+        await scene.pull(plan)
+        scene.ports["prometheus"] = Shares(lambda n: share)
+        assert (await scene.verify(plan, **GATE)).assessment is assessment
+
+
+async def test_query_is_understood_by_a_real_prometheus(start_prometheus: Start) -> None:
+    clean = "label_replace(vector(0.002), 'pair', {breaker}, '', '')"
+    unknown = "vector(0) / vector(0)"
+    bad = f"vector(0.5) and vector(time()) < vector({datetime.now(UTC).timestamp() - 200})"
+    async with scene_of(BTCUSDT="OPEN") as scene, start_prometheus("global: {}") as server:
+        metrics = PrometheusMetrics(PrometheusServer(url=server.url))
+        scene.ports["prometheus"] = metrics
+        async with metrics:
+            now = datetime.now(UTC)
+            gate = {"upstreams": {}, "error_query": clean}
+            assert len((await scene.look(now=now, **gate)).proposal.mitigations) == 1
+            nan = await scene.look(now=now, upstreams={}, error_query=unknown)
+            assert "NaN" in nan.proposal.reason
+            mixed = await scene.look(now=now, upstreams={}, error_query=f"{bad} or vector(0)")
+            assert "of the calls fail" in mixed.proposal.reason
+            gap = await scene.look(now=now, upstreams={}, error_query=bad)
+            assert "samples" in gap.proposal.reason
+    assert scene.service.posts == []
+
+
+# --- migrations -------------------------------------------------------------------------------
+
+
+@BOTH
+async def test_migration_of_the_open_breakers_pair_is_stopped_before_any_reset(
+    shape: ShapeName,
+) -> None:
+    moving = {"payments": 25.0, "search": 50.0}
+    async with scene_of(shape, moving, payments="OPEN", search="CLOSED") as scene:
+        scene.service.health = [503]
+        (plan,) = (await scene.look()).proposal.mitigations
+        assert (plan.kind, plan.parameters) == ("set_migration", {"percentage": 0})
+        assert [item.identity for item in plan.items] == [{"pair": "payments", "percentage": 25}]
+        assert await scene.pull(plan) is MitigationState.APPLIED
+        assert scene.service.migrations == {"payments": 0, "search": 50}
+        assert (await scene.verify(plan)).assessment is Assessment.NOT_BETTER, "it is still open"
+        assert scene.service.posts == []
+        scene.tried = (plan,)
+        assert "wait for the upstream" in (await scene.look()).proposal.reason
+        scene.service.health = [200]
+        (reset,) = (await scene.look()).proposal.mitigations
+        assert reset.kind == "reset_breaker"
+        assert await scene.pull(reset) is MitigationState.APPLIED
+    assert len(scene.service.posts) == len(scene.service.moved) == 1
+
+
+async def test_migration_that_goes_on_again_is_for_a_human() -> None:
+    async with scene_of(migrations={"payments": 25}, payments="OPEN") as scene:
+        scene.tried = (await scene.look()).proposal.mitigations
+        assert "is at 25 % again" in await scene.refused()
+
+
+@pytest.mark.parametrize("migrations", [{}, {"search": 50.0}, {"payments": 0.0}, {"PAYMENTS": 9.0}])
+async def test_pair_that_is_not_migrated_is_no_hindrance(migrations: dict[str, float]) -> None:
+    async with scene_of(migrations=migrations, payments="OPEN") as scene:
+        (plan,) = (await scene.look()).proposal.mitigations
+    assert plan.kind == "reset_breaker"
+
+
+async def test_migrations_that_cannot_be_read_mean_no_reset() -> None:
+    async with scene_of(migrations={"payments": 0}, payments="OPEN") as scene:
+        scene.service.status_of_migrations = [{"pair": "payments", "current_percentage": None}]
+        assert "Whether payments is being migrated cannot be read" in await scene.refused()
+
+
+@pytest.mark.parametrize("state", ["CLOSED", "HALF_OPEN", "FORCED_OPEN", "DISABLED", "NEW"])
+async def test_only_an_open_breaker_stops_a_migration(state: str) -> None:
+    async with scene_of(migrations={"payments": 25}, payments=state) as scene:
+        assert (await scene.look()).proposal.mitigations == ()
+
+
+async def test_many_open_breakers_stop_no_migration() -> None:
+    async with scene_of(migrations=dict.fromkeys(FIVE, 25.0), **FIVE) as scene:
+        assert "common cause" in await scene.refused()
+
+
+async def test_migration_is_stopped_before_another_breaker_is_reset() -> None:
+    async with scene_of(migrations={"search": 25}, payments="OPEN", search="OPEN") as scene:
+        (plan,) = (await scene.look(multi_threshold=3)).proposal.mitigations
+    assert plan.kind == "set_migration"
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "assessment"),
+    [
+        ("CLOSED", None, Assessment.BETTER),
+        ("OPEN", None, Assessment.NOT_BETTER),
+        ("HALF_OPEN", None, Assessment.NOT_BETTER),
+        ("CLOSED", [{"pair": "payments", "current_percentage": 5}], Assessment.NOT_BETTER),
+        ("CLOSED", [], Assessment.CANNOT_TELL),
+        ("CLOSED", {"error": "no"}, Assessment.CANNOT_TELL),
+        ("SOMETHING_NEW", None, Assessment.CANNOT_TELL),
+    ],
+)
+async def test_stopped_migration_helped_only_if_it_stays_so_and_the_breaker_closed(
+    state: str, status: Any, assessment: Assessment
+) -> None:
+    async with scene_of(migrations={"payments": 25}, payments="OPEN") as scene:
+        (plan,) = (await scene.look()).proposal.mitigations
+        await scene.pull(plan)
+        scene.service.breakers["payments"] = state
+        scene.service.status_of_migrations = status
+        assert (await scene.verify(plan)).assessment is assessment
+
+
 # --- what an alert may say --------------------------------------------------------------------
 
 
@@ -235,7 +524,7 @@ async def test_name_label_of_something_else_is_no_matter() -> None:
 async def test_named_breaker_that_is_closed_does_not_lead_to_another() -> None:
     async with scene_of(payments="OPEN", search="CLOSED") as scene:
         scene.labels = {"breaker": "search"}
-        assert "search is closed" in await scene.refused()
+        assert "search is closed" in await scene.waits()
 
 
 # --- afterwards -------------------------------------------------------------------------------
@@ -245,6 +534,15 @@ async def test_breaker_that_opened_again_is_not_reset_again() -> None:
     async with scene_of(payments="OPEN") as scene:
         scene.tried = (await scene.look()).proposal.mitigations
         assert "opened again" in await scene.refused()
+        scene.service.breakers["payments"] = "HALF_OPEN"
+        assert "opened again" in await scene.refused(), "nor waited for"
+
+
+async def test_only_one_breaker_is_reset_in_one_incident() -> None:
+    async with scene_of(payments="OPEN", search="CLOSED") as scene:
+        scene.tried = (await scene.look()).proposal.mitigations
+        scene.service.breakers = {"payments": "CLOSED", "search": "OPEN"}
+        assert "after another was reset" in await scene.refused()
 
 
 @pytest.mark.parametrize(
@@ -289,15 +587,29 @@ async def test_finding_tells_which_are_open_and_how_many_calls_failed() -> None:
 
 @pytest.mark.parametrize(
     "parameters",
-    [{"clean_probes": 1}, {"probe_gap": "13s"}, {"multi_threshold": 1}, {"force": True}],
+    [
+        {"clean_probes": 1},
+        {"probe_gap": "13s"},
+        {"multi_threshold": 1},
+        {"force": True},
+        {"look_again": "0s"},
+        {"error_for": "10s"},
+        {"error_limit": 1},
+        {"error_query": 'x{pair="{breaker}"}'},
+        {"error_query": "x{pair='{breaker}'}"},
+        {"error_query": "x{pair=~{breaker}}"},
+        {"error_query": "x{pair!~ {breaker}}"},
+    ],
 )
 def test_parameters_that_would_be_careless_are_refused(parameters: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         playbook_of(**parameters)
 
 
-def test_it_is_built_in_and_allows_one_reset_in_half_an_hour() -> None:
+def test_it_is_built_in_and_allows_a_stop_and_a_reset_in_half_an_hour() -> None:
     cls = load_playbooks().get("CircuitBreakerOpen")
     assert cls is not None
-    assert (cls.limits.budget, cls.limits.window.total_seconds()) == (1, 1800)
+    assert (cls.limits.budget, cls.limits.window.total_seconds()) == (2, 1800)
     assert cls.limits.cooldown.total_seconds() == 1800
+    assert cls.senses == {"admin", "prometheus"}
+    assert cls.levers == {"reset_breaker", "set_migration"}

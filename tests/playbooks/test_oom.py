@@ -1,10 +1,10 @@
-"""OOM raises a limit once, recycles one pod, and proposes nothing that is not proven."""
+"""OOM keeps the evidence, raises a limit once, recycles what is full, and proves what it does."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,13 @@ from hypothesis import strategies as st
 from playbooks.oom import OOM, OOMParameters
 from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
 from remediator.adapters.kubernetes_objects import quantity, read_pod, read_workload, written
-from remediator.errors import BackendUnavailable
+from remediator.diagnostics.evidence import KEPT, LogEvidence
+from remediator.errors import BackendRefused, BackendUnavailable
 from remediator.model import (
     Assessment,
     FindingStatus,
-    Incident,
-    IncidentId,
-    IncidentState,
     Mitigation,
     MitigationState,
-    Phase,
     Proposal,
     Sense,
     SenseState,
@@ -33,18 +30,22 @@ from remediator.model import (
 )
 from remediator.playbook import Context, load_playbooks
 from remediator.ports import Point, Port
+from remediator.testing import context_for, firing_alert
 from remediator.workloads import (
     EFFECT,
     Autoscaler,
     ContainerResources,
     ContainerState,
     Pod,
+    PodLog,
+    PodUsage,
     Revision,
+    Room,
     Termination,
     Workload,
     WorkloadEvent,
 )
-from tests.kubernetes_fixtures import Cluster
+from tests.kubernetes_fixtures import Cluster, until
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 MI = 1 << 20
@@ -62,32 +63,11 @@ TARGET = Target(
 def context_of(
     *tried: Mitigation, now: datetime = NOW, target: Target = TARGET, **ports: Port
 ) -> Context:
-    incident = Incident(
-        id=IncidentId("inc-1"),
-        correlation_key="shop/orders",
-        state=IncidentState.OPEN,
-        phase=Phase.DIAGNOSE,
-        outcome=None,
-        reason="",
-        system="shop",
-        service="orders",
-        playbook="OOM",
-        dry_run=False,
-        replay_of=None,
-        round=1,
-        epoch=1,
-        opened_at=now - timedelta(minutes=5),
-        closed_at=None,
-        phase_since=now - timedelta(minutes=1),
+    since = now - timedelta(minutes=1)
+    context = context_for(
+        playbook_of(), targets={"workload": target}, ports=ports, now=now, since=since
     )
-    return Context(
-        incident=incident,
-        alerts=(),
-        targets={"workload": target},
-        ports=ports,
-        now=now,
-        tried=tried,
-    )
+    return replace(context, tried=tried)
 
 
 def playbook_of(**parameters: Any) -> OOM:
@@ -121,6 +101,8 @@ def pod_of(
     reason: str = "OOMKilled",
     *,
     terminating: bool = False,
+    ready: bool = True,
+    age: timedelta = timedelta(hours=5),
 ) -> Pod:
     ended = (
         None
@@ -132,7 +114,7 @@ def pod_of(
         init=False,
         state="running",
         reason="",
-        ready=True,
+        ready=ready,
         restarts=0 if ended is None else 1,
         ended=ended,
         memory_request=None,
@@ -142,9 +124,9 @@ def pod_of(
         name=name,
         uid=f"uid-{name}",
         phase="Running",
-        ready=True,
+        ready=ready,
         terminating=terminating,
-        created_at=NOW - timedelta(hours=5),
+        created_at=NOW - age,
         node="node-1",
         containers=(container,),
     )
@@ -157,6 +139,10 @@ class Given:
     seen: tuple[Pod, ...]
     found: Workload = field(default_factory=workload_of)
     broken: bool = False
+    measured: dict[str, float] | None = None
+    """Bytes by pod, as the cluster measures them; None where it measures nothing."""
+    written: tuple[PodLog, ...] | None = ()
+    """None where logs cannot be read."""
 
     async def probe(self) -> Sense:
         return Sense(name="workload", state=SenseState.OK)
@@ -168,6 +154,22 @@ class Given:
         if self.broken:
             raise BackendUnavailable("main: no answer")
         return self.seen
+
+    async def usage(self, target: Target) -> tuple[PodUsage, ...]:
+        if self.measured is None:
+            raise BackendRefused("main: nothing is measured")
+        return tuple(
+            PodUsage(pod=pod, at=NOW - timedelta(seconds=30), cpu=10, memory=int(used))
+            for pod, used in self.measured.items()
+        )
+
+    async def logs(self, target: Target, lines: int = 50) -> tuple[PodLog, ...]:
+        if self.written is None:
+            raise BackendRefused("main: no right to get pods/log")
+        return self.written
+
+    async def room(self, target: Target) -> Room:
+        raise NotImplementedError
 
     async def autoscaler(self, target: Target) -> Autoscaler | None:
         return None
@@ -276,7 +278,7 @@ async def test_a_leak_that_an_earlier_incident_gave_memory_to_gets_no_more() -> 
 async def test_the_limit_of_a_rollout_that_was_meant_to_cure_it_is_waited_for() -> None:
     pods = Given((pod_of("a", killed=RECENT),), found=workload_of(limit=512 * MI))
     proposal = await proposed(pods, {})
-    assert proposal.mitigations == ()
+    assert (proposal.mitigations, proposal.wait) == ((), timedelta(seconds=30))
     assert "has changed since" in proposal.reason
 
 
@@ -287,57 +289,237 @@ async def test_without_a_limit_the_node_is_short_and_nothing_is_raised() -> None
     assert "without a limit" in proposal.reason
 
 
+FULL = {"a": flat(0.9), "b": flat(0.95), "c": flat(0.3)}
+
+
 async def test_the_fullest_pod_alone_is_evicted() -> None:
     pods = Given((pod_of("a"), pod_of("b"), pod_of("c")))
-    series = {"a": flat(0.9), "b": flat(0.95), "c": flat(0.3)}
-    (plan,) = (await proposed(pods, series)).mitigations
+    (plan,) = (await proposed(pods, FULL)).mitigations
     assert plan.kind == "evict_pod"
     assert [item.identity for item in plan.items] == [{"pod": "b", "uid": "uid-b"}]
-    (following,) = (await proposed(pods, series, plan)).mitigations
-    assert [item.identity["pod"] for item in following.items] == ["a"]
+
+
+async def test_an_incident_recycles_a_quarter_of_the_pods_and_one_at_least() -> None:
+    few = Given((pod_of("a"), pod_of("b"), pod_of("c")))
+    (first,) = (await proposed(few, FULL)).mitigations
+    after = await proposed(few, FULL, first)
+    assert after.mitigations == ()
+    assert "1 of 3 pods were recycled: no more" in after.reason
+    many = Given(tuple(pod_of(name) for name in "abcdefgh"))
+    (second,) = (await proposed(many, FULL, first)).mitigations
+    assert [item.identity["pod"] for item in second.items] == ["a"]
+
+
+async def test_no_pod_is_evicted_while_another_one_is_not_ready() -> None:
+    waiting = await proposed(Given((pod_of("a"), pod_of("b"), pod_of("c", ready=False))), FULL)
+    assert (waiting.mitigations, waiting.wait) == ((), timedelta(seconds=30))
+    assert "when these are ready: c" in waiting.reason
+    itself = await proposed(Given((pod_of("a"), pod_of("b", ready=False), pod_of("c"))), FULL)
+    assert [plan.kind for plan in itself.mitigations] == ["evict_pod"]
+
+
+async def test_what_a_node_evicted_is_no_pod_to_wait_for() -> None:
+    gone = pod_of("c", ready=False).model_copy(update={"phase": "Failed"})
+    proposal = await proposed(Given((pod_of("a"), pod_of("b"), gone)), FULL)
+    assert [plan.kind for plan in proposal.mitigations] == ["evict_pod"]
+
+
+async def test_the_only_pod_is_left_to_a_human() -> None:
+    only = await proposed(Given((pod_of("a"),)), {"a": flat(0.9)})
+    assert (only.mitigations, only.wait) == ((), None)
+    assert "only pod" in only.reason
+    going = (pod_of("a"), pod_of("b", terminating=True))
+    assert (await proposed(Given(going), {"a": flat(0.9)})).mitigations == ()
 
 
 async def test_all_pods_are_restarted_in_turn_where_that_is_wished() -> None:
-    (plan,) = (
-        await proposed(Given((pod_of("a"),)), {"a": flat(0.9)}, recycle="restart")
-    ).mitigations
+    pods = Given((pod_of("a"), pod_of("b")))
+    series = {"a": flat(0.9)}
+    (plan,) = (await proposed(pods, series, recycle="restart")).mitigations
     assert plan.kind == "restart_rollout"
+    again = await proposed(pods, series, plan, recycle="restart")
+    assert (again.mitigations, again.wait) == ((), None)
+    one = await proposed(Given((pod_of("a"),)), series, recycle="restart")
+    assert (one.mitigations, one.wait) == ((), None)
+    unready = Given((pod_of("a"), pod_of("b", ready=False)))
+    assert (await proposed(unready, series, recycle="restart")).wait is not None
+
+
+LEAKING = [use * 1.05 for use in GROWING]
+"""Above the limit of 85 %, and growing."""
+
+
+async def test_where_most_pods_leak_all_are_restarted_in_turn() -> None:
+    pods = Given((pod_of("a"), pod_of("b"), pod_of("c")))
+    most = await proposed(pods, {"a": LEAKING, "b": LEAKING, "c": flat(0.3)})
+    assert [plan.kind for plan in most.mitigations] == ["restart_rollout"]
+    assert "2 pods grow steadily" in most.reason
+    one = await proposed(pods, {"a": LEAKING, "b": flat(0.3), "c": flat(0.3)})
+    assert [plan.kind for plan in one.mitigations] == ["evict_pod"]
+    alone = Given((pod_of("a"), pod_of("b", ready=False)))
+    assert (await proposed(alone, {"a": LEAKING, "b": LEAKING})).mitigations == ()
+
+
+async def test_pods_that_have_just_been_restarted_are_not_restarted_again() -> None:
+    young = timedelta(minutes=20)
+    pods = Given((pod_of("a", age=young), pod_of("b", age=young)))
+    proposal = await proposed(pods, {"a": LEAKING, "b": LEAKING})
+    assert (proposal.mitigations, proposal.wait) == ((), None)
+    assert "would not last" in proposal.reason
 
 
 @pytest.mark.parametrize("series", [{}, {"another": flat(0.99)}, {"a": flat(0.5)}])
 async def test_missing_or_low_usage_recycles_nothing(series: dict[str, list[float]]) -> None:
-    assert (await proposed(Given((pod_of("a"),)), series)).mitigations == ()
+    assert (await proposed(Given((pod_of("a"), pod_of("b"))), series)).mitigations == ()
 
 
 async def test_growth_before_a_restart_is_no_leak() -> None:
     restarted = pod_of("a", killed=RECENT, reason="Error")
-    fresh = await proposed(Given((restarted,)), {"a": [*GROWING[:-5], *flat(0.9)[:5]]})
+    pods = Given((restarted, pod_of("b")))
+    fresh = await proposed(pods, {"a": [*GROWING[:-5], *flat(0.9)[:5]]})
     assert "grow steadily" not in fresh.reason
-    leaking = await proposed(Given((pod_of("a"),)), {"a": [use * 1.05 for use in GROWING]})
+    leaking = await proposed(Given((pod_of("a"), pod_of("b"))), {"a": LEAKING})
     assert "1 pods grow steadily" in leaking.reason
 
 
-async def test_without_a_query_nothing_is_recycled() -> None:
-    proposal = await proposed(Given((pod_of("a"),)), {"a": flat(0.99)}, memory_query=None)
+# --- without a query ------------------------------------------------------------------------------
+
+
+async def test_without_a_query_the_use_that_the_cluster_measures_decides() -> None:
+    measured = {"a": 0.9 * 256 * MI, "b": 0.2 * 256 * MI}
+    pods = Given((pod_of("a"), pod_of("b")), measured=measured)
+    (plan,) = (await proposed(pods, {}, memory_query=None)).mitigations
+    assert [item.identity["pod"] for item in plan.items] == ["a"]
+    findings = await playbook_of(memory_query=None).diagnose(context_of(workload=pods))
+    assert "growth is not known" in findings["memory"].summary
+
+
+async def test_without_a_query_and_a_measure_nothing_is_recycled() -> None:
+    proposal = await proposed(Given((pod_of("a"), pod_of("b"))), {}, memory_query=None)
     assert proposal.mitigations == ()
-    assert "set memory_query" in proposal.reason
+    assert "memory_query is not set" in proposal.reason
+    assert "nothing is measured" in proposal.reason
+
+
+async def test_a_leak_that_cannot_be_seen_is_given_memory_once_an_incident() -> None:
+    pods = Given((pod_of("a", killed=RECENT), pod_of("b")), measured={})
+    first = await proposed(pods, {}, memory_query=None)
+    assert "a leak cannot be seen" in first.reason
+    (plan,) = first.mitigations
+    again = await proposed(pods, {}, plan, memory_query=None)
+    assert again.mitigations == ()
+    assert "killed again" in again.reason
+
+
+# --- evidence -------------------------------------------------------------------------------------
+
+
+def log_of(pod: str, *lines: str, previous: bool = False) -> PodLog:
+    return PodLog(pod=pod, container="app", previous=previous, lines=lines)
+
+
+async def evidence_of(*logs: PodLog) -> tuple[str, list[tuple[str, bool, tuple[str, ...]]]]:
+    pods = Given((pod_of("a", killed=RECENT), pod_of("b")), written=logs)
+    findings = await playbook_of().diagnose(context_of(workload=pods))
+    kept = findings.evidence("logs", LogEvidence)
+    assert kept is not None
+    return findings["logs"].summary, [(log.pod, log.previous, log.lines) for log in kept.logs]
+
+
+async def test_the_last_lines_are_kept_those_of_the_killed_run_first_and_not_told() -> None:
+    summary, kept = await evidence_of(
+        log_of("b", "fine", "still fine"),
+        log_of("a", "starting"),
+        log_of("a", "user ann@example.org", "java.lang.OutOfMemoryError", previous=True),
+    )
+    assert [(pod, previous) for pod, previous, _ in kept] == [
+        ("a", True),
+        ("a", False),
+        ("b", False),
+    ]
+    assert "3 containers (1 of a run before the present one): 1 of 5 lines" in summary
+    assert "ann" not in summary
+
+
+async def test_what_looks_like_a_secret_is_masked_before_it_is_kept() -> None:
+    _, [(_, _, lines)] = await evidence_of(
+        log_of("a", "dsn=postgres://u:hunter2@db/x", "password: hunter2", "Bearer hunter2hunter2")
+    )
+    assert "hunter2" not in " ".join(lines)
+
+
+KEY = ("-----BEGIN RSA PRIVATE KEY-----", "MIIEow", "-----END RSA PRIVATE KEY-----")
 
 
 @pytest.mark.parametrize(
-    ("state", "reason"),
+    ("lines", "kept"),
     [
-        ({"rollout": "1 of 2 replicas are updated"}, "rollout is in progress"),
-        ({"paused": True}, "paused"),
-        ({"replicas": 0}, "scaled to 0"),
-        ({"gitops": "argocd-controller"}, "argocd-controller owns it"),
+        (("a", *KEY, "b"), ("a", "***", "***", "***", "b")),
+        (("a", *KEY[:2]), ("a", "***", "***")),
+        ((*KEY[1:], "b"), ("***", "***", "b")),
+        ((*KEY, "b", *KEY), ("***",) * 3 + ("b",) + ("***",) * 3),
+    ],
+)
+async def test_a_private_key_is_masked_over_all_its_lines(
+    lines: tuple[str, ...], kept: tuple[str, ...]
+) -> None:
+    _, [(_, _, found)] = await evidence_of(log_of("a", *lines))
+    assert found == kept
+
+
+async def test_a_log_that_is_missing_is_said_and_not_counted_as_read() -> None:
+    lost = PodLog(pod="b", container="app", previous=False, lines=(), missing="no answer")
+    summary, _ = await evidence_of(log_of("a", "error"), lost)
+    assert summary.startswith("Read the last lines of 1 containers")
+    assert summary.endswith("1 could not be read.")
+
+
+async def test_many_pods_that_write_much_do_not_fill_the_store() -> None:
+    summary, kept = await evidence_of(
+        *(log_of(f"p{number:03}", *(["x" * 10_000] * 50)) for number in range(100))
+    )
+    assert sum(len(line) for _, _, lines in kept for line in lines) <= KEPT
+    assert "0 of 5000 lines" in summary
+
+
+async def test_logs_that_cannot_be_read_are_unknown_and_stop_nothing() -> None:
+    pods = Given((pod_of("a", killed=RECENT), pod_of("b")), written=None)
+    context = context_of(workload=pods, prometheus=Samples({}))
+    findings = await playbook_of().diagnose(context)
+    assert findings["logs"].status is FindingStatus.UNKNOWN
+    assert playbook_of().propose(context, findings).mitigations
+
+
+# --- what is left alone ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "passes"),
+    [
+        ({"rollout": "1 of 2 replicas are updated"}, "rollout is in progress", True),
+        ({"paused": True}, "paused", True),
+        ({"replicas": 0}, "scaled to 0", False),
+        ({"replicas": 0, "paused": True}, "scaled to 0", False),
+        ({"gitops": "argocd-controller"}, "argocd-controller owns it", False),
     ],
 )
 async def test_what_somebody_else_works_on_is_left_alone(
-    state: dict[str, Any], reason: str
+    state: dict[str, Any], reason: str, *, passes: bool
 ) -> None:
     proposal = await proposed(Given((pod_of("a", killed=RECENT),), found=workload_of(**state)), {})
     assert proposal.mitigations == ()
     assert reason in proposal.reason
+    assert (proposal.wait is not None) == passes
+
+
+async def test_what_else_fires_on_the_service_is_named() -> None:
+    pods = Given((pod_of("a", killed=RECENT),))
+    beside = (firing_alert("HighLatency", {}, NOW), firing_alert("HighLatency", {"pod": "a"}, NOW))
+    context = replace(context_of(workload=pods, prometheus=Samples({})), beside=beside)
+    proposal = playbook_of().propose(context, await playbook_of().diagnose(context))
+    (plan,) = proposal.mitigations
+    assert plan.reason == proposal.reason
+    assert proposal.reason.endswith("Also firing on this service: HighLatency.")
 
 
 async def test_a_database_is_never_touched() -> None:
@@ -386,6 +568,25 @@ async def test_it_has_not_helped_while_rolling_out_or_unready_or_still_full() ->
 
 async def test_it_cannot_be_told_without_an_answer() -> None:
     assert await verified(Given((pod_of("a"),), broken=True)) is Assessment.CANNOT_TELL
+
+
+@pytest.mark.parametrize(
+    ("kind", "used", "assessment"),
+    [
+        ("set_memory", None, Assessment.BETTER),
+        ("set_memory", 0.9, Assessment.NOT_BETTER),
+        ("evict_pod", None, Assessment.CANNOT_TELL),
+        ("evict_pod", 0.5, Assessment.BETTER),
+    ],
+)
+async def test_without_a_query_what_was_measured_before_is_needed_after(
+    kind: str, used: float | None, assessment: Assessment
+) -> None:
+    measured = None if used is None else {"a": used * 256 * MI}
+    context = context_of(workload=Given((pod_of("a"),), measured=measured))
+    plan = PLAN.model_copy(update={"kind": kind})
+    sample = await playbook_of(memory_query=None).verify(context, plan)
+    assert sample.assessment is assessment
 
 
 def recorded() -> tuple[Pod, ...]:
@@ -449,6 +650,7 @@ PODS = st.lists(
         limit=st.none() | st.integers(1, 2048).map(lambda n: n * MI),
         reason=st.sampled_from(["OOMKilled", "Error", "Completed", ""]),
         terminating=st.booleans(),
+        ready=st.booleans(),
     ),
     max_size=6,
     unique_by=lambda pod: pod.name,
@@ -485,8 +687,13 @@ async def test_whatever_is_seen_the_bounds_hold(
             assert any(c.oom_killed for pod in pods for c in pod.containers)
         for item in plan.items:
             (pod,) = [pod for pod in pods if pod.uid == item.identity["uid"]]
+            others = [other for other in pods if other != pod and not other.terminating]
             assert not pod.terminating
             assert pod.name in shares
+            assert others
+            assert all(other.ready for other in others)
+        if plan.kind == "restart_rollout":
+            assert sum(pod.ready and not pod.terminating for pod in pods) >= 2
 
 
 async def test_a_killed_container_gets_its_memory_on_a_real_cluster(cluster: Cluster) -> None:
@@ -515,3 +722,31 @@ async def test_a_killed_container_gets_its_memory_on_a_real_cluster(cluster: Clu
         assert {
             c.memory_limit for p in await reader.pods(cluster.target()) for c in p.containers
         } >= {512 * MI}
+
+
+async def test_full_pods_are_recycled_on_a_real_cluster(cluster: Cluster) -> None:
+    """The levers take what the playbook proposes: first one pod, then, where all leak, all."""
+    await cluster.deploy(2)
+    later = datetime.now(UTC) + timedelta(hours=1)
+    async with (
+        KubernetesReader(cluster.kubeconfig) as reader,
+        KubernetesLever(cluster.kubeconfig) as lever,
+    ):
+
+        async def pulled(kind: str, series: list[float], pods: int) -> bool:
+            await cluster.run_pods()
+            names = [pod["metadata"]["name"] for pod in await cluster.pods()]
+            samples = Samples(dict.fromkeys(names[:pods], series))
+            ports: dict[str, Port] = {"workload": reader, "prometheus": samples}
+            context = context_of(now=later, target=cluster.target(), **ports)
+            proposal = playbook_of().propose(context, await playbook_of().diagnose(context))
+            if [plan.kind for plan in proposal.mitigations] != [kind]:
+                return False  # the pod that took the other's place is not ready yet
+            with contextlib.suppress(BackendRefused):
+                preparation = await lever.prepare(proposal.mitigations[0])
+                outcome = await lever.apply(preparation, "inc-1/OOM/0")
+                return outcome.state is MitigationState.APPLIED
+            return False
+
+        await until(lambda: pulled("evict_pod", flat(0.95), 1), "one pod is evicted", 60)
+        await until(lambda: pulled("restart_rollout", LEAKING, 2), "all are restarted", 60)

@@ -31,7 +31,7 @@ from remediator.model import (
     Target,
 )
 from remediator.playbook import Context, Findings, load_playbooks
-from remediator.ports import ConnectionUsage, Port, Session
+from remediator.ports import ConnectionUsage, Point, Port, Session
 from tests.postgres_fixtures import Connection, Scene, eventually, execute
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -90,6 +90,9 @@ class Pool:
         if path not in self.answers:
             raise BackendUnavailable(f"{path}: no answer")
         return self.answers[path]
+
+    async def get_samples(self, path: str) -> tuple[Point, ...]:
+        raise NotImplementedError
 
 
 FULL = Pool({"/pool": {"active": 10, "max": 10, "waiting": 3}})

@@ -21,6 +21,7 @@ from remediator.errors import Refused, StoreUnavailable
 from remediator.intake.listen import listening
 from remediator.intake.replay import Replays, replay_routes
 from remediator.intake.server import Door, health_routes, webhook_routes
+from remediator.maintenance import MaintenanceOrder
 from remediator.model import (
     Alert,
     AlertStatus,
@@ -45,6 +46,7 @@ from remediator.views import (
     Page,
     PauseView,
     PlaybookView,
+    WindowView,
 )
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -74,6 +76,16 @@ SUMMARY = IncidentSummary(
 )
 VIEW = IncidentView(**SUMMARY.model_dump(), alerts=[], findings=[], mitigations=[], timeline=[])
 PAUSED = PauseView(scope="shop", by="ann", reason="release", since=NOW)
+WINDOW = WindowView(
+    id="mnt-1",
+    scope="shop",
+    since=NOW,
+    until=NOW + timedelta(hours=2),
+    reason="disks",
+    running=True,
+    source="api",
+    by="ann",
+)
 LIMIT = LimitView(
     scope="global",
     limits=Limits(
@@ -171,6 +183,18 @@ class Recorder:
     async def resume(self, scope: str, by: str) -> None:
         self.note("resume", scope, by)
 
+    async def windows(self) -> list[WindowView]:
+        self.note("windows")
+        return [WINDOW]
+
+    async def start(self, order: MaintenanceOrder, by: str) -> WindowView:
+        self.note("start", order, by)
+        return WINDOW
+
+    async def end(self, window_id: str, by: str) -> WindowView:
+        self.note("end", window_id, by)
+        return WINDOW
+
     async def approve(self, incident_id: str, plan_hash: str | None, by: str) -> None:
         self.note("approve", incident_id, plan_hash, by)
 
@@ -222,7 +246,7 @@ async def serving() -> AsyncIterator[Server]:
             *replay_routes(
                 Replays(recorder, recorder.stored_alerts, {"PoolExhausted", "PodOom"}, limits)
             ),
-            *api_routes(recorder, recorder, recorder),
+            *api_routes(recorder, recorder, recorder, recorder),
         ),
         "0.1.0",
     )
@@ -350,6 +374,51 @@ async def test_pause_and_resume_take_a_scope_and_know_who_asked(server: Server) 
     ]
 
 
+async def test_a_maintenance_window_is_ordered_listed_and_ended_by_name(server: Server) -> None:
+    url = "/api/v1/maintenance"
+    times = {"from": "2026-12-01T22:00:00+01:00", "until": "2026-12-01T23:00:00+01:00"}
+    begin, end = (datetime(2026, 12, 1, hour, tzinfo=UTC) for hour in (21, 22))
+    for body, order in (
+        ({"for": "2h"}, MaintenanceOrder(scope="shop", lasts=timedelta(hours=2), reason="disks")),
+        (times, MaintenanceOrder(scope="shop", since=begin, until=end, reason="disks")),
+    ):
+        answer = await server.client.post(
+            url, json={"scope": "shop", "reason": "disks", **body}, headers=ANN
+        )
+        assert (answer.status_code, answer.json()["id"]) == (201, "mnt-1")
+        assert server.recorder.asked[-1] == ("start", order, "ann")
+    listed = await server.client.get(url, headers=VIEWER)
+    (item,) = listed.json()["items"]
+    assert (item["from"], item["until"]) == ("2026-11-20T16:00:00Z", "2026-11-20T18:00:00Z")
+    ended = await server.client.delete(f"{url}/mnt-1", headers=ANN)
+    assert (ended.status_code, server.recorder.asked[-1]) == (200, ("end", "mnt-1", "ann"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"for": "2h"},
+        {"scope": "shop"},
+        {"scope": "shop", "for": "2h", "until": "2026-12-01T22:00:00Z"},
+        {"scope": "shop", "for": "0s"},
+        {"scope": "shop", "for": "8d"},
+        {"scope": "shop", "until": "2026-12-01T22:00:00"},
+        {"scope": "shop", "for": "2h", "lasts": "2h"},
+    ],
+)
+async def test_an_order_that_is_no_window_is_422(server: Server, body: dict[str, Any]) -> None:
+    answer = await server.client.post("/api/v1/maintenance", json=body, headers=ANN)
+    assert_problem(answer, 422)
+    assert server.recorder.asked == []
+
+
+async def test_a_window_of_the_file_is_not_ended_here(server: Server) -> None:
+    server.recorder.failure = Refused(409, "file-1 is in the configuration file")
+    answer = await server.client.delete("/api/v1/maintenance/file-1", headers=ANN)
+    assert_problem(answer, 409)
+
+
 async def test_bodies_may_be_left_out(server: Server) -> None:
     for path in ("pause", "resume", "incidents/inc-1/approve", "incidents/inc-1/cancel"):
         answer = await server.client.post(f"/api/v1/{path}", headers=ANN)
@@ -410,8 +479,17 @@ async def test_a_body_that_cannot_be_used_says_which_field(
 
 async def test_every_route_of_the_api_needs_the_right_role(server: Server) -> None:
     reads = ["incidents", "incidents/inc-1", "deliveries", "deadletters", "playbooks", "limits"]
-    writes = ["pause", "resume", "replay", *(f"incidents/inc-1/{v}" for v in ("approve", "cancel"))]
-    for method, paths, weak in (("GET", reads, INGEST), ("POST", writes, VIEWER)):
+    reads.append("maintenance")
+    writes = [
+        "pause",
+        "maintenance",
+        "resume",
+        "replay",
+        *(f"incidents/inc-1/{v}" for v in ("approve", "cancel")),
+    ]
+    ended = ["maintenance/mnt-1"]
+    kinds = (("GET", reads, INGEST), ("POST", writes, VIEWER), ("DELETE", ended, VIEWER))
+    for method, paths, weak in kinds:
         for path in paths:
             call = server.client.build_request(method, f"/api/v1/{path}")
             assert_problem(await server.client.send(call), 401)

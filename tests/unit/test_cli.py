@@ -110,7 +110,18 @@ CLOSED = {
 }
 LIMITS = {"budget": 3, "window": "1h", "cooldown": "5m", "concurrency": 1}
 PAUSE = {"scope": "shop", "by": "ann", "reason": MARKUP, "since": "2026-11-21T00:40:00Z"}
+WINDOW = {
+    "id": "mnt-1",
+    "scope": "shop",
+    "from": "2026-11-21T00:40:00Z",
+    "until": "2026-11-21T02:40:00Z",
+    "reason": "disks",
+    "running": True,
+    "source": "api",
+    "by": "ann",
+}
 LISTS: dict[str, list[dict[str, Any]]] = {
+    "/maintenance": [WINDOW],
     "/incidents": [SUMMARY],
     "/limits": [{"scope": "global", "limits": LIMITS, "reserved": 3, "in_flight": 0}],
     "/playbooks": [
@@ -121,6 +132,15 @@ LISTS: dict[str, list[dict[str, Any]]] = {
             "targets": {"database": "postgres"},
             "levers": ["end_sessions"],
             "origin": "playbooks/pool_exhausted.py",
+            "parameters": [
+                {
+                    "name": "recent",
+                    "type": "duration",
+                    "default": "30m",
+                    "description": f"How long. {MARKUP}",
+                },
+                {"name": "verification", "type": "V", "default": {"hold": "5m"}, "description": ""},
+            ],
             "services": [
                 {
                     "system": "shop",
@@ -171,6 +191,8 @@ class Service:
         return web.json_response(self._content(request.method, path))
 
     def _content(self, method: str, path: str) -> Any:
+        if method != "GET" and path.startswith("/maintenance"):
+            return WINDOW
         if path == "/replay":
             return {"incidents": [ID], "dry_run": True}
         if method == "GET" and path == f"/incidents/{ID}":
@@ -293,6 +315,28 @@ async def test_a_listing_fits_in_80_columns(
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize("arguments", [["PoolExhausted"], ["--parameters"]])
+async def test_the_parameters_of_a_playbook_are_shown_where_asked_for(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    ended = await run("playbooks", *arguments)
+    assert ended.code == 0
+    for text in ["recent  duration, default 30m", "How long.", "default hold: 5m"]:
+        assert text in ended.out
+    assert "\x07" not in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 80
+    assert "recent" not in (await run("playbooks")).out
+
+
+async def test_a_playbook_that_is_not_there_names_those_that_are(
+    service: Service, run: Run
+) -> None:
+    ended = await run("playbooks", "Nope")
+    assert (ended.code, ended.out) == (1, "")
+    assert "no playbook 'Nope'; known are: PoolExhausted" in ended.err
+
+
 async def test_one_incident_reads_from_alert_to_verdict(service: Service, run: Run) -> None:
     service.incidents = [CLOSED]
     ended = await run("incidents", ID)
@@ -400,6 +444,27 @@ async def test_approve_shows_the_plan_and_sends_its_hash(service: Service, run: 
     for text in ("end_sessions", "postgres/orders-db", "pid 4711", "3 sessions hold locks", PLAN):
         assert text.replace("_", " ") in ended.out.replace("_", " ")
     assert service.asked[-1] == ("POST", f"/incidents/{ID}/approve", {}, {"plan_hash": PLAN})
+
+
+async def test_maintenance_is_started_listed_and_ended(service: Service, run: Run) -> None:
+    started = await run("maintenance", "start", "all", "--for", "2h", "--reason", "disks")
+    assert service.asked[-1] == (
+        "POST",
+        "/maintenance",
+        {},
+        {"scope": "global", "for": "2h", "reason": "disks"},
+    )
+    assert "until 2026-11-21 02:40:00 UTC" in started.out
+    assert "remediator maintenance end mnt-1" in started.out
+    listed = await run("maintenance", "list")
+    assert (listed.code, service.asked[-1][:2]) == (0, ("GET", "/maintenance"))
+    for text in ("mnt-1", "shop", "now", "2026-11-21 02:40", "disks", "ann"):
+        assert text in listed.out
+    assert "\x1b" not in listed.out
+    as_json = await run("maintenance", "list", "--json")
+    assert json.loads(as_json.out)["items"] == [WINDOW]
+    ended = await run("maintenance", "end", "mnt-1")
+    assert (ended.code, service.asked[-1][:2]) == (0, ("DELETE", "/maintenance/mnt-1"))
 
 
 async def test_approve_refuses_another_plan_than_the_one_named(service: Service, run: Run) -> None:
@@ -740,6 +805,24 @@ async def test_a_secret_that_is_missing_hides_no_other_backend(
     assert "error  http admin: " in ended.out
     assert "cannot act: see postgres orders-db" in ended.out
     assert ended.err == "remediator: the configuration is wrong; see above\n"
+
+
+@pytest.mark.parametrize("kubeconfig", [None, "{}", "[", "clusters: []"])
+async def test_a_kubeconfig_that_cannot_be_used_hides_no_other_backend(
+    checked: Checked, tmp_path: Path, scene: Scene, kubeconfig: str | None
+) -> None:
+    if kubeconfig is not None:
+        (tmp_path / "kubeconfig").write_text(kubeconfig)
+    backends = {
+        "postgres": {"orders-db": {"dsn_file": "reader", "writer_dsn_file": "lever"}},
+        "kubernetes": {"main": {"kubeconfig": "kubeconfig"}},
+    }
+    ended = await checked(more={"backends": backends})
+    assert ended.code == 2
+    assert "error  kubernetes main: " in ended.out
+    assert "backends.kubernetes.main: " in ended.out
+    assert "ok  postgres orders-db: can be read" in ended.out
+    assert "ok  shop/orders PoolExhausted: mode auto" in ended.out
 
 
 async def test_parts_that_do_not_fit_together_are_exit_code_2(checked: Checked) -> None:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
-import signal
-import sys
-import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,25 +17,42 @@ from aiohttp import web
 from rich.console import Console
 
 from remediator.demo.alerts import (
-    LABELS,
+    AlertRule,
     Route,
-    Rule,
     Timing,
-    exhausted,
+    Watched,
     fingerprint,
     notification,
     play_alerts,
 )
+from remediator.demo.breaker import BREAKER, WRITER_TOKEN, Breaker, Orders
+from remediator.demo.cluster import merged
+from remediator.demo.database import ROLES
+from remediator.demo.kubelet import LIMIT, NEED, REPLICAS, Kubelet, new_cluster
+from remediator.demo.latency import LATENCY, LatencyLook
+from remediator.demo.oom import OOM
+from remediator.demo.pool import POOL, PoolLook, exhausted
 from remediator.demo.postgres import EmbeddedPostgres
-from remediator.demo.sandbox import ROLES
+from remediator.demo.scenario import Scenario
 from remediator.demo.screen import Screen
-from remediator.demo.shop import APP_ROLE, ITEMS, SCHEMA, Load, RunningShop, customers, open_shop
+from remediator.demo.serving import serving
+from remediator.demo.shop import (
+    APP_ROLE,
+    ITEMS,
+    SCHEMA,
+    Durations,
+    Load,
+    RunningShop,
+    customers,
+    open_shop,
+)
 from remediator.demo.slackview import draw_message, mrkdwn
-from remediator.demo.story import ShopLook, ShopStory
+from remediator.demo.story import Told
 from remediator.model import AlertStatus
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 START = datetime(2026, 11, 21, tzinfo=UTC)
+RULE = AlertRule(name="Full", summary="It is full.", holds=exhausted, extra={"pool": "orders"})
 
 
 async def until(holds: Callable[[], bool], within: float = 10.0) -> None:
@@ -116,16 +129,16 @@ def test_a_fingerprint_is_what_alertmanager_sends(sample: str) -> None:
 
 def test_a_body_has_the_fields_of_alertmanagers() -> None:
     recorded = json.loads((SAMPLES / "am_firing_single.json").read_text())
-    body = notification(AlertStatus.FIRING, START, START)
+    body = notification(RULE, AlertStatus.FIRING, START, START)
     assert set(body) == set(recorded)
     assert set(body["alerts"][0]) == set(recorded["alerts"][0])
     assert body["alerts"][0]["endsAt"] == "0001-01-01T00:00:00Z"
-    resolved = notification(AlertStatus.RESOLVED, START, START + timedelta(seconds=5))
+    resolved = notification(RULE, AlertStatus.RESOLVED, START, START + timedelta(seconds=5))
     assert resolved["alerts"][0]["endsAt"] == "2026-11-21T00:00:05Z"
 
 
 def test_an_alert_fires_after_its_hold_is_resent_and_resolves_once() -> None:
-    rule = Rule(Timing(hold=3, keep=1, resend=5))
+    rule = Watched(Timing(hold=3, keep=1, resend=5))
     sent: list[tuple[int, str]] = []
     for second in range(16):
         now = START + timedelta(seconds=second)
@@ -137,31 +150,13 @@ def test_an_alert_fires_after_its_hold_is_resent_and_resolves_once() -> None:
 
 
 def test_a_condition_that_comes_and_goes_does_not_fire() -> None:
-    rule = Rule(Timing(hold=3))
+    rule = Watched(Timing(hold=3))
     for second in range(10):
         now = START + timedelta(seconds=second)
         assert rule.evaluate(holds=second % 3 != 2, now=now) is None
 
 
-@pytest.fixture
-async def serve() -> AsyncIterator[Callable[[web.Application], Awaitable[str]]]:
-    runners: list[web.AppRunner] = []
-
-    async def start(app: web.Application) -> str:
-        runner = web.AppRunner(app, access_log=None)
-        runners.append(runner)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{runner.addresses[0][1]}"
-
-    yield start
-    for runner in runners:
-        await runner.cleanup()
-
-
-async def test_a_notification_is_posted_again_after_503_and_carries_the_token(
-    serve: Callable[[web.Application], Awaitable[str]],
-) -> None:
+async def test_a_notification_is_posted_again_after_503_and_carries_the_token() -> None:
     posted: list[tuple[str, Any]] = []
 
     async def hook(request: web.Request) -> web.Response:
@@ -171,21 +166,112 @@ async def test_a_notification_is_posted_again_after_503_and_carries_the_token(
     async def pool(_: web.Request) -> web.Response:
         return web.json_response({"active": 8, "max": 8, "waiting": 1})
 
-    app = web.Application()
-    app.add_routes([web.post("/hook", hook), web.get("/pool", pool)])
-    url = await serve(app)
     accepted: list[AlertStatus] = []
-    route = Route(f"{url}/pool", f"{url}/hook", "ingest-token")
-    timing = Timing(evaluate=0.01, hold=0, resend=60)
-    playing = asyncio.create_task(
-        play_alerts(route, timing, lambda status, _: accepted.append(status))
-    )
-    await until(lambda: bool(accepted))
-    playing.cancel()
-    await asyncio.gather(playing, return_exceptions=True)
+    async with serving([web.post("/hook", hook), web.get("/pool", pool)]) as url:
+        route = Route(f"{url}/pool", f"{url}/hook", "ingest-token")
+        timing = Timing(evaluate=0.01, hold=0, resend=60)
+        playing = asyncio.create_task(
+            play_alerts(RULE, route, lambda status, _: accepted.append(status), timing)
+        )
+        await until(lambda: bool(accepted))
+        playing.cancel()
+        await asyncio.gather(playing, return_exceptions=True)
     assert accepted == [AlertStatus.FIRING]
     assert [token for token, _ in posted] == ["Bearer ingest-token"] * 2
-    assert posted[1][1]["alerts"][0]["labels"] == LABELS
+    assert posted[1][1]["alerts"][0]["labels"] == RULE.labels
+
+
+@pytest.mark.parametrize("scenario", [POOL, LATENCY, BREAKER, OOM])
+def test_every_scenarios_alert_is_about_the_configured_service(scenario: Scenario) -> None:
+    labels = scenario.alert.labels
+    assert (labels["system"], labels["service"]) == ("shop", "orders")
+    assert labels["alertname"] == scenario.alert.name
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+async def test_a_request_that_still_waits_counts_with_its_time_so_far() -> None:
+    durations = Durations()
+    assert durations.p95() == 0
+    with durations.measured():
+        await until(lambda: durations.p95() > 0.05)
+    assert durations.p95() > 0.05
+    durations.window = 0
+    assert durations.p95() == 0
+
+
+# --- the breaker ----------------------------------------------------------------------------------
+
+
+def test_a_breaker_opens_when_half_of_its_last_calls_failed_and_stays_open() -> None:
+    breaker = Breaker()
+    for succeeded in [True] * 10 + [False] * 4:
+        breaker.note(succeeded=succeeded)
+    assert not breaker.is_open
+    breaker.note(succeeded=False)
+    assert breaker.is_open
+    for _ in range(10):
+        breaker.note(succeeded=True)
+    assert breaker.is_open
+    breaker.close()
+    assert breaker.as_json() == {"state": "CLOSED", "failureRate": "0.0%"}
+
+
+async def test_every_reset_call_is_counted_and_only_the_writers_takes_effect() -> None:
+    orders = Orders()
+    orders.breaker.is_open = True
+    async with serving(orders.routes()) as url, httpx.AsyncClient(base_url=url) as http:
+        path, body = "/actuator/circuitbreakers/payments", {"updateState": "CLOSE"}
+        refused = await http.post(path, json=body, headers={"Authorization": "Bearer other"})
+        assert (refused.status_code, orders.breaker.is_open) == (403, True)
+        writer = {"Authorization": f"Bearer {WRITER_TOKEN}"}
+        assert (await http.post(path, json=body, headers=writer)).status_code == 200
+        listed = (await http.get("/actuator/circuitbreakers")).json()["circuitBreakers"]
+        assert listed["payments"]["state"] == "CLOSED"
+    assert orders.resets == ["payments", "payments"]
+
+
+# --- the emulated cluster -------------------------------------------------------------------------
+
+
+def test_a_patch_merges_lists_by_name_and_none_removes() -> None:
+    base = {"a": 1, "list": [{"name": "x", "v": 1}, {"name": "y"}], "plain": [1, 2]}
+    patch = {"a": None, "list": [{"name": "x", "v": 2}, {"name": "z"}], "plain": [3]}
+    assert merged(base, patch) == {
+        "list": [{"name": "x", "v": 2}, {"name": "y"}, {"name": "z"}],
+        "plain": [3],
+    }
+
+
+def test_pods_that_outgrow_their_limit_are_killed_until_it_is_raised() -> None:
+    kubelet = Kubelet(new_cluster())
+    run(kubelet, 40)
+    assert (kubelet.ready, kubelet.killed) == (REPLICAS, 0)
+    kubelet.grown = True
+    run(kubelet, 60)
+    killed = kubelet.killed
+    assert killed == 2 * REPLICAS
+    assert kubelet.marked == REPLICAS
+    raise_memory(kubelet, f"{2 * LIMIT}Mi")
+    run(kubelet, 100)
+    assert (kubelet.ready, kubelet.marked, kubelet.killed) == (REPLICAS, 0, killed)
+    assert kubelet.fullest is not None
+    assert (kubelet.fullest.used, kubelet.fullest.limit) == (NEED, 2 * LIMIT)
+    status = kubelet.cluster.deployment["status"]
+    assert (status["updatedReplicas"], status["replicas"]) == (REPLICAS, REPLICAS)
+
+
+def run(kubelet: Kubelet, ticks: int) -> None:
+    for _ in range(ticks):
+        kubelet.tick()
+
+
+def raise_memory(kubelet: Kubelet, limit: str) -> None:
+    spec = kubelet.cluster.deployment["spec"]
+    resources = {"requests": {"memory": limit}, "limits": {"memory": limit}}
+    patch = {"template": {"spec": {"containers": [{"name": "app", "resources": resources}]}}}
+    kubelet.cluster.deployment["spec"] = merged(spec, patch)
 
 
 # --- what is shown --------------------------------------------------------------------------------
@@ -202,23 +288,37 @@ def test_without_a_terminal_facts_are_plain_lines() -> None:
     ]
 
 
-def test_the_shops_story_is_told_once_and_in_order() -> None:
+def test_the_pools_story_is_told_once_and_in_order() -> None:
     looks = [
-        ShopLook(active=1, size=8, waiting=0, leaked=0, rate=20),
-        ShopLook(active=3, size=8, waiting=0, leaked=3, rate=20),
-        ShopLook(active=8, size=8, waiting=9, leaked=3, rate=0),
-        ShopLook(active=8, size=8, waiting=19, leaked=3, rate=0),
-        ShopLook(active=1, size=8, waiting=0, leaked=3, rate=60),
-        ShopLook(active=1, size=8, waiting=0, leaked=3, rate=20),
+        PoolLook(active=1, size=8, waiting=0, leaked=0, rate=20),
+        PoolLook(active=3, size=8, waiting=0, leaked=3, rate=20),
+        PoolLook(active=8, size=8, waiting=9, leaked=3, rate=0),
+        PoolLook(active=8, size=8, waiting=19, leaked=3, rate=0),
+        PoolLook(active=1, size=8, waiting=0, leaked=3, rate=60),
+        PoolLook(active=1, size=8, waiting=0, leaked=3, rate=20),
     ]
-    story = ShopStory()
-    told = [fact.what.partition(":")[0] for look in looks for fact in story.news(look)]
-    assert [text.split()[:3] for text in told] == [
+    told = Told()
+    facts = [fact.what.partition(":")[0] for look in looks for fact in look.news(told)]
+    assert [text.split()[:3] for text in facts] == [
         ["The", "shop", "serves"],
         ["The", "bug", "strikes"],
         ["The", "pool", "is"],
         ["The", "pool", "recovered"],
     ]
+
+
+def test_a_slow_shop_is_well_only_once_it_is_fast_and_serves() -> None:
+    looks = [
+        LatencyLook(p95=20, waiting=0, rate=6, holder=None, enough=3),
+        LatencyLook(p95=900, waiting=9, rate=0, holder=4711, enough=3),
+        LatencyLook(p95=20, waiting=0, rate=0, holder=4711, enough=3),
+        LatencyLook(p95=20, waiting=0, rate=6, holder=4711, enough=3),
+    ]
+    assert [look.well for look in looks] == [True, False, False, True]
+    told = Told()
+    facts = [fact.what for look in looks for fact in look.news(told)]
+    assert [fact.split()[0] for fact in facts] == ["The", "A", "Orders", "Orders"]
+    assert "pid 4711" in facts[1]
 
 
 def test_slacks_markup_becomes_style_and_its_entities_text() -> None:
@@ -244,43 +344,3 @@ def test_a_message_is_drawn_block_by_block() -> None:
         "*as it is* <inc-1>",
     ):
         assert text in shown
-
-
-# --- the whole ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def emptied() -> Iterator[Path]:
-    """A folder that has to be empty again at the end."""
-    with tempfile.TemporaryDirectory() as name:  # pytest's own are closed to the server's account
-        Path(name).chmod(0o755)
-        yield Path(name)
-        assert list(Path(name).iterdir()) == []
-
-
-async def test_the_demo_mends_the_shop_and_leaves_nothing_behind(emptied: Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "remediator", "demo"),
-        env=os.environ | {"TMPDIR": str(emptied), "REMEDIATOR_LISTEN": "127.0.0.1:1"},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    printed = (await process.communicate())[0].decode()
-    assert process.returncode == 0, printed
-    assert "closed as mitigated" in printed
-    assert "Orders flow again" in printed
-
-
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])
-async def test_an_interrupted_demo_leaves_nothing_behind(
-    emptied: Path, how: signal.Signals
-) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "remediator", "demo"),
-        env=os.environ | {"TMPDIR": str(emptied)},
-        stdout=asyncio.subprocess.PIPE,
-    )
-    assert process.stdout is not None
-    async for line in process.stdout:
-        if b"remediator listens" in line:
-            process.send_signal(how)
-    assert await process.wait() == 130

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator
 from remediator.access import Role
 from remediator.catalogue import Service
 from remediator.errors import ConfigError
+from remediator.maintenance import Recurring, Window
 from remediator.model import Limits, Mode, Risk
 from remediator.sections import SecretRef
 from remediator.settings import Settings, load_settings, settings_schema
@@ -567,6 +568,65 @@ def test_limits_are_defaults_by_scope_with_overrides_by_field(load: Load) -> Non
 
 def test_a_window_of_no_time_would_be_no_bound_and_is_refused(load: Load) -> None:
     assert "limits.global.window" in refusal(load, "limits: {global: {window: 0s}}")[0]
+
+
+def test_maintenance_is_planned_for_everything_a_system_or_a_service(load: Load) -> None:
+    loaded = load(
+        """
+        maintenance:
+          - {cron: "0 2 * * 6", duration: 2h, timezone: Europe/Berlin, reason: patches}
+        systems:
+          shop:
+            match: {system: shop}
+            maintenance: [{cron: 0 3 * * 0, duration: 7d}]
+            services:
+              orders:
+                match: {service: orders}
+                maintenance:
+                  - {from: 2026-12-01T22:00:00+01:00, until: 2026-12-01T22:00:00Z}
+        """
+    )
+    everywhere, service, system = loaded.catalogue().maintenance
+    at = datetime(2026, 12, 1, 21, tzinfo=UTC)
+    assert (everywhere.scope, everywhere.reason) == ("global", "patches")
+    assert isinstance(everywhere, Recurring)
+    assert (everywhere.cron, everywhere.timezone) == ("0 2 * * 6", "Europe/Berlin")
+    assert isinstance(system, Recurring)
+    assert (system.scope, system.timezone, system.duration) == ("shop", "UTC", timedelta(days=7))
+    assert isinstance(service, Window)
+    assert (service.scope, service.since, service.until) == (
+        "shop/orders",
+        at,
+        at + timedelta(hours=1),
+    )
+    assert len({plan.id for plan in (everywhere, service, system)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("entry", "key", "said"),
+    [
+        ('{cron: "61 2 * * 6", duration: 2h}', ".cron", "should be five fields of cron"),
+        ('{cron: "0 0 30 2 *", duration: 2h}', ".cron", "that come true"),
+        ("{cron: 5, duration: 2h}", ".cron", "should be text"),
+        ('{cron: "0 2 * * 6", duration: 8d}', ".duration", "should be at most 7d"),
+        ('{cron: "0 2 * * 6", duration: 0s}', ".duration", "should be a longer time"),
+        ('{cron: "0 2 * * 6", duration: 2h, timezone: Bonn}', ".timezone", "is no time zone"),
+        ('{cron: "0 2 * * 6", duration: 2h, timezone: ../x}', ".timezone", "is no time zone"),
+        ('{cron: "0 2 * * 6"}', "", "needs either cron and duration"),
+        ("{until: 2026-12-01T22:00:00Z}", "", "or from and until"),
+        ("{}", "", "needs either"),
+        ("{from: 2026-12-01T22:00:00, until: 2026-12-02T22:00:00Z}", ".from", "with its offset"),
+        ("{from: 2026-12-01T22:00:00Z, until: 2026-12-01T23:00:00+01:00}", ".until", "later than"),
+        ("{from: 2026-12-01T22:00:00Z, until: 2026-12-31T22:00:00Z}", ".until", "at most 7d"),
+        ("{from: 5, until: 2026-12-31T22:00:00Z}", ".from", "with its offset"),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused_with_its_line(
+    load: Load, entry: str, key: str, said: str
+) -> None:
+    (line,) = refusal(load, f"log: {{}}\nmaintenance:\n  - {entry}\n")
+    assert line.startswith(f"remediator.yaml:3: maintenance[0]{key}: ")
+    assert said in line
 
 
 def test_what_a_playbook_entry_does_not_know_is_a_parameter(load: Load) -> None:

@@ -20,7 +20,7 @@ from remediator.model import (
     MitigationState,
     Phase,
 )
-from remediator.report.redaction import redact_text
+from remediator.redaction import redact_text
 from remediator.report.summary import summarise
 from remediator.views import IncidentView, PlannedItem, Report
 from tests.incident_views import (

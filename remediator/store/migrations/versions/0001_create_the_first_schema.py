@@ -104,6 +104,20 @@ def upgrade() -> None:
         postgresql_where=sa.text("state = 'open' AND replay_of IS NULL"),
     )
     op.create_table(
+        "maintenance",
+        sa.Column("id", sa.String(length=40), nullable=False),
+        sa.Column("scope", sa.String(length=400), nullable=False),
+        sa.Column("since", instant(), nullable=False),
+        sa.Column("until", instant(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("by", sa.String(length=200), nullable=False),
+        sa.Column("ordered_at", instant(), nullable=False),
+        sa.Column("ended_at", instant(), nullable=True),
+        sa.Column("ended_by", sa.String(length=200), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_maintenance")),
+    )
+    op.create_index("ix_maintenance_until", "maintenance", ["until"], unique=False)
+    op.create_table(
         "pauses",
         sa.Column("scope", sa.String(length=400), nullable=False),
         sa.Column("by", sa.String(length=200), nullable=False),

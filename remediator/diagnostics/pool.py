@@ -15,6 +15,15 @@ from remediator.model import Value
 from remediator.playbook import Context, Parameters
 from remediator.ports import Endpoint, Session
 
+POOL_ALERTS = (
+    "DatabaseConnectionPoolExhaustion",
+    "DatabaseConnectionPoolExhausted",
+    "DatabaseConnectionsHigh",
+    "DatabaseConnectionIssues",
+    "PoolExhausted",
+)
+"""Names of the alerts that say that connections run out."""
+
 
 class PoolUse(Value):
     """Use of the application's own connection pool."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 
 from remediator.model import Value
 from remediator.ports import Session
@@ -36,6 +37,8 @@ class Blocking(Value):
     roots: tuple[Blocker, ...]
     waiting: int
     """Sessions that wait for a lock."""
+    longest: timedelta = timedelta(0)
+    """Age of the oldest statement among those that wait."""
 
 
 def blocking_tree(sessions: Iterable[Session]) -> Blocking:
@@ -54,9 +57,11 @@ def blocking_tree(sessions: Iterable[Session]) -> Blocking:
         for pid, blocked in victims.items()
         if pid not in known or not known[pid].blocked_by
     )
+    waiting = [session for session in known.values() if session.blocked_by]
     return Blocking(
         roots=tuple(sorted(roots, key=lambda root: (-root.victims, root.pid))),
-        waiting=sum(1 for session in known.values() if session.blocked_by),
+        waiting=len(waiting),
+        longest=max((s.query_age for s in waiting if s.query_age), default=timedelta(0)),
     )
 
 

@@ -1,0 +1,142 @@
+"""What every change of a cluster rests upon, takes as parameters and is refused for. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import Field, JsonValue, ValidationError
+
+from remediator.adapters.kubernetes_objects import Object, read_workload, uid_of
+from remediator.errors import BackendRefused
+from remediator.model import Duration, Mitigation, Preparation, Value
+from remediator.workloads import EFFECT, Workload
+
+Json = dict[str, JsonValue]
+
+
+class Scene(NamedTuple):
+    """The live objects that a decision rests upon."""
+
+    deployment: Object
+    autoscalers: Sequence[tuple[str, Object]]
+    """Those that scale it, each with its path."""
+    pods: Sequence[Object]
+    """Its own."""
+    replica_sets: Sequence[Object]
+    """Its own."""
+    quotas: Sequence[Object] | None
+    """Those of its namespace; None where our account may not list them."""
+    now: datetime
+
+
+class Bounds(Value):
+    """What every kind of change takes."""
+
+    allow_gitops: bool = False
+    """Change also what a GitOps controller may change back."""
+
+
+class ScaleBounds(Bounds):
+    """Parameters of ``scale``."""
+
+    replicas: int = Field(ge=1)
+    cap: int = Field(ge=1)
+    step_down: float = Field(default=0.25, gt=0, le=1)
+    """Share of the present figure that one step of taking back lowers it by, at least 1."""
+    step_pause: Duration = timedelta(minutes=10)
+    """Time between two steps."""
+
+
+class RestartBounds(Bounds):
+    """Parameters of ``restart_rollout``."""
+
+    min_ready: int = Field(default=2, ge=1)
+
+
+class EvictBounds(Bounds):
+    """Parameters of ``evict_pod``; its one item names the pod and its uid."""
+
+    min_ready: int = Field(default=1, ge=1)
+    """Ready pods that must be left."""
+
+
+class MemoryBounds(Bounds):
+    """Parameters of ``set_memory``, in bytes."""
+
+    container: str
+    limit: int = Field(gt=0)
+    cap: int = Field(gt=0)
+
+
+class UndoBounds(Bounds):
+    """Parameters of ``undo_rollout``; its one item pins the revision to go back to."""
+
+    from_revision: int = Field(ge=1)
+    """The revision that runs and is to be left."""
+    max_age_s: float = Field(default=3600, gt=0)
+    """Seconds since the running revision was first rolled out."""
+
+
+B = TypeVar("B", bound=Bounds)
+
+
+def read_bounds(mitigation: Mitigation, kind: type[B]) -> B:
+    """Read a mitigation's parameters; ``BackendRefused`` says which one is wrong."""
+    try:
+        return kind.model_validate(dict(mitigation.parameters))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BackendRefused(f"parameters of {mitigation.kind}: {problems}") from error
+
+
+def forbid(*rules: tuple[bool, str]) -> None:
+    """Refuse for the first rule that holds."""
+    for forbidden, reason in rules:
+        if forbidden:
+            raise BackendRefused(reason)
+
+
+def steady(scene: Scene, bounds: Bounds) -> Workload:
+    """Return the deployment; refuse what nothing may be changed about now."""
+    workload = read_workload(scene.deployment)
+    managed = workload.gitops is not None and not bounds.allow_gitops
+    forbid(
+        (scene.deployment["metadata"].get("deletionTimestamp") is not None, "it is being deleted"),
+        (workload.replicas == 0, "it is scaled to 0: somebody stopped it on purpose"),
+        (workload.paused, "its rollout is paused: somebody works on it"),
+        (workload.rollout is not None, f"a rollout is in progress: {workload.rollout}"),
+        (managed, f"it is managed by {workload.gitops}, which would undo the change"),
+    )
+    return workload
+
+
+def effect_on(live: Object) -> str | None:
+    """Return whose change an object carries."""
+    return (live["metadata"].get("annotations") or {}).get(EFFECT)
+
+
+def patching(
+    mitigation: Mitigation, found: Object, path: str, change: Json, undo: Json | None
+) -> Preparation:
+    """Prepare a patch of ``found`` with its way back, or with none."""
+    before: Json = {
+        "object": path,
+        "uid": uid_of(found),
+        "resource_version": found["metadata"]["resourceVersion"],
+        "change": change,
+        "was": undo or {},
+    }
+    way_back: Json | None = None if undo is None else {"change": undo}
+    return Preparation(mitigation=mitigation, before=before, undo=way_back)
+
+
+def patch_of(seen: Mapping[str, JsonValue], effect: str, spec: object) -> dict[str, Any]:
+    """Write a patch that the server refuses when the object is another, or has changed."""
+    metadata = {
+        "uid": seen["uid"],
+        "resourceVersion": seen["resource_version"],
+        "annotations": {EFFECT: effect},
+    }
+    return {"metadata": metadata, "spec": spec}

@@ -1,0 +1,50 @@
+"""The rights that the accounts of a cluster need: to read, to read more, and for each change.
+
+Data only: the probes ask for them, and roles are written from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from remediator.adapters.kubernetes_client import Right
+
+READS = frozenset(
+    {
+        Right("get", "apps", "deployments"),
+        Right("list", "apps", "replicasets"),
+        Right("list", "", "pods"),
+        Right("list", "autoscaling", "horizontalpodautoscalers"),
+    }
+)
+"""What both accounts need."""
+EVENTS = Right("list", "", "events")
+"""What the reader needs besides."""
+
+LOGS = Right("get", "", "pods/log")
+USAGE = Right("list", "metrics.k8s.io", "pods")
+QUOTAS = Right("list", "", "resourcequotas")
+NODES = Right("list", "", "nodes", everywhere=True)
+ALL_PODS = Right("list", "", "pods", everywhere=True)
+OPTIONAL = frozenset({LOGS, USAGE, QUOTAS, NODES, ALL_PODS})
+"""Without one of these the reader knows less, and says so; it is not impaired."""
+
+_PATCH = Right("patch", "apps", "deployments")
+RIGHTS: Mapping[str, frozenset[Right]] = MappingProxyType(
+    {
+        "scale": frozenset(
+            {
+                _PATCH,
+                Right("patch", "autoscaling", "horizontalpodautoscalers"),
+                Right("get", "autoscaling", "horizontalpodautoscalers"),
+            }
+        ),
+        "restart_rollout": frozenset({_PATCH}),
+        "evict_pod": frozenset({Right("get", "", "pods"), Right("create", "", "pods/eviction")}),
+        "set_memory": frozenset({_PATCH}),
+        "undo_rollout": frozenset({_PATCH}),
+    }
+)
+"""What the writer needs for each kind of change, besides ``READS``."""
+WRITES = frozenset[Right]().union(*RIGHTS.values())

@@ -1,0 +1,1 @@
+"""What an expert sees in the evidence: pure values and decisions that playbooks share."""

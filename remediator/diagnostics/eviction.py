@@ -1,0 +1,48 @@
+"""Whether a cache is full and pushes out keys that are still wanted."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from pydantic import Field
+
+from remediator.model import Duration, Finding, FindingStatus, Item, Mitigation, Target
+from remediator.playbook import Context, Parameters
+
+
+class CacheBounds(Parameters):
+    """Which keys of a cache may be removed, and when it counts as full."""
+
+    cache_prefix: str | None = Field(default=None, min_length=1)
+    """Prefix of the keys that are removed from a full cache; none: the cache is not touched."""
+    cache_full: float = Field(default=0.9, gt=0, le=1)
+    """Share of its memory from which on a cache is full."""
+    cache_gap: Duration = Field(default=timedelta(seconds=2), le=timedelta(seconds=3))
+    """Time between the two readings that show whether the cache evicts keys."""
+
+    async def cache_finding(self, context: Context) -> Finding:
+        """Look twice: a problem is a cache that is full and evicts keys between the looks."""
+        cache = context.keyspace()
+        earlier = await cache.info()
+        await asyncio.sleep(self.cache_gap.total_seconds())
+        now = await cache.info()
+        ratio, evicted = now.ratio, now.evicted - earlier.evicted
+        full = ratio is not None and ratio >= self.cache_full and evicted > 0
+        used = "has no limit" if ratio is None else f"is {ratio:.0%} full"
+        return Finding(
+            name="cache",
+            status=FindingStatus.PROBLEM if full else FindingStatus.FINE,
+            summary=f"The cache {used} and evicted {max(evicted, 0)} keys between two looks.",
+            value=now,
+        )
+
+    def unlink_plan(self, target: Target, prefix: str, why: str) -> Mitigation:
+        """Propose to remove the keys of one prefix; the cache refills by itself."""
+        return Mitigation(
+            kind="unlink_prefix",
+            target=target,
+            reason=f"{why} Keys that begin with {prefix!r} are removed.",
+            items=(Item(key=prefix, identity={"prefix": prefix}),),
+            parameters={"prefix": prefix},
+        )

@@ -1,0 +1,99 @@
+"""What containers wrote, as it may be kept for humans: secrets masked, its size bounded. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from remediator.model import Value
+from remediator.redaction import MASK, redact_text
+from remediator.workloads import PodLog
+
+LONGEST = 400
+"""Characters of one line that are kept."""
+KEPT = 64 * 1024
+"""Characters of all lines that are kept, whatever the number of pods."""
+
+_KEY = re.compile(r"-----(BEGIN|END) [A-Z ]*PRIVATE KEY-----")
+_TELLING = re.compile(
+    r"error|exception|fatal|panic|traceback|severe|critical|out of memory|cannot allocate",
+    re.IGNORECASE,
+)
+
+
+class LogEvidence(Value):
+    """The last lines of several containers; a restart would have deleted them.
+
+    They may still hold personal data: show them to nobody who did not ask for them.
+    """
+
+    logs: tuple[PodLog, ...]
+    """The previous runs first; of the rest as much as fits."""
+    read: int
+    """Runs of containers whose log was read."""
+    previous: int
+    """Of these, runs before the present one."""
+    missing: int
+    """Runs whose log could not be read."""
+    lines: int
+    """Lines that were read."""
+    telling: int
+    """Of these, lines that tell of an error."""
+
+    @property
+    def summary(self) -> str:
+        """Say how much was read and kept, without a word of the text."""
+        kept = sum(len(log.lines) for log in self.logs)
+        lost = f"; {self.missing} could not be read" if self.missing else ""
+        return (
+            f"Read the last lines of {self.read} containers"
+            f" ({self.previous} of a run before the present one): {self.telling} of {self.lines}"
+            f" lines tell of errors; {kept} are kept{lost}."
+        )
+
+
+def log_evidence(logs: Iterable[PodLog]) -> LogEvidence:
+    """Mask what looks like a secret, count what tells of errors, and keep what fits."""
+    every = sorted(logs, key=lambda log: (not log.previous, log.pod, log.container))
+    read = [log for log in every if not log.missing]
+    lines = [line for log in read for line in log.lines]
+    return LogEvidence(
+        logs=tuple(_fitting(every)),
+        read=len(read),
+        previous=sum(log.previous for log in read),
+        missing=len(every) - len(read),
+        lines=len(lines),
+        telling=sum(_TELLING.search(line) is not None for line in lines),
+    )
+
+
+def _fitting(logs: Iterable[PodLog]) -> Iterator[PodLog]:
+    """Yield the logs with their newest lines, as long as there is room."""
+    left = KEPT
+    for log in logs:
+        kept: list[str] = []
+        for line in reversed(_masked(log.lines)):
+            if len(line) > left:
+                break
+            left -= len(line)
+            kept.append(line)
+        yield log.model_copy(update={"lines": tuple(reversed(kept))})
+
+
+def _masked(lines: Sequence[str]) -> list[str]:
+    """Mask secrets: a line at a time, and private keys, which go over many."""
+    masked = [redact_text(line)[:LONGEST] for line in lines]
+    start, inside = 0, False  # without its beginning, a key may start anywhere before
+    for number, line in enumerate(lines):
+        edge = _KEY.search(line)
+        if edge is None:
+            continue
+        inside = edge[1] == "BEGIN"
+        if inside:
+            start = number
+        else:
+            masked[start : number + 1] = [MASK] * (number + 1 - start)
+            start = number + 1
+    if inside:
+        masked[start:] = [MASK] * (len(lines) - start)
+    return masked

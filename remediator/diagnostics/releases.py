@@ -1,0 +1,122 @@
+"""Which release may be undone because the latency began with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from remediator.diagnostics.latency import LatencySource
+from remediator.diagnostics.memory import hindrance
+from remediator.model import (
+    AlertStatus,
+    Duration,
+    Finding,
+    FindingStatus,
+    Item,
+    Mitigation,
+    Risk,
+    Target,
+    Value,
+)
+from remediator.playbook import Context
+from remediator.workloads import EFFECT, Revision, Workload
+
+RELEASE_MAX_AGE = timedelta(minutes=60)
+"""Age from which on a release is not undone by itself (procedures: 60 minutes)."""
+
+
+class Release(Value):
+    """The release that runs, and the revision that ran before it."""
+
+    running: Revision
+    before: Revision
+
+    def plan(self, target: Target, why: str, *, allow_gitops: bool) -> Mitigation:
+        """Propose to go back to exactly the revision before."""
+        before, images = self.before, ", ".join(self.before.images)
+        identity: dict[str, JsonValue] = {
+            "revision": before.number,
+            "replica_set": before.name,
+            "uid": before.uid,
+        }
+        return Mitigation(
+            kind="undo_rollout",
+            target=target,
+            reason=f"{why} It goes back to revision {before.number} ({images}).",
+            items=(Item(key=f"revision {before.number}", summary=images, identity=identity),),
+            parameters={
+                "from_revision": self.running.number,
+                "max_age_s": int(RELEASE_MAX_AGE.total_seconds()),
+                "allow_gitops": allow_gitops,
+            },
+            risk=Risk.HIGH,
+        )
+
+
+class ReleaseBounds(LatencySource):
+    """Whether a release may be undone, and what has to be proven before."""
+
+    undo_release: bool = False
+    """Whether a release may be undone that the latency began with; needs `latency_query`."""
+    release_lookback: Duration = Field(default=timedelta(minutes=30), ge=timedelta(minutes=10))
+    """Time before the release over which the latency must have been within its limit."""
+
+    @model_validator(mode="after")
+    def _past_is_measured(self) -> Self:
+        if self.undo_release and not self.latency_query:
+            raise ValueError("undo_release needs latency_query: what was before must be measured")
+        return self
+
+    async def release_finding(self, context: Context, *, allow_gitops: bool) -> Finding:
+        """Look for a release that the latency began with: ``Release`` where all is proven."""
+        target, lookback = context.targets["workload"], self.release_lookback
+        workload = await context.workloads().workload(target)
+        revisions = await context.workloads().revisions(target)
+        firing = [a.starts_at for a in context.alerts if a.status is AlertStatus.FIRING]
+        found = _hindrance(workload, allow_gitops=allow_gitops) or undoable_release(
+            revisions, began=min(firing, default=None), lookback=lookback, now=context.now
+        )
+        if isinstance(found, str):
+            return Finding(name="release", status=FindingStatus.FINE, summary=f"{found}.")
+        at = found.running.created_at
+        past = await self.latency_between(context, at - lookback, at)
+        doubt = past.doubt if past else "not measured"
+        return Finding(
+            name="release",
+            status=FindingStatus.FINE if doubt else FindingStatus.PROBLEM,
+            summary=f"Revision {found.running.number} is of {at:%H:%M:%S}; the latency before it:"
+            f" {doubt or 'within its limit'}.",
+            value=None if doubt else found,
+        )
+
+
+def _hindrance(workload: Workload, *, allow_gitops: bool) -> str | None:
+    if "/undo_rollout/" in workload.annotations.get(EFFECT, ""):
+        return "a release was undone before"
+    found = hindrance(workload, allow_gitops=allow_gitops)
+    return found.reason if found else None
+
+
+def undoable_release(
+    revisions: Sequence[Revision], *, began: datetime | None, lookback: timedelta, now: datetime
+) -> Release | str:
+    """Return the release that a symptom which ``began`` then may come from, or why there is none.
+
+    The revision before it must be old enough to have been the one that ran for ``lookback``.
+    """
+    by_number = sorted(revisions, key=lambda revision: revision.number, reverse=True)
+    if len(by_number) < 2:
+        return "no earlier revision is kept"
+    running, before, *_ = by_number
+    if any(other.created_at >= running.created_at for other in by_number[1:]):
+        return f"revision {running.number} is an older template that was brought back"
+    if now - running.created_at >= RELEASE_MAX_AGE:
+        return f"revision {running.number} is older than {RELEASE_MAX_AGE.total_seconds() / 60:g} minutes"
+    if began is None or began <= running.created_at:
+        return f"the symptom did not begin after revision {running.number}"
+    if before.created_at > running.created_at - lookback:
+        return f"revision {before.number} did not run long enough to prove itself"
+    return Release(running=running, before=before)

@@ -1,0 +1,93 @@
+"""What a service may set for a playbook is read from the playbook's own model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydantic import ConfigDict, Field
+
+from remediator.app.parameters import parameters_of
+from remediator.model import Duration, Value
+from remediator.playbook import Parameters, Playbook, load_playbooks
+
+
+class Inner(Value):
+    """A value of its own."""
+
+    path: str
+
+
+class Mine(Parameters):
+    """What an author might write."""
+
+    must: int
+    """Has no default."""
+    recent: Duration = timedelta(minutes=30)
+    """Time that counts,
+    in two lines."""
+    how: Literal["evict", "restart"] = "evict"
+    query: str | None = None
+    roles: tuple[str, ...] = ("app",)
+    calls: dict[str, Inner] = Field(default_factory=dict)
+    share: float | bool = 0.5
+
+
+def test_every_key_has_its_type_default_and_description() -> None:
+    found = {view.name: (view.type, view.default, view.description) for view in parameters_of(Mine)}
+    assert found.pop("verification")[0] == "Verification"
+    assert found == {
+        "must": ("integer", None, "Has no default."),
+        "recent": ("duration", "30m", "Time that counts, in two lines."),
+        "how": ("evict | restart", "evict", ""),
+        "query": ("string", None, ""),
+        "roles": ("list of string", ["app"], ""),
+        "calls": ("map of Inner", {}, ""),
+        "share": ("number | boolean", 0.5, ""),
+    }
+
+
+class Odd(Parameters):
+    """What no JSON can say."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    call: Callable[[], int] | None = None
+    """Something to call."""
+
+
+def test_a_type_without_a_schema_is_named_all_the_same() -> None:
+    named = {view.name: (view.type, view.description) for view in parameters_of(Odd)}
+    assert named["call"] == ("anything", "Something to call.")
+
+
+@pytest.mark.parametrize("playbook", list(load_playbooks()), ids=lambda playbook: playbook.name)
+def test_every_parameter_of_a_built_in_playbook_is_described(
+    playbook: type[Playbook[Any]],
+) -> None:
+    views = parameters_of(playbook.parameters_type)
+    assert json.dumps([view.model_dump(mode="json") for view in views])
+    assert [view.name for view in views if not view.description] == []
+    assert "anything" not in {view.type for view in views}
+
+
+async def test_a_playbook_of_the_operators_own_folder_is_described(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from remediator import Parameters, Playbook\n"
+        "class P(Parameters):\n"
+        "    limit: int = 3\n"
+        '    """Most of them."""\n'
+        "class Mine(Playbook[P]):\n"
+        "    parameters_type = P\n"
+        "    async def diagnose(self, context): ...\n"
+        "    def propose(self, context, findings): ...\n"
+        "    async def verify(self, context, mitigation): ...\n"
+    )
+    cls = load_playbooks([tmp_path]).get("Mine")
+    assert cls is not None
+    described = {view.name: view.description for view in parameters_of(cls.parameters_type)}
+    assert described["limit"] == "Most of them."
