@@ -7,6 +7,7 @@ phrases that several steps share (wait, try again, escalate, close) are methods 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ CAUSE_PATIENCE = timedelta(minutes=30)
 SEEN_AGAIN = timedelta(seconds=10)
 """Time after which impaired senses or an unreachable backend are looked at again."""
 
+_FIGURES = re.compile(r"\d[\d.,:]*")
 _MADE = (MitigationState.APPLIED, MitigationState.REVERTED, MitigationState.UNKNOWN)
 
 
@@ -232,7 +234,7 @@ class Work:
         findings: tuple[Finding, ...] = (),
     ) -> Transition:
         """Stay at this step and look again later; said once for each reason."""
-        known = self.claim.incident.reason == reason
+        known = says_the_same(self.claim.incident.reason, reason)
         return Transition(
             phase=self.claim.incident.phase,
             due_in=due_in,
@@ -306,6 +308,11 @@ def close(claim: Claim, outcome: IncidentOutcome, reason: str) -> Transition:
     return Transition(
         phase=Phase.DONE, due_in=None, outcome=outcome, reason=reason, events=(event,)
     )
+
+
+def says_the_same(one: str, other: str) -> bool:
+    """Whether two reasons differ in nothing but their figures: what waits is said once."""
+    return _FIGURES.sub("", one) == _FIGURES.sub("", other)
 
 
 async def probe(ports: Mapping[str, Port | Lever], names: frozenset[str]) -> list[Sense]:

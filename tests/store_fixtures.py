@@ -84,7 +84,8 @@ class SwitchOff(Playbook[ThingsOn]):
         things = sorted(findings["things"].summary.split())
         on = [thing for thing in things if ":" not in thing or thing.startswith(mine)]
         if findings["things"].status is not FindingStatus.PROBLEM:
-            return Proposal(reason="nothing is on", wait=self.parameters.wait)
+            reason = f"nothing is on at {context.now:%H:%M:%S}"
+            return Proposal(reason=reason, wait=self.parameters.wait)
         mitigation = Mitigation(
             kind="switch_off",
             target=context.targets["world"],

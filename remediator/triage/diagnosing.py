@@ -5,7 +5,7 @@ from __future__ import annotations
 from remediator.model import Phase
 from remediator.store.queue import Transition
 from remediator.triage import diagnose as look
-from remediator.work import SEEN_AGAIN, Work
+from remediator.work import SEEN_AGAIN, Work, says_the_same
 
 ROUNDS = 8
 """Most rounds of one incident, whatever they find."""
@@ -29,8 +29,13 @@ async def diagnose(work: Work) -> Transition:
         reason = f"our senses are impaired, so nothing is changed: {'; '.join(seen.impaired)}"
         return work.wait(reason, SEEN_AGAIN, code="senses", findings=seen.findings)
     proposal = seen.proposal.model_copy(update={"impaired": seen.impaired})
-    if proposal.wait is not None and proposal == work.claim.proposal:  # said before
-        return Transition(phase=Phase.DECIDE, notify=False)
+    known = work.claim.proposal
+    if (
+        proposal.wait is not None
+        and known is not None
+        and says_the_same(proposal.reason, known.reason)
+    ):
+        return Transition(phase=Phase.DECIDE, proposal=proposal, notify=False)
     return Transition(
         phase=Phase.DECIDE,
         reason=proposal.reason,

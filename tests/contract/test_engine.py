@@ -323,7 +323,8 @@ async def test_what_passes_by_itself_is_waited_for_and_looked_at_again(
         await bench.receive(bench.alert())
         await bench.settle(45)
         incident = await bench.incident()
-        assert (incident.state, incident.reason) == (IncidentState.OPEN, "waiting: nothing is on")
+        assert incident.state is IncidentState.OPEN
+        assert incident.reason == "waiting: nothing is on at 00:00:40", "with the latest figures"
         assert [line.event for line in incident.timeline].count("waiting: playbook") == 1
         bench.world.things = {"lamp"}
         await bench.settle(20)

@@ -20,20 +20,16 @@ from remediator.errors import BackendUnavailable
 from remediator.model import (
     Assessment,
     FindingStatus,
-    Incident,
-    IncidentId,
-    IncidentState,
     Mitigation,
     MitigationState,
-    Phase,
     Sample,
     Sense,
     SenseState,
     Target,
 )
-from remediator.playbook import Context, load_playbooks
+from remediator.playbook import load_playbooks
 from remediator.ports import Lever, Point, Port
-from remediator.testing import PlaybookRun, firing_alert, run_playbook
+from remediator.testing import PlaybookRun, context_for, firing_alert, run_playbook
 from tests.breaker_fixtures import READER, WRITER, BreakerService, breaker_service
 from tests.monitoring_fixtures import Start
 
@@ -130,26 +126,9 @@ class Scene:
         return outcome.state
 
     async def verify(self, mitigation: Mitigation, **parameters: Any) -> Sample:
-        incident = Incident(
-            id=IncidentId("inc-1"),
-            correlation_key="shop/pay",
-            state=IncidentState.OPEN,
-            phase=Phase.VERIFY,
-            outcome=None,
-            reason="",
-            system="shop",
-            service="pay",
-            playbook="CircuitBreakerOpen",
-            dry_run=False,
-            replay_of=None,
-            round=1,
-            epoch=1,
-            opened_at=NOW,
-            closed_at=None,
-            phase_since=NOW,
-        )
-        context = Context(incident=incident, alerts=(), targets=TARGETS, ports=self.ports, now=NOW)
-        return await playbook_of(**parameters).verify(context, mitigation)
+        playbook = playbook_of(**parameters)
+        context = context_for(playbook, targets=TARGETS, ports=self.ports, now=NOW, since=NOW)
+        return await playbook.verify(context, mitigation)
 
 
 @asynccontextmanager

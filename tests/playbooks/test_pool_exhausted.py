@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,12 +19,8 @@ from remediator.errors import BackendUnavailable
 from remediator.model import (
     Assessment,
     FindingStatus,
-    Incident,
-    IncidentId,
-    IncidentState,
     Mitigation,
     MitigationState,
-    Phase,
     Proposal,
     Sense,
     SenseState,
@@ -32,39 +28,16 @@ from remediator.model import (
 )
 from remediator.playbook import Context, Findings, load_playbooks
 from remediator.ports import ConnectionUsage, Point, Port, Session
+from remediator.testing import context_for
 from tests.postgres_fixtures import Connection, Scene, eventually, execute
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TARGET = Target(system="shop", service="orders", role="database", kind="postgres", name="orders-db")
-INCIDENT = Incident(
-    id=IncidentId("inc-1"),
-    correlation_key="shop/orders",
-    state=IncidentState.OPEN,
-    phase=Phase.DIAGNOSE,
-    outcome=None,
-    reason="",
-    system="shop",
-    service="orders",
-    playbook="PoolExhausted",
-    dry_run=False,
-    replay_of=None,
-    round=1,
-    epoch=1,
-    opened_at=NOW,
-    closed_at=None,
-    phase_since=NOW,
-)
 
 
 def context_of(*tried: Mitigation, **ports: Port) -> Context:
-    return Context(
-        incident=INCIDENT,
-        alerts=(),
-        targets={"database": TARGET},
-        ports=ports,
-        now=NOW,
-        tried=tried,
-    )
+    targets = {"database": TARGET}
+    return replace(context_for(playbook_of(), targets=targets, ports=ports, now=NOW), tried=tried)
 
 
 def playbook_of(**parameters: Any) -> PoolExhausted:
