@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,8 @@ class LossyProxy(Loss):
     url: str = ""
     upstream: str = ""
     """Base URL of the server."""
+    meddle: Callable[[], Awaitable[None]] | None = None
+    """What somebody else does right before the first change arrives."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """Pass a request on, and its answer back unless it is to be lost."""
@@ -52,6 +54,8 @@ class LossyProxy(Loss):
         changing = _is_change(request)
         if changing:
             self.changes.append(f"{request.method} {request.path}")
+            meddle, self.meddle = self.meddle, None
+            await (meddle() if meddle is not None else asyncio.sleep(0))
         assert self.session is not None
         async with self.session.request(
             request.method, target, headers=headers, data=body, allow_redirects=False

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remediator.adapters.kubernetes import KubernetesReader
+from tests.lossy_proxy import lossy_cluster
 from tests.monitored_shop import QUICK, OpenShop, Shop, rules_of
 
 EFFECT = "remediator.dev/effect"
@@ -43,6 +45,30 @@ async def test_the_limit_is_raised_exactly_once_and_the_effect_is_written_on_it(
     (made,) = incident["mitigations"]
     assert made["state"] == "applied"
     assert deployment["metadata"]["annotations"][EFFECT] == made["effect_key"]
+
+
+async def test_a_stale_version_leads_to_a_fresh_look_and_not_to_a_second_change(
+    short_of_memory: Shop, open_shop: OpenShop, tmp_path: Path
+) -> None:
+    """T-26: somebody writes to the deployment between our look and our patch."""
+    shop = short_of_memory
+    main = shop.service.config["backends"]["kubernetes"]["main"]
+    reached = tmp_path / "meddled.kubeconfig"
+
+    async def meddle() -> None:
+        body = {"metadata": {"labels": {"team": "was-here"}}}
+        await shop.cluster.patch("/apis/apps/v1", "deployments", "orders", body)
+
+    async with lossy_cluster(Path(main["writer_kubeconfig"]), reached, holds=False) as proxy:
+        proxy.lost.set()  # this one loses nothing
+        proxy.meddle = meddle
+        main["writer_kubeconfig"] = str(reached)
+        async with open_shop(shop):
+            incident = await shop.service.incident(within=60, state="closed")
+    assert incident["outcome"] == "mitigated", incident["reason"]
+    assert [made["state"] for made in incident["mitigations"]] == ["not_applied", "applied"]
+    assert len(proxy.changes) == 2, "the first was refused as stale"
+    assert (_changes(await shop.cluster.deployment()), await shop.memory_limit()) == (1, "512Mi")
 
 
 async def test_without_the_right_to_write_it_is_found_escalated_and_nothing_is_changed(
