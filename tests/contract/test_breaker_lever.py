@@ -48,6 +48,7 @@ async def reader_for(service: BreakerService, shape: ShapeName) -> AsyncIterator
 
 
 async def test_actuators_states_are_read() -> None:
+    """T-34: a map, with states in upper case."""
     states = ["CLOSED", "OPEN", "HALF_OPEN", "FORCED_OPEN", "DISABLED", "METRICS_ONLY", "NEW"]
     async with (
         breaker_service(**{state.lower(): state for state in states}) as service,
@@ -98,6 +99,7 @@ async def test_state_that_is_not_told_is_unknown() -> None:
     ],
 )
 async def test_nonsense_and_nothing_are_no_list(shape: ShapeName, listing: Any) -> None:
+    """T-38: an empty answer does not mean that all are closed."""
     async with breaker_service() as service, reader_for(service, shape) as reader:
         service.listing = listing
         with pytest.raises(BackendUnavailable):
@@ -227,6 +229,7 @@ async def test_the_answer_tells_whether_it_was_done(
 
 @BOTH
 async def test_unknown_name_is_never_posted(shape: ShapeName) -> None:
+    """T-33: the actuator would create a breaker of that name."""
     async with breaker_service(payments="OPEN") as service, lever_for(service, shape) as lever:
         with pytest.raises(BackendRefused, match="not listed"):
             await lever.prepare(reset_of("paymentz"))

@@ -160,6 +160,7 @@ async def test_the_probe_names_the_rights_that_are_missing(
 async def test_what_is_not_there_and_what_names_no_deployment_is_refused(
     cluster: Cluster, reader: KubernetesReader
 ) -> None:
+    """T-23: no deployment named never means all of the namespace."""
     with pytest.raises(BackendRefused, match="not found"):
         await reader.workload(cluster.target("nothing"))
     target = cluster.target()

@@ -86,6 +86,7 @@ async def test_pairs_are_read_with_their_percentages() -> None:
     ],
 )
 async def test_nonsense_is_no_list_and_never_zero(status: Any) -> None:
+    """T-38: null is no percentage."""
     async with breaker_service() as service, reader_of(service) as reader:
         service.status_of_migrations = status
         with pytest.raises(BackendUnavailable):
@@ -147,6 +148,7 @@ def test_what_is_not_configured_is_not_there() -> None:
 
 
 async def test_exactly_the_named_pairs_are_set_with_one_call_each() -> None:
+    """T-36: as JSON; a form would not be read."""
     async with lever_with(BTCUSDT=25, ETHUSDT=50, XRPUSDT=75) as (service, lever):
         preparation = await lever.prepare(stop_of("BTCUSDT", "ETHUSDT"))
         assert service.moved == []

@@ -138,6 +138,7 @@ async def test_committed_session_lives(scene: Scene, lever: PostgresLever) -> No
 
 
 async def test_session_with_a_reused_pid_lives(scene: Scene, lever: PostgresLever) -> None:
+    """T-10: a pid may be another's by the time of the kill."""
     leak = await scene.leak()
     mitigation = await plan(scene, "end_sessions", [leak])
     (item,) = mitigation.items

@@ -74,6 +74,7 @@ async def execute_one(dsn: str, statement: str, *values: object) -> asyncpg.Reco
 async def test_victim_names_its_blocker_and_is_not_its_own(
     scene: Scene, reader: PostgresReader
 ) -> None:
+    """T-06: a join on the lock type shows a process as its own blocker."""
     leak = await scene.leak()
     victim = await scene.victim()
     session = await seen(reader, victim.get_server_pid())
@@ -174,6 +175,7 @@ async def test_maintenance_programs_are_protected_by_name(
 async def test_real_pg_dump_is_protected(
     scene: Scene, reader: PostgresReader, tmp_path: Path
 ) -> None:
+    """T-03: a dump is a client backend like any other."""
     await execute(scene.dsn, "INSERT INTO stock SELECT i, 1 FROM generate_series(10, 400000) AS i")
     dump = await asyncio.create_subprocess_exec(
         program("pg_dump"), "-d", scene.dsn_as("app"), stdout=asyncio.subprocess.PIPE, cwd=tmp_path
@@ -193,6 +195,7 @@ async def test_real_pg_dump_is_protected(
 async def test_walsender_is_never_listed(
     scene: Scene, reader: PostgresReader, tmp_path: Path
 ) -> None:
+    """T-03: it is shown as active, and ending it ends replication."""
     receiver = await asyncio.create_subprocess_exec(
         program("pg_receivewal"), "-D", str(tmp_path), "-d", dsn_of(scene.dsn, database="")
     )

@@ -163,6 +163,7 @@ async def test_a_killed_prometheus_is_impaired(prometheus: MonitoringServer) -> 
     ],
 )
 async def test_an_answer_that_is_no_data_is_unavailable(body: Any, status: int, said: str) -> None:
+    """T-17, T-18, T-19: an unparsable query, an empty vector and NaN are no health."""
     async with metrics_of(answering(body, status)) as metrics:
         with pytest.raises(BackendUnavailable, match=said) as caught:
             await metrics.instant("up")

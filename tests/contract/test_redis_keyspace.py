@@ -170,6 +170,7 @@ def test_url_that_cannot_be_read_is_not_repeated() -> None:
 
 
 async def test_only_the_named_prefix_goes(redis_scene: RedisScene) -> None:
+    """T-39, T-40: SCAN and UNLINK in batches; sessions and the queue stay."""
     await redis_scene.fill()
     async with lever_for(await redis_scene.user("writer", *WRITER)) as lever:
         preparation = await lever.prepare(removal_of("cache:"))

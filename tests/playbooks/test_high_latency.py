@@ -432,6 +432,7 @@ async def test_the_query_for_the_cpu_takes_the_place_of_the_clusters_metrics(
 
 
 async def test_a_statefulset_is_not_scaled_nor_undone() -> None:
+    """T-24: what is no deployment is left alone."""
     slow = Slow(workload=HOT)
     playbook, context = slow.playbook(), slow.context()
     bare = target_of("workload").model_copy(update={"locator": {"namespace": "shop"}})

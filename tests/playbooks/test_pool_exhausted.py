@@ -167,6 +167,7 @@ async def pulled(scene: Scene, mitigation: Mitigation) -> MitigationState:
 async def test_idle_blocker_is_ended_and_not_its_victims(
     scene: Scene, reader: PostgresReader
 ) -> None:
+    """T-04: a filter on active sessions ends the victims and spares the blocker."""
     leak = await scene.leak()
     victims = [await scene.victim(), await scene.victim()]
     playbook = playbook_of(pool_path="/pool", app_roles=[scene.app])
@@ -249,6 +250,7 @@ async def test_cancelled_query_whose_session_lives_on_is_better(
 
 
 async def test_idle_session_is_no_long_query(scene: Scene, reader: PostgresReader) -> None:
+    """T-05: without a filter on the state, idle sessions look like long queries."""
     rested: Connection = await scene.connect()
     await rested.execute("SELECT 1")
     await scene.until(rested.get_server_pid(), "now() - query_start > interval '0.05 s'")
@@ -348,6 +350,7 @@ async def test_without_a_pool_source_the_alert_stands_for_the_full_pool() -> Non
 
 
 async def test_nothing_is_ever_scaled_and_a_human_is_told_what_to_look_at() -> None:
+    """T-15: more replicas open more connections."""
     proposal = await proposed([session(1)], admin=FULL, pool_path="/pool", usage_limit=0.01)
     assert proposal.mitigations == ()
     assert "nothing is scaled" in proposal.reason
