@@ -1,7 +1,7 @@
 """A circuit breaker is open: close it when what it protects from is over, and not before.
 
 A breaker is a messenger. While the upstream fails it does its work and is waited for; when
-several are open there is a common cause, which no reset cures; one that a human forced open or
+several are open there is a common cause, which no reset cures; one that a human opened or
 disabled stays as the human left it. Where the breaker's pair is being migrated, the migration is
 stopped first: a reset comes into question only after that has not been enough.
 """
@@ -9,6 +9,7 @@ stopped first: a reset comes into question only after that has not been enough.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Mapping
 from datetime import timedelta
 from typing import Any, ClassVar, Self
@@ -16,6 +17,8 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from remediator import (
+    Alert,
+    AlertStatus,
     Assessment,
     BackendRefused,
     BackendUnavailable,
@@ -31,6 +34,7 @@ from remediator import (
     FindingStatus,
     Item,
     Limits,
+    Migration,
     MigrationList,
     Migrations,
     Mitigation,
@@ -78,6 +82,9 @@ class Hindrance(Value):
     """Whether it may pass by itself, so that waiting for it makes sense."""
 
 
+_Judged = Mitigation | Hindrance
+
+
 class BreakerParameters(CallsGate):
     """What a service may set."""
 
@@ -94,8 +101,17 @@ class BreakerParameters(CallsGate):
     """Probes of the upstream that must succeed one after the other (runbooks: 2)."""
     probe_gap: Duration = timedelta(seconds=2)
     """Time between two probes."""
+    manual_reasons: tuple[re.Pattern[str], ...] = (
+        re.compile(r"(?i)manual|maintenance|operator|activat|emergency|human|do not|don't"),
+    )
+    """Regular expressions: an open breaker whose reason one of them finds was opened by a human."""
     multi_threshold: int = Field(default=2, ge=2)
     """Number of open breakers from which on there is a common cause (runbooks: 2)."""
+
+    def impossible(self) -> dict[str, str]:
+        """Nothing is reset where nothing can prove that the cause is gone."""
+        proven = self.upstreams or self.error_query
+        return {} if proven else {RESET: "neither upstreams nor error_query"}
 
     @model_validator(mode="after")
     def _probes_fit(self) -> Self:
@@ -125,7 +141,7 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
 
     async def diagnose(self, context: Context) -> Findings:
         """Read breakers and migrations, then the proofs for those that might be reset."""
-        admin, checks = context.endpoint(), {"breakers": _breakers(context)}
+        admin, checks = context.endpoint(), {"breakers": self._breakers(context)}
         if isinstance(admin, Migrations):
             checks["migrations"] = _migrations(admin)
         findings = await context.gather(checks)
@@ -134,7 +150,7 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
             return findings
         proofs: dict[str, Awaitable[Finding]] = {}
         for breaker in self._meant(context, listing):
-            if breaker.state is BreakerState.OPEN and not _percentage(findings, breaker):
+            if breaker.state is BreakerState.OPEN and not _moving(findings, breaker):
                 proofs |= self._proofs(context, breaker.name, self.parameters.clean_probes)
         return Findings(findings | await context.gather(proofs, within=PROBING))
 
@@ -146,19 +162,24 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
             return Proposal(reason=f"The circuit breakers cannot be read: {reason}")
         if listing.many(self.parameters.multi_threshold):
             return Proposal(reason=f"{listing.common_cause()} None is reset; {_EMERGENCY}.")
+        if context.alerts and not any(map(_fires, context.alerts)):
+            said = "No alert of the incident fires any more; nothing is reset."
+            return Proposal(reason=said, wait=self.parameters.look_again)
         unlisted = _unlisted(context, listing)
         if unlisted:
             listed = listed_names(unlisted)
             reason = f"The alert names {listed}, which the service does not list"
             return Proposal(reason=f"{reason}; nothing is reset.")
-        plans, hindrances = [], []
-        for breaker in self._meant(context, listing):
+        plans, hindrances, meant = [], [], self._meant(context, listing)
+        for breaker in meant:
             judged = self._judge(context, findings, breaker)
             if isinstance(judged, Mitigation):
                 plans.append(judged)
             else:
                 hindrances.append(judged)
-        return self._chosen(plans, hindrances)
+        migrations = findings.evidence("migrations", MigrationList)
+        note = migrations.finished(*(breaker.name for breaker in meant)) if migrations else ""
+        return self._chosen(plans, hindrances, note)
 
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
         """Better while the breaker is closed and its calls succeed, or its pair is at 0 %.
@@ -169,7 +190,7 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
         name = mitigation.items[0].key
         checks: dict[str, Awaitable[Finding]] = {"breaker": _closed(context, name)}
         if mitigation.kind == SET:
-            checks["migration"] = _stopped(context, name)
+            checks["migrations"] = _stopped(context, name)
         else:
             checks |= self._proofs(context, name, 1, now_only=True)
         findings = await context.gather(checks)
@@ -183,6 +204,11 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
         return Sample(at=context.now, assessment=assessment, evidence=evidence)
 
     # --- looking -------------------------------------------------------------------------------
+
+    async def _breakers(self, context: Context) -> Finding:
+        manual = self.parameters.manual_reasons
+        listed = await context.breakers().breakers()
+        return BreakerList(breakers=tuple(b.seen_through(manual) for b in listed)).finding()
 
     def _meant(self, context: Context, listing: BreakerList) -> tuple[Breaker, ...]:
         """Return the breakers that the alerts name; those that are not closed if they name none."""
@@ -221,29 +247,28 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
 
     # --- choosing ------------------------------------------------------------------------------
 
-    def _chosen(self, plans: list[Mitigation], hindrances: list[Hindrance]) -> Proposal:
+    def _chosen(self, plans: list[Mitigation], hindrances: list[Hindrance], note: str) -> Proposal:
         """Propose one plan, a migration's stop first; else wait if all that hinders may pass."""
-        said = [hindrance.said for hindrance in hindrances]
+        said = [*(hindrance.said for hindrance in hindrances), *([note] if note else [])]
         if plans:
             best = min(plans, key=lambda plan: plan.kind != SET)
             return Proposal(mitigations=(best,), reason=" ".join([best.reason, *said]))
+        if not hindrances:
+            said.insert(0, "No circuit breaker is open; the alert has not noticed yet.")
         passes = all(hindrance.passes for hindrance in hindrances)
-        return Proposal(
-            reason=" ".join(said) or "No circuit breaker is open; the alert has not noticed yet.",
-            wait=self.parameters.look_again if passes else None,
-        )
+        wait = self.parameters.look_again if passes else None
+        return Proposal(reason=" ".join(said), wait=wait)
 
-    def _judge(
-        self, context: Context, findings: Findings, breaker: Breaker
-    ) -> Mitigation | Hindrance:
+    def _judge(self, context: Context, findings: Findings, breaker: Breaker) -> _Judged:
         """Say what is to be done about ``breaker``, or why nothing is."""
         name, tried = breaker.name, _tried(context)
         if (RESET, name) in tried and breaker.state in _TRIPPED:
             said = f"Breaker {name} opened again after its reset: its cause is not gone."
             return Hindrance(said=said)
         if breaker.state in _LEFT_ALONE:
+            why = f" ({breaker.reason})" if breaker.reason else ""
             return Hindrance(
-                said=f"Breaker {name} {_LEFT_ALONE[breaker.state]}.",
+                said=f"Breaker {name} {_LEFT_ALONE[breaker.state]}{why}.",
                 passes=breaker.state in _PASSES,
             )
         if any(kind == RESET for kind, _ in tried):
@@ -253,13 +278,27 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
         if migrations is not None and migrations.status is FindingStatus.UNKNOWN:
             why = migrations.summary
             return Hindrance(said=f"Whether {name} is being migrated cannot be read: {why}.")
-        percentage = _percentage(findings, breaker)
-        if percentage and (SET, name) in tried:
-            said = f"The migration of {name} was stopped and is at {percentage:g} % again."
+        moving = _moving(findings, breaker)
+        if moving and (SET, name) in tried:
+            said = f"The migration of {name} was stopped and is at {moving.percentage:g} % again."
             return Hindrance(said=f"{said} Somebody is at work on it; nothing is changed.")
-        if percentage:
-            return _stop(context, breaker, percentage)
-        return self._cause(context, findings, name) or _reset(context, findings, breaker)
+        if moving:
+            return _stop(context, moving)
+        cause = self._cause(context, findings, name)
+        return cause or self._reset(context, findings, breaker)
+
+    def _reset(self, context: Context, findings: Findings, breaker: Breaker) -> Mitigation:
+        name = breaker.name
+        proofs = [findings[f] for f in (f"upstream {name}", f"calls {name}") if f in findings]
+        proof = " ".join(finding.summary for finding in proofs)
+        return Mitigation(
+            kind=RESET,
+            target=context.targets["admin"],
+            reason=f"Breaker {name} is open although its cause is gone. {proof}",
+            items=(Item(key=name, summary=breaker_described(breaker), identity={"name": name}),),
+            parameters={"manual_reasons": [m.pattern for m in self.parameters.manual_reasons]},
+            risk=Risk.MEDIUM,
+        )
 
     def _cause(self, context: Context, findings: Findings, name: str) -> Hindrance | None:
         """Say why it is not proven that the cause is gone, or nothing. Figures: in the findings."""
@@ -286,18 +325,12 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
 _LEFT_ALONE = {
     BreakerState.CLOSED: "is closed: there is nothing to reset",
     BreakerState.HALF_OPEN: "is half-open: wait, it heals itself",
-    BreakerState.FORCED_OPEN: "was forced open by a human and is not touched",
+    BreakerState.FORCED_OPEN: "counts as opened by a human and is not touched",
     BreakerState.DISABLED: "was disabled by a human and is not touched",
     BreakerState.UNKNOWN: "is in a state that we do not know, so it is not touched",
 }
-
-
 _PASSES = (BreakerState.CLOSED, BreakerState.HALF_OPEN)
 _TRIPPED = (BreakerState.OPEN, BreakerState.HALF_OPEN)
-
-
-async def _breakers(context: Context) -> Finding:
-    return BreakerList(breakers=await context.breakers().breakers()).finding()
 
 
 async def _migrations(admin: Migrations) -> Finding:
@@ -316,12 +349,7 @@ async def _closed(context: Context, name: str) -> Finding:
 
 
 async def _stopped(context: Context, name: str) -> Finding:
-    found = MigrationList(migrations=await context.migrations().migrations()).of(name)
-    status, said = FindingStatus.UNKNOWN, "is no longer listed"
-    if found is not None:
-        status = FindingStatus.PROBLEM if found.percentage > 0 else FindingStatus.FINE
-        said = f"is at {found.percentage:g} %"
-    return Finding(name="migration", status=status, summary=f"The migration of {name} {said}.")
+    return MigrationList(migrations=await context.migrations().migrations()).stopped(name)
 
 
 async def _unhealthy(endpoint: Endpoint, path: str) -> str:
@@ -346,9 +374,13 @@ def _endpoint(context: Context, upstream: Upstream) -> Endpoint:
     return endpoint
 
 
+def _fires(alert: Alert) -> bool:
+    return alert.status is AlertStatus.FIRING
+
+
 def _labelled(context: Context, *labels: str) -> set[str]:
-    found = (alert.labels.get(label, "") for alert in context.alerts for label in labels)
-    return {value for value in found if value}
+    firing = filter(_fires, context.alerts)
+    return {alert.labels.get(label, "") for alert in firing for label in labels} - {""}
 
 
 def _unlisted(context: Context, listing: BreakerList) -> list[str]:
@@ -360,40 +392,15 @@ def _tried(context: Context) -> set[tuple[str, str]]:
     return {(plan.kind, item.key) for plan in context.tried for item in plan.items}
 
 
-def _percentage(findings: Findings, breaker: Breaker) -> float:
-    """Return how far the pair of the breaker's name is migrated; 0 where it is not."""
+def _moving(findings: Findings, breaker: Breaker) -> Migration | None:
+    """Return the migration of the pair of the breaker's name, where one is under way."""
     listing = findings.evidence("migrations", MigrationList)
-    found = listing.of(breaker.name) if listing is not None else None
-    return found.percentage if found is not None else 0.0
+    under_way = listing.moving if listing is not None else ()
+    return next((one for one in under_way if one.pair == breaker.name), None)
 
 
-def _stop(context: Context, breaker: Breaker, percentage: float) -> Mitigation:
-    name = breaker.name
-    return Mitigation(
-        kind=SET,
-        target=context.targets["admin"],
-        reason=f"Breaker {name} is open while {percentage:g} % of {name} is migrated:"
-        " the migration goes back to 0 % before the breaker is touched.",
-        items=(
-            Item(
-                key=name,
-                summary=f"{name} at {percentage:g} %",
-                identity={"pair": name, "percentage": percentage},
-            ),
-        ),
-        parameters={"percentage": 0},
-        risk=Risk.LOW,
-    )
-
-
-def _reset(context: Context, findings: Findings, breaker: Breaker) -> Mitigation:
-    name = breaker.name
-    proofs = [findings[f] for f in (f"upstream {name}", f"calls {name}") if f in findings]
-    proof = " ".join(finding.summary for finding in proofs)
-    return Mitigation(
-        kind=RESET,
-        target=context.targets["admin"],
-        reason=f"Breaker {name} is open although its cause is gone. {proof}",
-        items=(Item(key=name, summary=breaker_described(breaker), identity={"name": name}),),
-        risk=Risk.MEDIUM,
-    )
+def _stop(context: Context, moving: Migration) -> Mitigation:
+    name = moving.pair
+    why = f"Breaker {name} is open while {moving.percentage:g} % of {name} is migrated:"
+    why = f"{why} the migration goes back to 0 % before the breaker is touched."
+    return MigrationList.stop(context.targets["admin"], (moving,), why, Risk.LOW)

@@ -1,7 +1,8 @@
 """A service is slow: find the bottleneck first, then propose the one lever that fits it.
 
 Lock, slow query, connections, CPU, migration, recent release, cache, in this order. The first that
-is proven decides; what cannot be seen ends the search, since the bottleneck may be there.
+is proven decides; what cannot be seen ends the search, since the bottleneck may be there. Only a
+migration that is under way may be stopped while the CPU is unknown.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from remediator import (
     Findings,
     FindingStatus,
     Hindrance,
-    Item,
     Latency,
     MigrationList,
     Migrations,
@@ -37,6 +37,7 @@ from remediator import (
     Proposal,
     Release,
     ReleaseBounds,
+    Risk,
     Sample,
     ScaleBounds,
     SessionView,
@@ -44,6 +45,7 @@ from remediator import (
     alertnames,
     blocking_seen,
     ended_seen,
+    listed_names,
     long_queries_seen,
     look_through,
     read_once,
@@ -72,8 +74,9 @@ class LatencyParameters(ConnectionBounds, ReleaseBounds, ScaleBounds, CacheBound
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Self:
-        if self.settle is not None and self.settle >= self.verification.deadline:
-            raise ValueError("settle must be shorter than the verification's deadline")
+        deadline = self.verification.deadline
+        if self.settling >= deadline:
+            raise ValueError(f"settle should be below verification's deadline ({deadline})")
         return self
 
     @property
@@ -153,6 +156,7 @@ class HighLatency(Playbook[LatencyParameters]):
             self._connections,
             self._cpu,
             self._migration,
+            self._unmeasured,
             self._release,
             self._cache,
         ):
@@ -278,8 +282,9 @@ class HighLatency(Playbook[LatencyParameters]):
         if not parameters.scale:
             return Answer("Nothing may be scaled here, so the CPU was not looked at.")
         use = findings.evidence("cpu", CpuUse)
-        if use is None:
-            return _unseen(findings.unknown("cpu"))
+        if use is None:  # a migration under way speaks for itself
+            unknown = "Nothing is scaled while the CPU is unknown"
+            return Answer(f"{unknown}: set cpu_query, or scale: false for what is never scaled.")
         if use.share < parameters.cpu_gate:
             return Answer(findings["cpu"].summary)
         hot = f"The CPU is the bottleneck. {findings['cpu'].summary}"
@@ -301,26 +306,17 @@ class HighLatency(Playbook[LatencyParameters]):
         if found is None:
             return _unseen(findings.unknown("migrations"))
         tried = {item.key for plan in context.tried for item in plan.items}
-        moved = [m for m in found.migrations if m.percentage > 0 and m.pair not in tried]
+        moved = [one for one in found.moving if one.pair not in tried]
         if not moved:
             return Answer(findings["migrations"].summary)
-        said = f"{findings['migrations'].summary} They go to 0; only a human sets them back."
-        items = (
-            Item(
-                key=one.pair,
-                summary=f"{one.percentage:g} %",
-                identity={"pair": one.pair, "percentage": one.percentage},
-            )
-            for one in moved
-        )
-        plan = Mitigation(
-            kind="set_migration",
-            target=context.targets["admin"],
-            reason=said,
-            items=tuple(items),
-            parameters={"percentage": 0},
-        )
-        return Answer(said, plan)
+        named = listed_names(one.pair for one in moved)
+        said = f"{findings['migrations'].summary} To 0: {named}; only a human sets them back."
+        return Answer(said, MigrationList.stop(context.targets["admin"], moved, said, Risk.MEDIUM))
+
+    def _unmeasured(self, context: Context, findings: Findings) -> Answer:
+        """End the search where the CPU may be the bottleneck, and no migration is it either."""
+        known = "cpu" not in findings or findings.evidence("cpu", CpuUse) is not None
+        return Answer("") if known else _unseen(findings.unknown("cpu"))
 
     def _release(self, context: Context, findings: Findings) -> Answer:
         if "release" not in findings:
@@ -384,11 +380,5 @@ async def _migrations(context: Context) -> Finding:
 
 
 async def _lowered(context: Context, mitigation: Mitigation) -> Finding:
-    meant = {item.key for item in mitigation.items}
-    listed = await context.migrations().migrations()
-    above = [one.pair for one in listed if one.pair in meant and one.percentage > 0]
-    return Finding(
-        name="migrations",
-        status=FindingStatus.PROBLEM if above else FindingStatus.FINE,
-        summary=f"Still migrated: {', '.join(above)}." if above else "The migrations are at 0.",
-    )
+    migrations = MigrationList(migrations=await context.migrations().migrations())
+    return migrations.stopped(*(item.key for item in mitigation.items))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime, timedelta
-from types import MappingProxyType
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -35,6 +34,7 @@ from remediator import (
     Point,
     Proposal,
     Risk,
+    Room,
     Sample,
     Standing,
     Value,
@@ -42,13 +42,16 @@ from remediator import (
     Workload,
     WorkloadEvent,
     alertnames,
+    cramped,
     hindrance,
     in_mebibytes,
     log_evidence,
     memory_of,
     memory_was_raised,
     points_of,
+    raised,
     recent_kills,
+    room_finding,
     standing,
     troubles_since,
 )
@@ -57,8 +60,6 @@ STEP = timedelta(minutes=1)
 """Between two samples of the memory's growth."""
 AGAIN = timedelta(seconds=30)
 """Until what passes by itself is looked at again."""
-RESTARTED = timedelta(minutes=30)
-"""Least age of the oldest pod: younger ones have all been restarted already."""
 ROLLING = 2
 """Pods that must be ready for a restart in turn."""
 SHARE = 0.25
@@ -67,7 +68,6 @@ LINES = 50
 LOGS_WITHIN = 15.0
 """Seconds for all logs, of as many pods as there are."""
 SHOWN = 10
-Bounds = Mapping[str, str | int]
 
 
 class OOMParameters(Parameters):
@@ -79,11 +79,13 @@ class OOMParameters(Parameters):
     """Most that a container's limit may be raised to, such as `4Gi`; none: never raised."""
     memory_step: float = Field(default=2.0, gt=1, le=2)
     """Times that one change raises the limit."""
-    memory_query: str | None = None
+    memory_query: str | None = Field(default=None, json_schema_extra={"series": True})
     """PromQL with the bytes in use, a series a pod (label `pod`); none: the cluster's own measure,
     which tells use and not growth."""
     recycle: Literal["evict", "restart"] = "evict"
     """What is done when memory is short and nothing was killed: the worst pod, or all in turn."""
+    restart_gap: Duration = timedelta(minutes=30)
+    """Least age of the oldest pod for a restart of all; younger ones were restarted just now."""
     recent: Duration = timedelta(minutes=30)
     """Age up to which a kill counts, and time over which growth is looked at."""
     leak_growth: float = Field(default=0.1, gt=0, le=1)
@@ -97,6 +99,10 @@ class OOMParameters(Parameters):
         deadline=timedelta(minutes=25),
     )
     """Runbooks: no kill in 15 minutes."""
+
+    def impossible(self) -> dict[str, str]:
+        """No limit is raised without a cap."""
+        return {} if self.memory_max else {"set_memory": "no memory_max"}
 
 
 class Events(Value):
@@ -131,6 +137,7 @@ class OOM(Playbook[OOMParameters]):
             "kills": self._kills(context),
             "memory": self._memory(context),
             "events": _events(context),
+            "room": room_finding(context),
         }
         seen, written = await asyncio.gather(
             context.gather(checks), context.gather({"logs": _logs(context)}, LOGS_WITHIN)
@@ -243,10 +250,9 @@ class OOM(Playbook[OOMParameters]):
         container = next((c for c in workload.containers if c.name == killed.container), None)
         limit = container.memory_limit if container else None
         was = f"{killed.container} was killed at its limit of {in_mebibytes(limit)}"
-        if limit is None:
-            return Proposal(
-                reason=f"{killed.container} was killed without a limit: its node is short."
-            )
+        if container is None or limit is None:
+            named = killed.container
+            return Proposal(reason=f"{named} was killed without a limit: its node is short.")
         if killed.limit != limit:
             reason = f"{was}, but the limit has changed since: the new pods are waited for."
             return Proposal(reason=reason, wait=AGAIN)
@@ -255,19 +261,20 @@ class OOM(Playbook[OOMParameters]):
         wanted = min(int(limit * self.parameters.memory_step), cap)
         if wanted <= limit:
             return Proposal(reason=f"{was}, which is the cap of {in_mebibytes(cap)} already.")
-        memory = findings.evidence("memory", MemoryOfPods)
-        growing = memory.leaking(self.parameters.leak_growth) if memory else []
-        leaks = f"{len(growing)} pods grow steadily" if growing else ""
-        if _tried(context, "set_memory") or (leaks and memory_was_raised(workload)):
-            again = leaks or "it was killed again"
+        memory = findings.evidence("memory", MemoryOfPods) or MemoryOfPods(pods=())
+        growing = memory.leaking(self.parameters.leak_growth)
+        if _tried(context, "set_memory") or (growing and memory_was_raised(workload)):
+            again = f"{len(growing)} pods grow steadily" if growing else "it was killed again"
             return Proposal(reason=f"{was}, was raised before, and {again}: find the leak.")
-        reason = f"{was} ({len(found.kills)} kills); it is raised to {in_mebibytes(wanted)}, once"
-        if leaks:
-            reason = f"{reason}; {leaks}, so it only buys time"
-        elif memory is None or not memory.tells_growth:
-            reason = f"{reason}; growth is not known, so a leak cannot be seen"
-        bounds: Bounds = {"container": killed.container, "limit": wanted, "cap": cap}
-        return self._one(context, "set_memory", f"{reason}.", bounds=bounds)
+        room = findings.evidence("room", Room)
+        short = cramped(container, wanted, room) if room else None
+        if short:
+            return Proposal(reason=f"{was}; it is not raised: {short}.")
+        growth = memory.remark(self.parameters.leak_growth)
+        unknown = "" if room else f"; unknown {'; '.join(findings.unknown('room'))}"
+        reason = f"{was} ({len(found.kills)} kills); {raised(container, wanted)}{growth}{unknown}."
+        named = killed.container
+        return self._one(context, "set_memory", reason, container=named, limit=wanted, cap=cap)
 
     def _before_kills(self, context: Context, findings: Findings, pods: Standing) -> Proposal:
         """Recycle while usage is high, before the kernel does it at the worst moment."""
@@ -295,7 +302,7 @@ class OOM(Playbook[OOMParameters]):
         if pods.ready < ROLLING:
             wait = AGAIN if pods.count >= ROLLING else None
             return Proposal(reason=f"{why}; a restart needs {ROLLING} ready pods.", wait=wait)
-        if pods.oldest is None or context.now - pods.oldest < RESTARTED:
+        if pods.oldest is None or context.now - pods.oldest < self.parameters.restart_gap:
             return Proposal(reason=f"{why}; all pods are new: a restart would not last.")
         return self._one(context, "restart_rollout", f"{why}.")
 
@@ -317,12 +324,7 @@ class OOM(Playbook[OOMParameters]):
         return self._one(context, "evict_pod", f"{why}.", item)
 
     def _one(
-        self,
-        context: Context,
-        kind: str,
-        reason: str,
-        *items: Item,
-        bounds: Bounds = MappingProxyType({}),
+        self, context: Context, kind: str, reason: str, *items: Item, **bounds: str | int
     ) -> Proposal:
         plan = Mitigation(
             kind=kind,
@@ -347,11 +349,10 @@ def _recycled(context: Context) -> list[Item]:
 async def _pods(context: Context) -> Finding:
     pods = await context.pods().pods(context.targets["workload"])
     seen = standing(pods)
-    named = "; ".join(f"{name} ({how})" for name, how in list(seen.unready.items())[:SHOWN])
     return Finding(
         name="pods",
         status=_judged(problem=bool(seen.unready) or not pods),
-        summary=f"{seen.count} pods, {seen.restarts} restarts; not ready: {named or 'none'}.",
+        summary=seen.summary,
         value=seen,
     )
 
@@ -374,9 +375,8 @@ async def _logs(context: Context) -> Finding:
     if not logs:
         raise BackendUnavailable("no container's log can be read")
     kept = log_evidence(logs)
-    return Finding(
-        name="logs", status=_judged(problem=kept.telling > 0), summary=kept.summary, value=kept
-    )
+    status = _judged(problem=kept.telling > 0)
+    return Finding(name="logs", status=status, summary=kept.summary, value=kept)
 
 
 async def _since(context: Context, mitigation: Mitigation, since: datetime) -> Finding:
@@ -387,13 +387,10 @@ async def _since(context: Context, mitigation: Mitigation, since: datetime) -> F
     for pod in pods:
         if not pod.terminating and pod.uid not in evicted:
             problems += troubles_since(pod, since)
-    return Finding(
-        name="since",
-        status=_judged(problem=bool(problems) or not pods),
-        summary=f"Since the change: {'; '.join(problems)}."
-        if problems
-        else f"Nothing was killed or restarted in {len(pods)} pods since the change.",
-    )
+    fine = f"Nothing was killed or restarted in {len(pods)} pods since the change."
+    said = f"Since the change: {'; '.join(problems)}." if problems else fine
+    status = _judged(problem=bool(problems) or not pods)
+    return Finding(name="since", status=status, summary=said)
 
 
 def _judged(*, problem: bool) -> FindingStatus:

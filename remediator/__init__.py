@@ -11,7 +11,7 @@ from remediator.diagnostics.breaker import (
     breaker_described,
     listed_names,
 )
-from remediator.diagnostics.capacity import CpuUse, Grounds, ScaleBounds, rolled_out
+from remediator.diagnostics.capacity import CpuUse, Grounds, ScaleBounds, rolled_out, room_finding
 from remediator.diagnostics.eviction import CacheBounds
 from remediator.diagnostics.evidence import LogEvidence, log_evidence
 from remediator.diagnostics.latency import Latency, LatencySource, PastLatency
@@ -23,12 +23,14 @@ from remediator.diagnostics.memory import (
     MemoryOfPods,
     PodMemory,
     Standing,
+    cramped,
     hindrance,
     in_mebibytes,
     memory_of,
     memory_was_raised,
     pod_memory,
     points_of,
+    raised,
     recent_kills,
     standing,
     troubles_since,
@@ -105,6 +107,7 @@ from remediator.workloads import (
     PodLog,
     PodUsage,
     Revision,
+    Room,
     Termination,
     Workload,
     WorkloadEvent,
@@ -203,6 +206,7 @@ __all__ = [
     "blocking_seen",
     "blocking_tree",
     "breaker_described",
+    "cramped",
     "ended_seen",
     "hindrance",
     "in_mebibytes",
@@ -216,9 +220,11 @@ __all__ = [
     "pod_memory",
     "points_of",
     "quote_label",
+    "raised",
     "read_once",
     "recent_kills",
     "rolled_out",
+    "room_finding",
     "sessions_listed",
     "sessions_that",
     "standing",

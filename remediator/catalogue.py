@@ -16,6 +16,21 @@ from remediator.maintenance import Plan, Window, scopes_of
 from remediator.model import Bound, Duration, Incident, Limits, Mode, Risk, Target, Value
 
 
+_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
+_NO_WAIT = timedelta(0)
+LEVERS: Mapping[str, Limits] = {
+    "cancel_queries": Limits(budget=2, window=_HOUR, cooldown=_NO_WAIT, concurrency=1),
+    "end_queries": Limits(budget=2, window=_HOUR, cooldown=_NO_WAIT, concurrency=1),
+    "scale": Limits(
+        budget=1, window=timedelta(minutes=15), cooldown=timedelta(minutes=15), concurrency=1
+    ),
+    "restart_rollout": Limits(budget=3, window=_DAY, cooldown=timedelta(minutes=30), concurrency=1),
+    "undo_rollout": Limits(budget=1, window=_DAY, cooldown=_NO_WAIT, concurrency=1),
+}
+"""Bounds of one kind of change on one target, whoever makes it (procedures C.2: M-PG-01 with at
+most five sessions each, M-K8-01, M-K8-05, M-K8-07). Configuration does not widen them."""
+
+
 class LimitsOverride(Value):
     """Bounds that one scope sets for itself; those left out stay as they are."""
 
@@ -49,6 +64,24 @@ class EnabledPlaybook(Value):
     """As written in the file; the playbook's own model reads them."""
 
 
+class Level(Value):
+    """One stage of an escalation."""
+
+    after: Duration
+    """Time since a human was needed."""
+    notify: tuple[str, ...]
+    """Names of the channels that are told."""
+
+
+class Escalation(Value):
+    """Who is told, and when, as long as nobody has an incident that needs a human."""
+
+    levels: tuple[Level, ...] = ()
+    """By their time; none: nobody is called."""
+    acknowledged_for: Duration = timedelta(minutes=30)
+    """Time after which an acknowledgement does not count any more."""
+
+
 class Service(Value):
     """One service of one system."""
 
@@ -64,21 +97,30 @@ class Service(Value):
     """Name of the Alertmanager that its alerts come from; None where none is configured."""
     silence: bool = False
     """Whether its alerts are silenced there while a mitigation is in flight."""
+    escalation: Escalation = Escalation()
+    pagerduty_resolve: bool = False
+    """Whether an incident of PagerDuty's is resolved there once it is mitigated."""
     playbooks: dict[str, EnabledPlaybook]
+    approvals: dict[Risk, int] = Field(default_factory=lambda: dict.fromkeys(Risk, 1))
+    """How many different persons must approve, by the risk of what is proposed."""
+    approvers: tuple[str, ...] | None = None
+    """Names of those who may approve; None is everybody with the role for it."""
     limits: Limits
     system_limits: Limits
     target_limits: Limits
 
     def bounds(
-        self, everywhere: Limits, playbook: str, own: Limits, target: Target
+        self, everywhere: Limits, playbook: str, own: Limits, target: Target, kind: str = ""
     ) -> tuple[Bound, ...]:
-        """List every bound that a mitigation of ``target`` has to keep, widest first."""
+        """List every bound that a mitigation of ``kind`` on ``target`` has to keep, widest first."""
+        lever = LEVERS.get(kind)
         return (
             Bound(scope="global", limits=everywhere),
             Bound(scope=f"system/{self.system}", limits=self.system_limits),
             Bound(scope=f"service/{self.system}/{self.name}", limits=self.limits),
             Bound(scope=f"playbook/{self.system}/{self.name}/{playbook}", limits=own),
             Bound(scope=f"target/{target.key}", limits=self.target_limits),
+            *([] if lever is None else [Bound(scope=f"lever/{kind}/{target.key}", limits=lever)]),
         )
 
 
@@ -88,6 +130,8 @@ class Catalogue(Value):
     services: tuple[Service, ...] = ()
     limits: Limits
     """The global bounds."""
+    escalation: Escalation = Escalation()
+    """For incidents of services that are not in the catalogue any more."""
     maintenance: tuple[Plan, ...] = ()
     """When humans work on the systems themselves, of every scope."""
 

@@ -20,6 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from remediator.errors import ConfigError
+from remediator.mistakes import did_you_mean, worded
 
 PREFIX = "REMEDIATOR_"
 NOT_SETTINGS = frozenset({"REMEDIATOR_CONFIG", "REMEDIATOR_URL", "REMEDIATOR_TOKEN"})
@@ -31,16 +32,6 @@ Key = tuple[str | int, ...]
 """Path of a value: the keys and list positions that lead to it."""
 
 _TAG = "tag:yaml.org,2002:"
-_MESSAGES = {
-    "missing": "is missing",
-    "string_type": "should be text; quote it",
-    "time_delta_type": "should be a time with its unit, such as 30s, 5m or 1h30m",
-    "byte_size": "should be bytes, or text such as 16MiB",
-    "byte_size_unit": "should be bytes, or text such as 16MiB",
-    "dict_type": "should be a mapping of keys to values",
-    "model_type": "should be a mapping of keys to values",
-    "tuple_type": "should be a list",
-}
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
@@ -88,18 +79,18 @@ def shown(key: Key) -> str:
     return "".join(parts).removeprefix(".")
 
 
-def failure(problems: list[Problem]) -> ConfigError:
+class WrongFile(ConfigError):
+    """The configuration has problems; ``rest`` is what was sound of it, or None."""
+
+    rest: object = None
+
+
+def failure(problems: list[Problem], rest: object = None) -> WrongFile:
     """Make one error of all ``problems``, a line each, in the order of the file."""
     ordered = sorted(problems, key=lambda problem: (problem.place, problem.message))
-    return ConfigError("\n".join(dict.fromkeys(map(str, ordered))))
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """Return the hint for a mistyped ``word``: the nearest known ones, else all of them."""
-    near = difflib.get_close_matches(word.lower(), known, n=2)
-    if near:
-        return f"did you mean {' or '.join(sorted(near))}?"
-    return f"known are: {', '.join(known)}" if known else "none is known here"
+    error = WrongFile("\n".join(dict.fromkeys(map(str, ordered))))
+    error.rest = rest
+    return error
 
 
 class Shape:
@@ -228,7 +219,7 @@ class Document:
         Raises ``ConfigError`` when it cannot be read or is not YAML; what is wrong inside
         (a key written twice, a tag) is kept in ``problems``.
         """
-        start = Place(name, base=file.parent)
+        start = self._places[()] = Place(name, base=file.parent)
         try:
             root = yaml.compose(file.read_text("utf-8-sig"), Loader=yaml.BaseLoader)
             values = self._value(root, (), start) if root is not None else None
@@ -322,21 +313,12 @@ def explain(error: ValidationError, document: Document, shape: Shape) -> list[Pr
     problems = []
     for detail in error.errors(include_url=False, include_input=False):
         loc, kind = detail["loc"], detail["type"]
-        message = _worded(kind, detail["msg"])
+        message = worded(kind, detail["msg"])
         if kind == "extra_forbidden":
             message = f"unknown key; {did_you_mean(str(loc[-1]), shape.keys(loc[:-1]))}"
         key = loc if kind == "missing" else document.written(loc)
         problems.append(document.blame(key, message))
     return problems
-
-
-def _worded(kind: str, message: str) -> str:
-    if "is not a duration" in message:
-        kind = "time_delta_type"
-    elif kind.startswith("greater_than") and "timedelta" in message:
-        return "should be a longer time"
-    plain = message.removeprefix("Value error, ").removeprefix("Input ")
-    return _MESSAGES.get(kind, plain)
 
 
 def _outside_lists(key: Key) -> Key:

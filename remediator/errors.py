@@ -56,6 +56,10 @@ class BackendUnavailable(TemporaryError):
     """A backend cannot be read or written now."""
 
 
+class NoData(BackendUnavailable):
+    """A backend answered, and has nothing to say about what was asked."""
+
+
 class PermanentError(RemediatorError):
     """Something failed that will fail again."""
 

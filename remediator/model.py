@@ -118,6 +118,39 @@ class Alert(Value):
         return self.labels.get("alertname", "unnamed")
 
 
+class SenderEvent(Value):
+    """What a sender of incidents, such as PagerDuty, says happened to one of them."""
+
+    id: str
+    """The sender's id of the event: the same one again is a duplicate."""
+    webhook: str | None = None
+    """The sender's id of the webhook, the same for every attempt to deliver it."""
+    kind: str
+    """The sender's word for it, such as ``triggered``, ``acknowledged``, ``annotated``."""
+    status: AlertStatus | None = None
+    """What it says of the condition; None for an event that neither opens nor ends anything."""
+    again: bool = False
+    """Whether a human opened an incident again that had resolved."""
+    incident: str | None = None
+    """The sender's id of its incident; None where the event is about none, or about our own."""
+    key: str | None = None
+    """The incident's deduplication key."""
+    agent: dict[str, str] | None = None
+    """Who did it: ``id``, ``type`` and ``name``; None when nobody is named."""
+    at: AwareDatetime
+    """When it happened, by the sender's clock."""
+
+    @property
+    def group_key(self) -> str:
+        """The ``group_key`` of the alerts that its incident stands for."""
+        return f"pagerduty/{self.incident}"
+
+    @property
+    def who(self) -> str:
+        """The name of who did it."""
+        return (self.agent or {}).get("name") or "nobody named"
+
+
 class DeadLetter(Value):
     """Something received that could not be used, kept so that nothing is lost."""
 
@@ -292,6 +325,8 @@ class Incident(Value):
     opened_at: AwareDatetime
     closed_at: AwareDatetime | None
     phase_since: AwareDatetime
+    progressed_at: AwareDatetime
+    """When it was opened, or last had to wait for the verdict on a possible cause."""
 
 
 # --- diagnosis --------------------------------------------------------------------------------
@@ -445,6 +480,28 @@ class Outcome(Value):
     """Time until the next step of what is taken back in steps; None when nothing is left."""
 
 
+class Approval(Value):
+    """One person's yes to one plan."""
+
+    by: str
+    """Name of the person: the same one by chat and by command line counts once."""
+    via: str
+    """Way that it came by: ``api`` or ``slack``."""
+    at: AwareDatetime
+
+
+class Consent(Value):
+    """How far the approval of a plan has come."""
+
+    given: int
+    needed: int
+
+    @property
+    def missing(self) -> int:
+        """How many more persons must agree; at zero the plan goes ahead."""
+        return max(self.needed - self.given, 0)
+
+
 class LedgerEntry(Value):
     """A mitigation as the ledger has it: a row before it is a call."""
 
@@ -470,7 +527,11 @@ class LedgerEntry(Value):
     """End of the time in which an approval is accepted."""
     finished_at: AwareDatetime | None = None
     decided_by: str | None = None
-    """Name of the credential that approved or rejected."""
+    """Names of those who approved, or of the one who rejected."""
+    approvals_needed: int = 1
+    """How many different persons must agree before it is made."""
+    approvals: tuple[Approval, ...] = ()
+    """Who agreed so far, in their order."""
 
 
 # --- verification -----------------------------------------------------------------------------

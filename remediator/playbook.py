@@ -17,12 +17,13 @@ from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 import structlog
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, model_validator
 
 from remediator.errors import ConfigError, PermanentError, TemporaryError
+from remediator.mistakes import mistakes
 from remediator.model import (
     Alert,
     Finding,
@@ -35,6 +36,7 @@ from remediator.model import (
     Target,
     Value,
     Verification,
+    format_duration,
 )
 from remediator.ports import (
     Breakers,
@@ -92,6 +94,31 @@ class Parameters(Value):
     verification: Verification = Verification()
     """How long it is watched whether a change helped."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_the_rest_of_verification(cls, given: Any) -> Any:
+        """Lay single keys of ``verification`` over the playbook's own default."""
+        own = cls.model_fields["verification"].default
+        some = given.get("verification") if isinstance(given, Mapping) else None
+        if isinstance(some, Mapping) and isinstance(own, Verification):
+            return {**given, "verification": {**own.model_dump(), **some}}
+        return given
+
+    @model_validator(mode="after")
+    def _verification_can_succeed(self) -> Self:
+        times = self.verification
+        hold, deadline = format_duration(times.hold), format_duration(times.deadline)
+        if times.hold >= times.deadline:
+            raise ValueError(f"verification: hold ({hold}) should be below deadline ({deadline})")
+        if times.interval > times.hold:
+            interval = format_duration(times.interval)
+            raise ValueError(f"verification: interval ({interval}) should be up to hold ({hold})")
+        return self
+
+    def impossible(self) -> dict[str, str]:
+        """Say of each lever that can never be proposed with these values why: ``no scale_cap``."""
+        return {}
+
 
 T = TypeVar("T", bound=Value)
 P = TypeVar("P", bound=Parameters)
@@ -130,7 +157,7 @@ class Context:
     tried: tuple[Mitigation, ...] = ()
     """Mitigations of this incident whose lever was pulled in earlier rounds, oldest first."""
     beside: tuple[Alert, ...] = ()
-    """Alerts of the same service that fire now, but belong to other open incidents."""
+    """Alerts of the same service that fire now, but belong to other recent incidents."""
 
     @property
     def metrics(self) -> Metrics | None:
@@ -251,6 +278,10 @@ class Playbook(ABC, Generic[P]):
         """Keep the service's parameters, already validated by ``parameters_type``."""
         self.parameters = parameters
 
+    def impossible(self) -> Mapping[str, str]:
+        """Say of each lever that it can never propose with its parameters why."""
+        return self.parameters.impossible()
+
     @abstractmethod
     async def diagnose(self, context: Context) -> Findings:
         """Read, in parallel (``context.gather``); change nothing."""
@@ -298,9 +329,7 @@ class PlaybookSet:
         try:
             return cls(cls.parameters_type.model_validate(dict(parameters)))
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-            )
+            problems = "; ".join(mistakes(error, cls.parameters_type))
             raise ConfigError(f"parameters of playbook {name}: {problems}") from error
 
 

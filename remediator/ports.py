@@ -6,7 +6,8 @@ Every method raises only ``BackendUnavailable`` (ask again later) or ``BackendRe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
@@ -172,6 +173,12 @@ class Breaker(Value):
     """Share of failed calls, 0..1; None where the service does not say."""
     reason: str = ""
     """Why it is open, in the service's words, where it says so."""
+
+    def seen_through(self, manual: Iterable[re.Pattern[str]]) -> Breaker:
+        """Return it as forced open where it is open for a reason that only a human gives."""
+        if self.state is not BreakerState.OPEN or not any(m.search(self.reason) for m in manual):
+            return self
+        return self.model_copy(update={"state": BreakerState.FORCED_OPEN})
 
 
 @runtime_checkable

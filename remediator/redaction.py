@@ -16,8 +16,8 @@ _READ = 10 * _LONGEST
 """Characters that are searched for secrets: more than is shown, so that no half of one is."""
 
 _NAMES = (
-    r"pass(?:word|wd|phrase|code)|pwd|secret|token|authorization|api[-_. ]?key|access[-_. ]?key"
-    r"|private[-_. ]?key|credentials?|cookie|dsn|webhook[-_. ]?url"
+    r"pass(?:word|wd|phrase|code)|pass(?![a-z])|pwd|secret|token|authorization|api[-_. ]?key"
+    r"|access[-_. ]?key|private[-_. ]?key|credentials?|cookie|dsn|webhook[-_. ]?url"
 )
 _SECRET_NAME = re.compile(_NAMES, re.IGNORECASE)
 _SECRETS = (
@@ -33,9 +33,11 @@ _SECRETS = (
         rf"\1{MASK}",
     ),
     (re.compile(r"\b(bearer)\s{1,9}\S+", re.IGNORECASE), rf"\1 {MASK}"),
-    # what Slack, GitHub, AWS and JSON web tokens look like
+    # what tokens look like: Slack, GitHub, AWS, Stripe, Google, GitLab, OpenAI, JSON web tokens
     (re.compile(r"\b(?:xox[a-z]|xapp)-[\w-]{8,}"), MASK),
     (re.compile(r"\bgh[a-z]_\w{20,}|\bgithub_pat_\w{20,}|\b(?:AKIA|ASIA)[A-Z0-9]{12,}"), MASK),
+    (re.compile(r"(?<![a-z0-9])(?:[rsp]k_(?:live|test)|whsec)_\w{8,}|\bAIza[\w-]{16,}"), MASK),
+    (re.compile(r"\bglpat-[\w-]{8,}|\bsk-[\w-]{20,}"), MASK),
     (re.compile(r"\beyJ[\w-]{8,2000}\.[\w.-]+"), MASK),
     (re.compile(r"(hooks\.slack\.com/)\S+", re.IGNORECASE), rf"\1{MASK}"),
 )

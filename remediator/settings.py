@@ -26,11 +26,13 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema
 
-from remediator.access import Role
+from remediator.access import Permission, Role, permits
+from remediator.approvers import ApprovalsByRisk, Approver, approver_complaints
 from remediator.catalogue import Catalogue
 from remediator.configfile import Document, Place, Problem, Shape, explain, failure, shown
 from remediator.errors import ConfigError
 from remediator.model import Value, format_duration
+from remediator.oncall import ChannelEntry, EscalationEntry, calling_complaints, escalated
 from remediator.sections import (
     Backends,
     Count,
@@ -51,6 +53,7 @@ from remediator.systems import (
     Modes,
     Names,
     SystemEntry,
+    approval_complaints,
     build_catalogue,
     complaints,
 )
@@ -189,6 +192,10 @@ class Settings(Section):
     (only look), `shadow` (decide and record), `approve` (ask first) or `auto`. Default shadow."""
     credentials: tuple[Credential, ...] = ()
     """Who may call. None: two tokens are generated in `state_dir`."""
+    approvers: tuple[Approver, ...] = ()
+    """Persons who may approve in Slack; those with a credential may by the API as well."""
+    approvals: ApprovalsByRisk = ApprovalsByRisk()
+    """How many different persons must approve, by risk. Default 1 for each."""
     store: Store = Store()
     """The database that holds deliveries, incidents and the ledger."""
     redis: Redis = Redis()
@@ -197,6 +204,10 @@ class Settings(Section):
     """Where incidents are told."""
     pagerduty: PagerDuty | None = None
     """PagerDuty, as a sender and as the way to wake a person."""
+    channels: dict[Name, ChannelEntry] = Field(default_factory=dict)
+    """Further ways to people, by a name of your choice."""
+    escalation: EscalationEntry = EscalationEntry()
+    """Who is called when something needs a human, unless a system or service says otherwise."""
     backends: Backends = Backends()
     """What can be read or changed."""
     playbooks: Playbooks = Playbooks()
@@ -231,7 +242,25 @@ class Settings(Section):
         wrong = [self._document.blame(*complaint) for complaint in self.complaints(names)]
         if wrong:
             raise failure(wrong)
-        return build_catalogue(self.systems, names, self.mode, self.limits, self.maintenance)
+        catalogue = build_catalogue(
+            self.systems, names, self.mode, self.limits, self.maintenance, self.approvals
+        )
+        pages = "pagerduty" in self._built_in
+        return escalated(catalogue, self.escalation, self.systems, pages=pages)
+
+    @property
+    def deciders(self) -> list[str]:
+        """Names of all who may approve, by whichever way; ``operator`` has a generated token."""
+        held = {c.name for c in self.credentials if permits(c.role, Permission.OPERATE)}
+        generated = set() if self.credentials else {"operator"}
+        return sorted({a.name for a in self.approvers if a.decides} | held | generated)
+
+    @property
+    def _built_in(self) -> frozenset[str]:
+        """Channels that are there without an entry of their own."""
+        pages = self.pagerduty is not None and self.pagerduty.secret("routing_key") is not None
+        there = {"slack": self.slack is not None, "pagerduty": pages}
+        return frozenset(name for name, configured in there.items() if configured)
 
     def check_listen(self) -> None:
         """Raise ``ConfigError`` if others could connect and nobody needs a credential."""
@@ -241,6 +270,10 @@ class Settings(Section):
                 " machines connect, but no credentials are configured; add credentials, or listen"
                 " on 127.0.0.1"
             )
+
+    def place(self, *key: str | int) -> Place:
+        """Return where ``key`` was written, or what should have held it; no key: the file."""
+        return self._document.place(key)
 
     def where(self, *key: str | int) -> str:
         """Say where ``key`` was written, for an error about it: ``FILE:LINE: systems.shop``."""
@@ -252,7 +285,10 @@ class Settings(Section):
         for position, credential in enumerate(self.credentials):
             if held[credential.name] > 1:
                 yield ("credentials", position, "name"), "is the name of another credential too"
+        yield from approver_complaints(self.approvers)
         yield from complaints(self.systems, names)
+        yield from approval_complaints(self.systems, self.approvals, self.deciders)
+        yield from calling_complaints(self.escalation, self.systems, self.channels, self._built_in)
 
 
 def settings_schema() -> dict[str, Any]:
@@ -330,11 +366,11 @@ def _validate(document: Document, shape: Shape) -> Settings:
         problems += explain(error, document, shape)
         settings = _sound_rest(error, document)
     if settings is not None:
+        settings._document = document  # noqa: SLF001 - ours; it keeps the lines for later errors
         wrong = [document.blame(*complaint) for complaint in settings.complaints(names)]
         problems += [late for late in wrong if not _follows(late, problems)]
     if settings is None or problems:
-        raise failure(problems)
-    settings._document = document  # noqa: SLF001 - ours; it keeps the lines for later errors
+        raise failure(problems, settings)
     return settings
 
 

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, StrictBool
 
+from remediator.approvers import ApprovalsByRisk, People, naming_complaints, number_complaints
 from remediator.catalogue import Catalogue, EnabledPlaybook, LimitsOverride, Service
-from remediator.configfile import Key, did_you_mean
+from remediator.configfile import Key
 from remediator.maintenance import Plan
+from remediator.mistakes import did_you_mean
 from remediator.model import Limits, Mode, Risk, Target
+from remediator.oncall import EscalationEntry
 from remediator.sections import Name, Section, Text
 from remediator.timetable import Maintenance, MaintenanceEntry
 
@@ -180,6 +183,14 @@ class ServiceEntry(Section):
     """How far playbooks may go on this service. Default: the system's."""
     limits: LimitsOverride = LimitsOverride()
     """Bounds of this service. Default: `limits.service`."""
+    approvals: ApprovalsByRisk = ApprovalsByRisk()
+    """How many different persons must approve here, by risk. Default: the system's."""
+    approvers: People | None = None
+    """Names of those who may approve and reject here. Default: the system's."""
+    escalation: EscalationEntry = EscalationEntry()
+    """Who is called when this service needs a human. Default: the system's."""
+    pagerduty_resolve: StrictBool = False
+    """Whether an incident of PagerDuty's is resolved there once its alert is mitigated."""
     maintenance: Maintenance = ()
     """When humans work on this service themselves: nothing is changed, nobody is told."""
     playbooks: dict[Name, PlaybookEntry | None] = Field(default_factory=dict)
@@ -195,6 +206,12 @@ class SystemEntry(Section):
     """How far playbooks may go on this system. Default: the `mode` at the top."""
     limits: LimitsOverride = LimitsOverride()
     """Bounds of this system. Default: `limits.system`."""
+    approvals: ApprovalsByRisk = ApprovalsByRisk()
+    """How many different persons must approve here, by risk. Default: the `approvals` at the top."""
+    approvers: People | None = None
+    """Names of those who may approve and reject here. Default: every operator and admin."""
+    escalation: EscalationEntry = EscalationEntry()
+    """Who is called when this system needs a human. Default: the `escalation` at the top."""
     maintenance: Maintenance = ()
     """When humans work on this system themselves: nothing is changed, nobody is told."""
     services: dict[Name, ServiceEntry] = Field(default_factory=dict)
@@ -261,7 +278,41 @@ def _backend_complaints(service: ServiceEntry, key: Key, names: Names) -> Iterat
             yield (*key, "targets", role), str(error)
 
 
+def approval_complaints(
+    systems: Systems, approvals: ApprovalsByRisk, deciders: list[str]
+) -> Iterator[Complaint]:
+    """Yield the approvals that nobody could give, where ``deciders`` are all who may decide."""
+    for system, entry in systems.items():
+        key: Key = ("systems", system, "approvers")
+        yield from naming_complaints(entry.approvers or (), key, deciders)
+    for system, name, key in _services(systems):
+        entry, service = systems[system], systems[system].services[name]
+        yield from naming_complaints(service.approvers or (), (*key, "approvers"), deciders)
+        needed = _approvals(approvals, entry, service)
+        may = set(_approvers(entry, service) or deciders) & set(deciders)
+        yield from number_complaints(needed, may, key)
+
+
+def _approvals(
+    approvals: ApprovalsByRisk, entry: SystemEntry, service: ServiceEntry
+) -> dict[Risk, int]:
+    top = approvals.over(dict.fromkeys(Risk, 1))
+    return service.approvals.over(entry.approvals.over(top))
+
+
+def _approvers(entry: SystemEntry, service: ServiceEntry) -> tuple[str, ...] | None:
+    return entry.approvers if service.approvers is None else service.approvers
+
+
 # --- what it means ----------------------------------------------------------------------------
+
+
+class _Top(NamedTuple):
+    """What the file says at the top, for all systems."""
+
+    modes: Mapping[Risk, Mode]
+    limits: LimitsByScope
+    approvals: ApprovalsByRisk
 
 
 def build_catalogue(
@@ -270,13 +321,14 @@ def build_catalogue(
     modes: ModeByRisk,
     limits: LimitsByScope,
     maintenance: Maintenance = (),
+    approvals: ApprovalsByRisk = ApprovalsByRisk(),  # noqa: B008 - frozen
 ) -> Catalogue:
     """Make the catalogue of systems that have no ``complaints``."""
-    top = modes.over(dict.fromkeys(Risk, Mode.SHADOW))
+    top = _Top(modes.over(dict.fromkeys(Risk, Mode.SHADOW)), limits, approvals)
     return Catalogue(
         limits=limits.everywhere.over(_WIDE),
         services=tuple(
-            _service(system, name, systems[system], names, top, limits)
+            _service(system, name, systems[system], names, top)
             for system, name, _ in _services(systems)
         ),
         maintenance=tuple(_plans(systems, maintenance)),
@@ -297,11 +349,10 @@ def _service(
     name: str,
     entry: SystemEntry,
     names: Names,
-    modes: Mapping[Risk, Mode],
-    limits: LimitsByScope,
+    top: _Top,
 ) -> Service:
-    service = entry.services[name]
-    own_modes = service.mode.over(entry.mode.over(modes))
+    service, limits = entry.services[name], top.limits
+    own_modes = service.mode.over(entry.mode.over(top.modes))
     targets = {
         role: _located(target, names, system=system, service=name, role=role)
         for role, target in service.targets.items()
@@ -314,10 +365,13 @@ def _service(
         prometheus=service.prometheus,
         alertmanager=service.alertmanager,
         silence=service.silence,
+        pagerduty_resolve=service.pagerduty_resolve,
         playbooks={
             playbook: _enabled(playbook, use or PlaybookEntry(), own_modes)
             for playbook, use in service.playbooks.items()
         },
+        approvals=_approvals(top.approvals, entry, service),
+        approvers=_approvers(entry, service),
         limits=service.limits.over(limits.service.over(_NARROW)),
         system_limits=entry.limits.over(limits.system.over(_WIDE)),
         target_limits=limits.target.over(_NARROW),

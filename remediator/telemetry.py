@@ -154,6 +154,9 @@ class Telemetry:
         self.verdicts = self._counter("verdicts", "Verdicts on mitigations.", "assessment")
         self.steps = self._counter("steps", "Steps of the pipeline.", "phase", "result")
         self.notices = self._counter("notices", "Messages to people.", "result")
+        self.calls = self._counter(
+            "escalation_messages", "Messages of escalations.", "channel", "result"
+        )
         self.step_seconds = Histogram(
             "remediator_step_seconds",
             "Time that one step took.",

@@ -221,6 +221,7 @@ def context_for(
         opened_at=at,
         closed_at=None,
         phase_since=at,
+        progressed_at=at,
     )
     return Context(
         incident=incident, alerts=tuple(alerts), targets=dict(targets), ports=dict(ports), now=now

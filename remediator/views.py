@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+import re
+from enum import StrEnum
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
 from remediator.model import (
     AlertId,
     AlertStatus,
+    Approval,
     Assessment,
     DeliveryId,
     FindingStatus,
@@ -95,6 +98,12 @@ class MitigationView(Value):
     created_at: AwareDatetime
     expires_at: AwareDatetime | None = None
     decided_by: str | None = None
+    approvals_needed: int = 1
+    """How many different persons must agree before it is made."""
+    approvals: list[Approval] = Field(default_factory=list)
+    """Who agreed so far, when, and by which way."""
+    approvals_missing: int = 0
+    """How many more must agree; 0 unless it waits."""
 
 
 class IncidentSummary(Value):
@@ -137,6 +146,40 @@ class Report(Value):
     """A human is needed now."""
     final: bool
     """The incident is closed; nothing follows but corrections."""
+
+
+class Button(StrEnum):
+    """What a person may press at a plan that waits, with the id that a chat knows it by."""
+
+    APPROVE = "remediator_approve"
+    REJECT = "remediator_reject"
+    PAUSE = "remediator_pause"
+    TAKE_OVER = "remediator_take_over"
+
+    @property
+    def word(self) -> str:
+        """What it asks for, as the journal says it: ``take over``."""
+        return self.removeprefix("remediator_").replace("_", " ")
+
+
+class PlanReference(Value):
+    """Exactly one plan of one incident, as a button carries it."""
+
+    incident_id: str
+    plan_hash: str
+
+    @property
+    def written(self) -> str:
+        """The text that ``read`` takes."""
+        return f"{self.incident_id} {self.plan_hash}"
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Read what ``written`` gave; ``ValueError`` for anything else."""
+        match = re.fullmatch(r"(inc-[0-9a-z-]{1,36}) ([0-9a-f]{16})", text)
+        if match is None:
+            raise ValueError("should be the id of an incident and the hash of a plan")
+        return cls(incident_id=match[1], plan_hash=match[2])
 
 
 # --- the rest of the operator's API ------------------------------------------------------------

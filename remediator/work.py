@@ -41,8 +41,12 @@ from remediator.views import TimelineEvent
 
 PATIENCE = timedelta(minutes=10)
 """Time that a remediation waits for a passing cause (paused, busy, impaired) to pass."""
+CAUSE_GRACE = timedelta(seconds=10)
+"""Time that a symptom's first decision waits for the alert of a possible cause."""
 CAUSE_PATIENCE = timedelta(minutes=30)
 """Time that a symptom waits for its cause's verdict: several levers, each held for its time."""
+WINDOW_SEEN_AGAIN = timedelta(minutes=5)
+"""Time after which a planned window is looked up again: the file may have changed since."""
 SEEN_AGAIN = timedelta(seconds=10)
 """Time after which impaired senses or an unreachable backend are looked at again."""
 
@@ -137,6 +141,10 @@ class Work:
             return Mode.SHADOW
         return mode
 
+    def approvers(self, mitigation: Mitigation) -> int:
+        """Return how many different persons must approve a mitigation of this risk here."""
+        return self.service.approvals[mitigation.risk]
+
     @property
     def never_changes(self) -> bool:
         """Whether no mitigation of any risk could be made in the modes that hold here."""
@@ -146,11 +154,7 @@ class Work:
     @property
     def cause(self) -> str | None:
         """A playbook at work on the same service whose cause explains this one's symptom."""
-        for name in self.claim.beside:
-            cls = self.around.playbooks.get(name)
-            if cls is not None and self.enabled.name in cls.explains:
-                return name
-        return None
+        return next((name for name in self.claim.beside if self._explains(name)), None)
 
     def still_configured(self, mitigation: Mitigation) -> bool:
         """Whether the service still has the target, and the playbook the lever, of a stored plan."""
@@ -161,7 +165,8 @@ class Work:
         """List every bound that ``mitigation`` has to keep."""
         own = self.enabled.limits.over(self.playbook.limits)
         everywhere = self.around.catalogue.limits
-        return self.service.bounds(everywhere, self.enabled.name, own, mitigation.target)
+        name, target, kind = self.enabled.name, mitigation.target, mitigation.kind
+        return self.service.bounds(everywhere, name, own, target, kind)
 
     def lever(self, mitigation: Mitigation) -> Lever:
         """Return the lever; ``PermanentError`` when there is none."""
@@ -195,7 +200,7 @@ class Work:
     def out_of_patience(self) -> bool:
         """Whether too much time has passed since the incident last got anywhere."""
         incident = self.claim.incident
-        progress = [incident.opened_at]
+        progress = [incident.progressed_at]
         progress += [e.finished_at for e in self.claim.entries if e.finished_at is not None]
         if incident.phase in (Phase.ACT, Phase.REVERT):
             progress.append(incident.phase_since)
@@ -250,14 +255,28 @@ class Work:
         if self.cause is None or waited > CAUSE_PATIENCE:
             return None
         reason = f"{self.cause} is at work on this service and may explain it: its verdict first"
-        return self.wait(reason, SEEN_AGAIN, code="cause")
+        waiting = self.wait(reason, SEEN_AGAIN, code="cause")
+        return waiting.model_copy(update={"progress": True})
+
+    def wait_for_causes_alert(self) -> Transition | None:
+        """Give the alert of a possible cause the time to come a little later than its symptom's."""
+        left = CAUSE_GRACE - self.waited_since(self.claim.incident.opened_at)
+        causes = [name for name in self.service.playbooks if self._explains(name)]
+        if not causes or left <= timedelta(0) or self.claim.incident.replay_of is not None:
+            return None
+        reason = f"what is seen may be explained by what {', '.join(causes)} takes: a moment for it"
+        return self.wait(reason, left, code="cause")
+
+    def _explains(self, name: str) -> bool:
+        cls = self.around.playbooks.get(name)
+        return cls is not None and self.enabled.name in cls.explains
 
     def wait_for_maintenance(self, phase: Phase | None = None) -> Transition | None:
         """Let a window pass in silence, at ``phase`` or here; None when none runs."""
         window = self.maintenance
         if window is None:
             return None
-        left = window.until - self.claim.now
+        left = min(window.until - self.claim.now, WINDOW_SEEN_AGAIN)
         waiting = self.wait(window.halt.reason, left, code="maintenance")
         return waiting.model_copy(update={"phase": phase or waiting.phase, "notify": False})
 

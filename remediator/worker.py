@@ -1,7 +1,8 @@
 """Runs the pipeline: takes what is due, one step at a time, and writes what came of it.
 
-Four loops, owned by one task group: deliveries become incidents, incidents take steps, temporary
-changes are taken back, humans are told. One more for each Alertmanager that is silenced meanwhile.
+Five loops, owned by one task group: what a delivery lacks is fetched, deliveries become incidents,
+incidents take steps, temporary changes are taken back, humans are told. One more for each
+Alertmanager that is silenced meanwhile.
 A doorbell wakes a loop at once; a poll every second is the truth.
 """
 
@@ -27,6 +28,7 @@ from remediator.model import (
 from remediator.pipeline import take_step
 from remediator.ports import Notifier
 from remediator.report.deliver import deliver
+from remediator.report.escalating import Escalating
 from remediator.store import Store
 from remediator.store.database import patiently
 from remediator.store.episodes import Correlation
@@ -66,6 +68,8 @@ class Doorbell:
     """Wakes the loops at once; whoever changes something rings."""
 
     def __init__(self) -> None:
+        self.fetches = asyncio.Event()
+        """Set by itself: few deliveries lack anything."""
         self.deliveries = asyncio.Event()
         self.incidents = asyncio.Event()
         self.notices = asyncio.Event()
@@ -90,8 +94,14 @@ class Worker:
         bell: Doorbell,
         *,
         silencing: Sequence[Callable[[], Awaitable[bool]]] = (),
+        fetching: Callable[[], Awaitable[bool]] | None = None,
+        escalating: Escalating | None = None,
     ) -> None:
-        """Take steps of ``store``; ``silencing`` looks after the silences of one server each."""
+        """Take steps of ``store``; ``silencing`` looks after the silences of one server each.
+
+        ``fetching`` brings what deliveries lack before they can be triaged, ``escalating`` calls
+        humans where one is needed.
+        """
         self._store = store
         self._around = around
         self._decode = decode
@@ -99,6 +109,8 @@ class Worker:
         self._watcher = watcher
         self._bell = bell
         self._silencing = tuple(silencing)
+        self._escalating = escalating
+        self._fetching = fetching
         self._stopping = asyncio.Event()
         self._steps: set[asyncio.Task[None]] = set()
 
@@ -106,17 +118,22 @@ class Worker:
         """Claim nothing any more."""
         self._stopping.set()
         self._bell.ring()
+        self._bell.fetches.set()
 
     async def run(self) -> None:
         """Run the loops until ``stop``; steps under way are finished first."""
         async with asyncio.TaskGroup() as group:
             self._group = group
+            if self._fetching is not None:
+                group.create_task(self._loop(self._bell.fetches, self._fetching), name="fetches")
             group.create_task(self._loop(self._bell.deliveries, self._triage), name="triage")
             group.create_task(self._loop(self._bell.incidents, self._claim), name="incidents")
             group.create_task(self._loop(self._bell.notices, self._tell), name="notices")
             group.create_task(self._loop(asyncio.Event(), self._take_back), name="holds")
             for look in self._silencing:
                 group.create_task(self._loop(asyncio.Event(), look), name="silences")
+            for call in self._escalating.loops if self._escalating is not None else ():
+                group.create_task(self._loop(asyncio.Event(), call), name="escalations")
 
     async def _loop(self, doorbell: asyncio.Event, work: Callable[[], Awaitable[bool]]) -> None:
         while not self._stopping.is_set():
@@ -277,7 +294,8 @@ class Worker:
     # --- humans -------------------------------------------------------------------------------
 
     async def _tell(self) -> bool:
-        told = await deliver(self._store, self._notifier, self._watcher.notice_sent)
+        note = None if self._escalating is None else self._escalating.note
+        told = await deliver(self._store, self._notifier, self._watcher.notice_sent, note)
         if told:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), PACE)

@@ -15,6 +15,11 @@ EFFECT = "remediator.dev/effect"
 """Annotation with the effect key of the last change that we made to an object."""
 
 
+def effect_of(kind: str) -> str:
+    """Name the annotation with the effect key of our last change of this kind."""
+    return f"{EFFECT}.{kind}"
+
+
 class Termination(Value):
     """The end of one run of a container."""
 
@@ -161,6 +166,9 @@ class Room(Value):
     """By the namespace's quotas; None where there is none that counts."""
     nodes: int
     """By what is left on the nodes that may take them."""
+    spare_memory: int | None = None
+    """Bytes that one more pod on the best of these nodes might ask for beyond what they ask for
+    now; None where not one fits, or it was not counted."""
 
     @property
     def pods(self) -> int:

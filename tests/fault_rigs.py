@@ -370,7 +370,7 @@ def restarted_pods(kubeconfig: Path, known: Monitoring, reached: Path) -> Arrang
     @asynccontextmanager
     async def arrange(folder: Path) -> AsyncIterator[Fault]:
         async with deployed(kubeconfig, folder, known) as pods:
-            given = {"memory_query": _memory(pods), "recycle": "restart"}
+            given = {"memory_query": _memory(pods), "recycle": "restart", "restart_gap": "0s"}
             config = in_cluster(pods, reached, known, "OOM", **given)
             labels = {"alertname": "HighMemoryUsage"}
             yield Fault("restart_rollout", config, labels, pods.changes, pods.harm)

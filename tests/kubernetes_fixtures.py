@@ -30,7 +30,10 @@ from remediator.model import Item, Mitigation, Target
 from tests.postgres_fixtures import missing
 
 READY_WITHIN = 60.0
-_CONTROLLERS = "deployment,replicaset,namespace,garbagecollector,podgc,disruption,resourcequota"
+_CONTROLLERS = (
+    "deployment,replicaset,namespace,garbagecollector,podgc,disruption,resourcequota,"
+    "serviceaccount-token"
+)
 _CORE, _APPS = "/api/v1", "/apis/apps/v1"
 
 READ_ONLY: tuple[dict[str, list[str]], ...] = (
@@ -307,9 +310,11 @@ class Cluster:
         change = Change("POST", self.path(api, resource), body)
         return await self.admin.send(change, dry_run=False)
 
-    async def patch(self, api: str, resource: str, name: str, body: dict[str, Any]) -> None:
+    async def patch(
+        self, api: str, resource: str, name: str, body: dict[str, Any], manager: str = "kubectl"
+    ) -> None:
         """Change one object as somebody else would."""
-        change = Change("PATCH", self.path(api, resource, name), body)
+        change = Change("PATCH", self.path(api, resource, name), body, manager)
         await self.admin.send(change, dry_run=False)
 
     async def deployment(self, name: str = "orders") -> dict[str, Any]:

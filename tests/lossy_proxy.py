@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,8 +157,14 @@ class LossyDatabase(Loss):
         back: asyncio.Task[None],
     ) -> None:
         """Pass requests on until the connection ends, or the answer to a change is lost."""
+        marked: set[bytes] = set()
         while data := await reader.read(1 << 16):
-            executes = self.marker in data and b"E" in _kinds(data)
+            messages = list(_messages(data))
+            marked |= {
+                _name(text) for kind, text in messages if kind == b"P" and self.marker in text
+            }
+            bound = {text.split(b"\0", 2)[1] for kind, text in messages if kind == b"B"}
+            executes = bool(bound & marked) and any(kind == b"E" for kind, _ in messages)
             if executes:
                 self.changes.append(self.marker.decode())
             if executes and not self.lost.is_set():
@@ -198,9 +204,14 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
             sink.write(data)
 
 
-def _kinds(messages: bytes) -> bytes:
-    """List the kinds of a client's messages: P(arse), D(escribe), B(ind), E(xecute), S(ync)."""
-    kinds, rest = b"", messages
-    while len(rest) > 4:
-        kinds, rest = kinds + rest[:1], rest[1 + int.from_bytes(rest[1:5]) :]
-    return kinds
+def _messages(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield a client's messages, kind and content: P(arse), D(escribe), B(ind), E(xecute)..."""
+    while len(data) > 4:
+        end = 1 + int.from_bytes(data[1:5])
+        yield data[:1], data[5:end]
+        data = data[end:]
+
+
+def _name(parse: bytes) -> bytes:
+    """Return the name of the statement that a Parse message prepares."""
+    return parse.partition(b"\0")[0]

@@ -79,14 +79,17 @@ class Prometheus(Fake):
     values: dict[str, float] = field(default_factory=dict)
     past: list[float] = field(default_factory=list)
     series: int = 1
+    ready: float = 4
+    """Most pods of the earlier revision that were ready."""
 
     async def instant(self, query: str) -> tuple[Point, ...]:
         raise NotImplementedError
 
     async def scalar(self, query: str) -> float:
-        if query not in self.values:
+        values = {'ready{set="orders-6"}': self.ready} | self.values
+        if query not in values:
             raise BackendUnavailable(f"prometheus: no data: {query}")
-        return self.values[query]
+        return values[query]
 
     async def range(
         self, query: str, *, start: datetime, end: datetime, step: timedelta
@@ -297,6 +300,7 @@ class Slow:
             "scale_cap": 10,
             "pool_size": 5,
             "undo_release": True,
+            "ready_query": "ready{set={replica_set}}",
             "cache_prefix": "cache:",
             "cache_gap": "0s",
         }
@@ -325,6 +329,7 @@ class Slow:
             opened_at=FIRED,
             closed_at=None,
             phase_since=self.phase_since,
+            progressed_at=FIRED,
         )
         return Context(
             incident=incident,

@@ -1,12 +1,15 @@
 """Circuit breakers of an HTTP service: their states, and the reset of exactly one.
 
 Two shapes are known: Spring Boot's actuator with Resilience4j, and ``/admin/circuit-breaker``.
-Both speak for one instance of the service, so ``url`` must lead to one instance.
+Both speak for one instance of the service, so ``url`` must lead to one instance. The second has
+no state of its own for a breaker that a human opened: only its reason tells, and without a reason
+it counts as opened by a human.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -30,6 +33,7 @@ from remediator.model import (
 from remediator.ports import Breaker, BreakerState
 
 RESET = "reset_breaker"
+MANUAL = "manual_reasons"
 
 ShapeName = Literal["actuator", "admin"]
 
@@ -48,6 +52,7 @@ class Shape:
     body: JsonValue = None
 
 
+NO_REASON = "no reason is given"
 _STATES = {state.value.upper(): state for state in BreakerState} | {
     "METRICS_ONLY": BreakerState.DISABLED
 }
@@ -62,13 +67,15 @@ def _actuator(answer: Any) -> Iterator[Breaker]:
 def _admin(answer: Any) -> Iterator[Breaker]:
     states = {True: BreakerState.OPEN, False: BreakerState.CLOSED}
     for one in answer:
-        is_open = one.get("open")
-        known = isinstance(is_open, bool)
+        is_open, reason = one.get("open"), str(one.get("reason") or "").strip()[:200]
+        state = states[is_open] if isinstance(is_open, bool) else BreakerState.UNKNOWN
+        if state is BreakerState.OPEN and not reason:
+            state, reason = BreakerState.FORCED_OPEN, NO_REASON
         yield Breaker(
             name=one["pair"],
-            state=states[is_open] if known else BreakerState.UNKNOWN,
+            state=state,
             failure_rate=_share(one.get("error_rate")),
-            reason=str(one.get("reason") or "")[:200],
+            reason=reason,
         )
 
 
@@ -140,8 +147,7 @@ class BreakerLever:
 
     async def prepare(self, mitigation: Mitigation) -> Preparation:
         """Refuse all but one listed breaker that is open."""
-        name = _meant(mitigation)
-        found = await self._find(name)
+        name, found = await self._find(mitigation)
         problem = _not_open(found, name)
         if problem or found is None:
             raise BackendRefused(f"{self._name}: {problem}")
@@ -149,9 +155,9 @@ class BreakerLever:
 
     async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Look again, so that no unknown name is created, and reset it once."""
-        name = _meant(preparation.mitigation)
+        name, _ = _meant(preparation.mitigation)
         try:
-            problem = _not_open(await self._find(name), name)
+            problem = _not_open((await self._find(preparation.mitigation))[1], name)
         except RemediatorError as error:
             problem = f"not sent: {error}"
         if problem:
@@ -162,9 +168,9 @@ class BreakerLever:
 
     async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Look in which state the breaker is now: only a closed one was surely reset."""
-        name = _meant(preparation.mitigation)
+        name, _ = _meant(preparation.mitigation)
         try:
-            found = await self._find(name)
+            _, found = await self._find(preparation.mitigation)
         except RemediatorError as error:
             return _outcome(name, MitigationState.UNKNOWN, f"cannot be looked up: {error}")
         if found is None:
@@ -184,8 +190,10 @@ class BreakerLever:
         """Refuse: a breaker whose cause is still there opens again by itself."""
         raise BackendRefused("a reset is not taken back: the breaker opens by itself if it must")
 
-    async def _find(self, name: str) -> Breaker | None:
-        return next((b for b in await _listed(self._writer, self._shape) if b.name == name), None)
+    async def _find(self, mitigation: Mitigation) -> tuple[str, Breaker | None]:
+        name, manual = _meant(mitigation)
+        listed = await _listed(self._writer, self._shape)
+        return name, next((b.seen_through(manual) for b in listed if b.name == name), None)
 
     async def _reset(self, name: str) -> Outcome:
         path = self._shape.reset(quote(name, safe=""))
@@ -222,22 +230,34 @@ async def _sense(endpoint: HttpEndpoint, shape: Shape, name: str) -> Sense:
     return Sense(name=name, state=SenseState.OK)
 
 
-def _meant(mitigation: Mitigation) -> str:
-    """Return the name of the one breaker; refuse a plan that is not exactly that."""
+def _meant(mitigation: Mitigation) -> tuple[str, list[re.Pattern[str]]]:
+    """Return the name of the one breaker, and for which reasons it is left to a human.
+
+    Refuses a plan that is not exactly that.
+    """
     if mitigation.kind != RESET:
         raise BackendRefused(f"{mitigation.kind!r} is not a kind of this lever")
-    if len(mitigation.items) != 1 or mitigation.parameters:
-        raise BackendRefused(f"{RESET} takes exactly one breaker and no parameters")
+    if len(mitigation.items) != 1 or set(mitigation.parameters) - {MANUAL}:
+        raise BackendRefused(f"{RESET} takes exactly one breaker and no parameters but {MANUAL}")
     name = mitigation.items[0].identity.get("name")
     if not isinstance(name, str) or not name or name != mitigation.items[0].key:
         raise BackendRefused(f"{RESET}: the item does not say which breaker is meant")
-    return name
+    return name, _patterns(mitigation.parameters.get(MANUAL, []))
+
+
+def _patterns(given: object) -> list[re.Pattern[str]]:
+    try:
+        if not isinstance(given, list):
+            raise TypeError
+        return [re.compile(reason) for reason in given]
+    except (TypeError, re.error):
+        raise BackendRefused(f"{RESET}: {MANUAL} are not regular expressions") from None
 
 
 _LEFT_ALONE = {
     BreakerState.CLOSED: "is closed already",
     BreakerState.HALF_OPEN: "is half-open: it is healing itself",
-    BreakerState.FORCED_OPEN: "was forced open by a human, who also has to close it",
+    BreakerState.FORCED_OPEN: "counts as opened by a human, who also has to close it",
     BreakerState.DISABLED: "was disabled by a human, who also has to enable it",
     BreakerState.UNKNOWN: "is in a state that we do not know",
 }
@@ -248,7 +268,8 @@ def _not_open(found: Breaker | None, name: str) -> str:
     if found is None:
         return f"breaker {name!r} is not listed, and a reset could create it"
     reason = _LEFT_ALONE.get(found.state)
-    return f"breaker {name} {reason}" if reason else ""
+    said = f" ({found.reason})" if found.reason else ""
+    return f"breaker {name} {reason}{said}" if reason else ""
 
 
 def _outcome(name: str, state: MitigationState, detail: str) -> Outcome:

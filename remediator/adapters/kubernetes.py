@@ -7,7 +7,7 @@ Roles suffice for all but counting the room on nodes; the rights are in ``kubern
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import structlog
 
+from remediator.adapters import kubernetes_words as words
 from remediator.adapters.kubernetes_bounds import Scene
 from remediator.adapters.kubernetes_changes import PLANNERS, PREPARED, change_of, prepared
 from remediator.adapters.kubernetes_client import (
@@ -60,11 +61,12 @@ from remediator.adapters.kubernetes_rights import (
     READS,
     USAGE,
     WRITES,
+    rights_for,
 )
 from remediator.adapters.kubernetes_rollback import KIND as UNDO_ROLLOUT
 from remediator.adapters.kubernetes_rollback import change_back, pinned
 from remediator.adapters.kubernetes_room import demand_of, node_room, quota_room
-from remediator.adapters.kubernetes_undo import next_step, stands
+from remediator.adapters.kubernetes_undo import next_step, recognising, stands
 from remediator.errors import BackendRefused, BackendUnavailable
 from remediator.model import Mitigation, MitigationState, Outcome, Preparation, Target
 from remediator.workloads import (
@@ -144,7 +146,8 @@ class KubernetesReader(Cluster):
             demand = demand_of([template, *(pod["spec"] for pod in pods)])
             quota = quota_room(quotas, demand)
             fit = node_room(nodes, everywhere, template, demand)
-        return Room(quota=None if quota is None else quota.pods, nodes=fit)
+        pods_in_quota = None if quota is None else quota.pods
+        return Room(quota=pods_in_quota, nodes=fit.pods, spare_memory=fit.spare_memory)
 
     async def usage(self, target: Target) -> tuple[PodUsage, ...]:
         """Read what its pods use now, as far as they have been measured; at least one."""
@@ -236,18 +239,28 @@ class KubernetesLever(Cluster):
         name: str = "kubernetes",
         namespaces: Iterable[str] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        changes: Mapping[str, frozenset[str]] | None = None,
     ) -> None:
+        """Use ``kubeconfig``; the probe asks for the rights of ``changes``, kinds by namespace.
+
+        Without ``changes`` it asks for the rights of every kind in ``namespaces``.
+        """
         super().__init__(kubeconfig, name=name, namespaces=namespaces)
         self._clock = clock
+        self._changes = changes
+        if changes is not None:
+            self.kinds = frozenset[str]().union(*changes.values())
 
     async def prepare(self, mitigation: Mitigation) -> Preparation:
         """Read the live objects, hold the bounds against them, ask the API with a dry run."""
         preparation = await self._planned(mitigation)
+        change = await self._change(preparation, PREPARED)
         try:
-            await self._client.send(await self._change(preparation, PREPARED), dry_run=True)
+            answer = await self._client.send(change, dry_run=True)
         except Conflict as error:  # between our look and this: the next look sees it
             raise BackendUnavailable(f"it changed while it was looked at: {error}") from error
-        return preparation
+        with self._reading():
+            return recognising(preparation, answer)
 
     async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Send the one request; a conflict or a refusal changes nothing."""
@@ -256,24 +269,24 @@ class KubernetesLever(Cluster):
         except (BackendRefused, BackendUnavailable) as error:  # nothing has been sent
             outcome = Outcome(state=MitigationState.NOT_APPLIED, detail=str(error))
         else:
-            done = Outcome(state=MitigationState.APPLIED, detail=_done(preparation))
+            done = Outcome(state=MitigationState.APPLIED, detail=words.done(preparation))
             outcome = await self._send(change, done)
         _log.info("cluster_changed", effect_key=effect_key, state=outcome.state.value)
         return outcome
 
     async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Look for our annotation on the object; an evicted pod is gone or going."""
-        evicted = preparation.mitigation.kind == "evict_pod"
+        kind = preparation.mitigation.kind
         try:
             live = await self._live(preparation)
         except (BackendRefused, BackendUnavailable) as error:
             return Outcome(state=MitigationState.UNKNOWN, detail=f"cannot be looked up: {error}")
-        if evicted:
+        if kind == "evict_pod":
             done = live is None or live["metadata"].get("deletionTimestamp") is not None
         else:
-            done = live is not None and stands(live, effect_key)
+            done = live is not None and stands(live, kind, effect_key)
         if done:
-            return Outcome(state=MitigationState.APPLIED, detail=_done(preparation))
+            return Outcome(state=MitigationState.APPLIED, detail=words.done(preparation))
         return Outcome(state=MitigationState.NOT_APPLIED, detail="the object is without the change")
 
     async def revert(
@@ -292,6 +305,15 @@ class KubernetesLever(Cluster):
                 break
             outcome = await self._undo(preparation, effect_key, in_steps=in_steps)
         return outcome
+
+    async def _missing(self) -> list[str]:
+        if self._changes is None:
+            return await super()._missing()
+        asked = (
+            self._client.missing(rights_for(kinds), frozenset({namespace}))
+            for namespace, kinds in sorted(self._changes.items())
+        )
+        return [phrase for phrases in await asyncio.gather(*asked) for phrase in phrases]
 
     async def _undo(self, preparation: Preparation, effect: str, *, in_steps: bool) -> Outcome:
         live = await self._live(preparation)
@@ -332,7 +354,7 @@ class KubernetesLever(Cluster):
             return prepared(mitigation, scene)
 
     async def _quotas_if_allowed(self, mitigation: Mitigation) -> list[Object] | None:
-        if mitigation.kind != "scale":
+        if mitigation.kind not in ("scale", "set_memory"):
             return None
         try:
             return await self._quotas(mitigation.target)
@@ -346,9 +368,3 @@ class KubernetesLever(Cluster):
         except NotFound:
             return None
         return live if uid_of(live) == preparation.before["uid"] else None
-
-
-def _done(preparation: Preparation) -> str:
-    before = preparation.before
-    changed = before.get("change", "evicted")
-    return f"{str(before['object']).rpartition('/')[2]}: {changed}, before: {before['was']}"

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
-from remediator.adapters.kubernetes_objects import Object, read_workload, uid_of
+from remediator.adapters.kubernetes_objects import Object, amount, read_workload, uid_of
 from remediator.errors import BackendRefused
 from remediator.model import Duration, Mitigation, Preparation, Value
-from remediator.workloads import EFFECT, Workload
+from remediator.workloads import EFFECT, Workload, effect_of
 
 Json = dict[str, JsonValue]
 
@@ -112,9 +112,24 @@ def steady(scene: Scene, bounds: Bounds) -> Workload:
     return workload
 
 
-def effect_on(live: Object) -> str | None:
-    """Return whose change an object carries."""
-    return (live["metadata"].get("annotations") or {}).get(EFFECT)
+def in_turn(scene: Scene) -> None:
+    """Refuse what would replace the pods of this deployment other than one after the other."""
+    replicas = read_workload(scene.deployment).replicas
+    strategy = scene.deployment["spec"].get("strategy") or {}
+    kind = strategy.get("type", "RollingUpdate")
+    missing = str((strategy.get("rollingUpdate") or {}).get("maxUnavailable", "25%"))
+    of = replicas if missing.endswith("%") else 100
+    gone = int(amount(missing.removesuffix("%")) * of / 100)
+    forbid(
+        (kind != "RollingUpdate", f"its strategy {kind} would stop all pods at once"),
+        (gone >= replicas, f"its maxUnavailable {missing} would stop all pods at once"),
+    )
+
+
+def effect_on(live: Object, kind: str | None = None) -> str | None:
+    """Return whose change an object carries: the last of ``kind``, or the last of all."""
+    annotations = live["metadata"].get("annotations") or {}
+    return annotations.get(EFFECT if kind is None else effect_of(kind))
 
 
 def patching(
@@ -132,11 +147,11 @@ def patching(
     return Preparation(mitigation=mitigation, before=before, undo=way_back)
 
 
-def patch_of(seen: Mapping[str, JsonValue], effect: str, spec: object) -> dict[str, Any]:
+def patch_of(kind: str, seen: Mapping[str, JsonValue], effect: str, spec: object) -> dict[str, Any]:
     """Write a patch that the server refuses when the object is another, or has changed."""
     metadata = {
         "uid": seen["uid"],
         "resourceVersion": seen["resource_version"],
-        "annotations": {EFFECT: effect},
+        "annotations": {EFFECT: effect, effect_of(kind): effect},
     }
     return {"metadata": metadata, "spec": spec}

@@ -6,7 +6,7 @@ that carries the pod's uid: the API server itself refuses a late or second one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -20,6 +20,7 @@ from remediator.adapters.kubernetes_bounds import (
     ScaleBounds,
     Scene,
     forbid,
+    in_turn,
     patch_of,
     patching,
     read_bounds,
@@ -27,15 +28,24 @@ from remediator.adapters.kubernetes_bounds import (
 )
 from remediator.adapters.kubernetes_client import Change
 from remediator.adapters.kubernetes_objects import (
+    Object,
     core_path,
     deployment_path,
     read_autoscaler,
     read_pod,
+    read_workload,
     uid_of,
     written,
 )
 from remediator.adapters.kubernetes_rollback import undo_rollout
-from remediator.adapters.kubernetes_room import demand_of, quota_room, scoped
+from remediator.adapters.kubernetes_room import (
+    demand_of,
+    growth,
+    quota_room,
+    quota_short,
+    resized,
+    scoped,
+)
 from remediator.errors import BackendRefused
 from remediator.model import Mitigation, Preparation
 
@@ -57,9 +67,10 @@ def change_of(preparation: Preparation, effect: str) -> Change:
     """Make the one request that a preparation stands for, marked with ``effect``."""
     before = preparation.before
     path = str(before["object"])
-    if preparation.mitigation.kind == "evict_pod":
+    kind = preparation.mitigation.kind
+    if kind == "evict_pod":
         return Change("POST", f"{path}/eviction", _eviction(before))
-    return Change("PATCH", path, patch_of(before, effect, before["change"]))
+    return Change("PATCH", path, patch_of(kind, before, effect, before["change"]))
 
 
 # --- the kinds ---------------------------------------------------------------------------------
@@ -85,13 +96,36 @@ def _scale(mitigation: Mitigation, scene: Scene) -> Preparation:
 def _quota(scene: Scene, more: int) -> str | None:
     """Refuse what the namespace's quotas leave no room for; say what could not be seen."""
     if scene.quotas is None:
-        return "not looked at: our account may not list resourcequotas"
-    specs = [scene.deployment["spec"]["template"]["spec"], *(pod["spec"] for pod in scene.pods)]
-    room = quota_room(scene.quotas, demand_of(specs))
+        return _UNSEEN
+    room = quota_room(scene.quotas, demand_of(_specs(scene)))
     if room is not None and room.pods < more:
         raise BackendRefused(f"{room.figures}: room for {room.pods} more pods, not for {more}")
-    skipped = scoped(scene.quotas)
-    return f"not counted, since they have scopes: {', '.join(skipped)}" if skipped else None
+    return _skipped(scene.quotas)
+
+
+def _quota_for(scene: Scene, kind: str, name: str, resources: Json) -> str | None:
+    """Refuse where a quota is too small for replacing the pods by ones of these resources."""
+    if scene.quotas is None:
+        return _UNSEEN
+    workload = read_workload(scene.deployment)
+    old = scene.deployment["spec"]["template"]["spec"]
+    more = growth(old, resized(old, kind, name, resources))
+    short = quota_short(scene.quotas, demand_of(_specs(scene)), more, workload.replicas)
+    if short is not None:
+        raise BackendRefused(short)
+    return _skipped(scene.quotas)
+
+
+def _specs(scene: Scene) -> list[Object]:
+    return [scene.deployment["spec"]["template"]["spec"], *(pod["spec"] for pod in scene.pods)]
+
+
+_UNSEEN = "not looked at: our account may not list resourcequotas"
+
+
+def _skipped(quotas: Sequence[Object]) -> str | None:
+    names = scoped(quotas)
+    return f"not counted, since they have scopes: {', '.join(names)}" if names else None
 
 
 def _noting(quota: str | None, plan: Preparation) -> Preparation:
@@ -119,12 +153,9 @@ def _raise_minimum(mitigation: Mitigation, scene: Scene, wanted: int) -> Prepara
 def _restart(mitigation: Mitigation, scene: Scene) -> Preparation:
     bounds = read_bounds(mitigation, RestartBounds)
     workload = steady(scene, bounds)
-    strategy = (scene.deployment["spec"].get("strategy") or {}).get("type", "RollingUpdate")
+    in_turn(scene)
     least = bounds.min_ready
-    forbid(
-        (strategy != "RollingUpdate", f"its strategy {strategy} would stop all pods at once"),
-        (workload.ready < least, f"{workload.ready} pods are ready; a restart needs {least}"),
-    )
+    forbid((workload.ready < least, f"{workload.ready} pods are ready; a restart needs {least}"))
     annotations: Json = {RESTARTED: scene.now.isoformat(timespec="seconds")}
     template: JsonValue = {"metadata": {"annotations": annotations}}
     path = deployment_path(mitigation.target)
@@ -162,6 +193,7 @@ def _evict(mitigation: Mitigation, scene: Scene) -> Preparation:
 def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
     bounds = read_bounds(mitigation, MemoryBounds)
     workload = steady(scene, bounds)
+    in_turn(scene)
     name, wanted = bounds.container, bounds.limit
     found = next((c for c in workload.containers if c.name == name), None)
     if found is None or found.memory_limit is None:
@@ -182,13 +214,15 @@ def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
     if found.memory_request == limit:  # a request beside the limit keeps the pods Guaranteed
         change["requests"] = {"memory": written(wanted)}
         undo["requests"] = {"memory": old["requests"]["memory"]}
-    return patching(
+    quota = _quota_for(scene, kind, name, change)
+    plan = patching(
         mitigation,
         scene.deployment,
         deployment_path(mitigation.target),
         _resources(kind, name, change),
         _resources(kind, name, undo),
     )
+    return _noting(quota, plan)
 
 
 PLANNERS: Mapping[str, Planner] = {

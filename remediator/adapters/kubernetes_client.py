@@ -24,6 +24,8 @@ from remediator.errors import BackendRefused, BackendUnavailable, ConfigError, R
 READ_WITHIN = 4.0
 WRITE_WITHIN = 10.0
 """Seconds for one request, with its answer."""
+MANAGER = "remediator"
+"""Name that the API server notes beside every field that we write."""
 SHOWN = 300
 """Characters of an API message that are passed on."""
 _UNUSABLE = (
@@ -61,6 +63,8 @@ class Change(NamedTuple):
     method: Literal["PATCH", "POST"]
     path: str
     body: dict[str, Any]
+    manager: str = MANAGER
+    """Who is noted as the writer of what a patch changes."""
 
 
 class NotFound(BackendRefused):
@@ -138,6 +142,8 @@ class KubernetesClient:
         ``BackendUnavailable`` alone means that it cannot be told.
         """
         query = {"dryRun": "All"} if dry_run else {}
+        if change.method == "PATCH":
+            query["fieldManager"] = change.manager
         return await self._call(change.method, change.path, query, change.body)
 
     async def missing(self, rights: frozenset[Right], namespaces: frozenset[str]) -> list[str]:

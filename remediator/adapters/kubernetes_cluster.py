@@ -69,13 +69,17 @@ class Cluster:
     async def probe(self) -> Sense:
         """Say whether the API answers, and name the rights that our account lacks."""
         try:
-            missing = await self._client.missing(self.rights, self._namespaces)
+            missing = await self._missing()
         except RemediatorError as error:
             return Sense(name=self._name, state=SenseState.IMPAIRED, reason=str(error))
         if missing:
             reason = f"{self._name}: our account may not {', '.join(missing)}; grant it"
             return Sense(name=self._name, state=SenseState.IMPAIRED, reason=reason)
         return Sense(name=self._name, state=SenseState.OK)
+
+    async def _missing(self) -> list[str]:
+        """Name the rights that our account lacks."""
+        return await self._client.missing(self.rights, self._namespaces)
 
     # --- live objects --------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ Data only: the probes ask for them, and roles are written from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from remediator.adapters.kubernetes_client import Right
@@ -48,3 +48,9 @@ RIGHTS: Mapping[str, frozenset[Right]] = MappingProxyType(
 )
 """What the writer needs for each kind of change, besides ``READS``."""
 WRITES = frozenset[Right]().union(*RIGHTS.values())
+
+
+def rights_for(kinds: Iterable[str]) -> frozenset[Right]:
+    """Return all that the writer needs for changes of these kinds; for none it needs nothing."""
+    needed = frozenset[Right]().union(*(RIGHTS[kind] for kind in kinds))
+    return READS | needed if needed else needed

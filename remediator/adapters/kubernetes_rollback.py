@@ -18,6 +18,7 @@ from remediator.adapters.kubernetes_bounds import (
     UndoBounds,
     effect_on,
     forbid,
+    in_turn,
     patch_of,
     patching,
     read_bounds,
@@ -44,6 +45,7 @@ def undo_rollout(mitigation: Mitigation, scene: Scene) -> Preparation:
     """Prepare going back to the revision that the one item pins."""
     bounds = read_bounds(mitigation, UndoBounds)
     steady(scene, bounds)
+    in_turn(scene)
     forbid((len(mitigation.items) != 1, "exactly one item is needed: the revision to go back to"))
     _may_go_back(scene, bounds)
     kept = pinned(scene.replica_sets, mitigation.items[0])
@@ -123,7 +125,7 @@ def change_back(preparation: Preparation, effect: str, kept: Object) -> Change:
     if digest(kept) != before["template"]:
         raise BackendRefused("the template to go back to has changed since it was looked at")
     spec = {"template": {"$patch": "replace", **_template(kept)}}
-    return Change("PATCH", str(before["object"]), patch_of(before, effect, spec))
+    return Change("PATCH", str(before["object"]), patch_of(KIND, before, effect, spec))
 
 
 def _template(kept: Object) -> dict[str, object]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
-from remediator.adapters.kubernetes_objects import Object, amount
+from remediator.adapters.kubernetes_objects import Object, amount, written
 
 Amounts = Mapping[str, Decimal]
 """By the name of the resource."""
@@ -41,6 +41,14 @@ class QuotaRoom(NamedTuple):
     """Which quota, of what, and how much of it is used."""
 
 
+class NodeRoom(NamedTuple):
+    """What the nodes leave."""
+
+    pods: int
+    spare_memory: int | None
+    """Bytes left beside one more pod, on the node that has the most; None where none fits."""
+
+
 # --- what a pod asks for -------------------------------------------------------------------------
 
 
@@ -51,6 +59,32 @@ def demand_of(specs: Iterable[Object]) -> Demand:
     """
     each = [(_asked(spec, _request), _asked(spec, _limit)) for spec in specs]
     return Demand(_most(r for r, _ in each), _most(limits for _, limits in each))
+
+
+def growth(old: Object, new: Object) -> Demand:
+    """Return by how much more a pod of the spec ``new`` asks for than one of ``old``."""
+    return Demand(*(_grown(_asked(old, kind), _asked(new, kind)) for kind in (_request, _limit)))
+
+
+def _grown(old: Amounts, new: Amounts) -> Amounts:
+    return {name: max(Decimal(0), size - old.get(name, size)) for name, size in new.items()}
+
+
+def resized(spec: Object, kind: str, name: str, resources: Object) -> Object:
+    """Return a pod's spec with other ``resources`` of one container, merged into its own."""
+    return {
+        **spec,
+        kind: [
+            {**c, "resources": _merged(c.get("resources") or {}, resources)}
+            if c["name"] == name
+            else c
+            for c in spec[kind]
+        ],
+    }
+
+
+def _merged(old: Object, new: Object) -> Object:
+    return {**old, **{key: {**(old.get(key) or {}), **of} for key, of in new.items()}}
 
 
 def _most(found: Iterable[Amounts]) -> Amounts:
@@ -123,16 +157,52 @@ def _scopes(quota: Object) -> bool:
 
 
 def _left(quota: Object, name: str, demand: Demand) -> QuotaRoom:
-    status, called = quota["status"], quota["metadata"]["name"]
-    hard, used = status["hard"][name], (status.get("used") or {}).get(name, "0")
-    figures = f"quota {called}: {used} of {hard} {name} are used"
-    kind, resource = _LIMITS.get(name, ("requests", ""))
-    each = Decimal(1) if name in _PODS else getattr(demand, kind).get(resource)
+    free, figures = _free(quota, name)
+    each = _each(name, demand)
     if each is None:  # the API server refuses such a pod
         return QuotaRoom(0, f"{figures}, and these pods do not say their {name}")
     if not each:
         return QuotaRoom(_BOUNDLESS, figures)
-    return QuotaRoom(_fit(amount(hard) - amount(used), each), figures)
+    return QuotaRoom(_fit(free, each), figures)
+
+
+def _free(quota: Object, name: str) -> tuple[Decimal, str]:
+    """Return what a quota leaves of one resource, and its figures in words."""
+    status, called = quota["status"], quota["metadata"]["name"]
+    hard, used = status["hard"][name], (status.get("used") or {}).get(name, "0")
+    return amount(hard) - amount(used), f"quota {called}: {used} of {hard} {name} are used"
+
+
+def _each(name: str, demand: Demand) -> Decimal | None:
+    """Return what of a pod a quota of this name counts; None where the pod does not say it."""
+    kind, resource = _LIMITS.get(name, ("requests", ""))
+    found: Amounts = getattr(demand, kind)
+    return Decimal(1) if name in _PODS else found.get(resource)
+
+
+def quota_short(
+    quotas: Sequence[Object], demand: Demand, more: Demand, replicas: int
+) -> str | None:
+    """Say which quota is too small for replacing all pods by ones that ask for ``more``, in turn.
+
+    The most is asked for when the last old pod stands beside all the new ones.
+    """
+    for quota in quotas:
+        for name in () if _scopes(quota) else quota["status"]["hard"]:
+            if name not in _PODS and name not in _LIMITS:
+                continue
+            (free, figures), each = _free(quota, name), _each(name, demand)
+            if each is None:
+                return f"{figures}, and these pods do not say their {name}"
+            grown = Decimal(0) if name in _PODS else _each(name, more) or Decimal(0)
+            needed = each + replicas * grown
+            if each and free < needed:
+                return f"{figures}: replacing the pods in turn needs {_said(name, needed)} more"
+    return None
+
+
+def _said(name: str, needed: Decimal) -> str:
+    return written(int(needed)) if name.endswith("memory") else f"{needed.normalize():f}"
 
 
 _BOUNDLESS = 1 << 31
@@ -147,29 +217,32 @@ def _fit(free: Decimal, each: Decimal) -> int:
 
 def node_room(
     nodes: Iterable[Object], pods: Iterable[Object], template: Object, demand: Demand
-) -> int:
+) -> NodeRoom:
     """Count the pods that fit on the nodes which may take them, beside what is asked there."""
     there: dict[str, list[Object]] = {}
     for pod in pods:
         if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
             there.setdefault(pod["spec"].get("nodeName") or "", []).append(pod["spec"])
-    return sum(
+    rooms = [
         _on_node(node, there.get(node["metadata"]["name"], []), demand)
         for node in nodes
         if may_take(node, template)
-    )
+    ]
+    spare = (room.spare_memory for room in rooms if room.spare_memory is not None)
+    return NodeRoom(sum(room.pods for room in rooms), max(spare, default=None))
 
 
-def _on_node(node: Object, specs: Sequence[Object], demand: Demand) -> int:
+def _on_node(node: Object, specs: Sequence[Object], demand: Demand) -> NodeRoom:
     allocatable = _amounts(node["status"]["allocatable"])
     taken = _sum(_asked(spec, _request) for spec in specs)
+    free = {
+        name: allocatable.get(name, Decimal(0)) - taken.get(name, Decimal(0))
+        for name in {"memory", *demand.requests}
+    }
     fits = [_fit(allocatable["pods"] - len(specs), Decimal(1))]
-    fits += [
-        _fit(allocatable.get(name, Decimal(0)) - taken.get(name, Decimal(0)), each)
-        for name, each in demand.requests.items()
-        if each
-    ]
-    return min(fits)
+    fits += [_fit(free[name], each) for name, each in demand.requests.items() if each]
+    spare = free["memory"] - demand.requests.get("memory", Decimal(0))
+    return NodeRoom(min(fits), int(spare) if min(fits) else None)
 
 
 def may_take(node: Object, template: Object) -> bool:

@@ -1,7 +1,8 @@
 """Taking a change back: at once, or lowering a number of pods in steps. Pure.
 
 Our annotation says whose change stands and how far it has been taken back, in the same request as
-the figure. Where the figure is another than the annotation says, somebody else has changed it.
+the figure. Where the figure is another than the annotation says, somebody else has changed it. So
+has whoever the API server notes as a writer of it beside us, and whoever changed the template.
 """
 
 from __future__ import annotations
@@ -12,12 +13,20 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
+from remediator.adapters import kubernetes_words as words
 from remediator.adapters.kubernetes_bounds import ScaleBounds, effect_on, patch_of, read_bounds
-from remediator.adapters.kubernetes_client import Change
-from remediator.adapters.kubernetes_objects import Object, amount
+from remediator.adapters.kubernetes_client import MANAGER, Change
+from remediator.adapters.kubernetes_objects import Object, amount, read_workload
+from remediator.adapters.kubernetes_rollback import digest
 from remediator.model import MitigationState, Outcome, Preparation
 
+SKEW = timedelta(minutes=1)
+"""How far the clock of another replica of ours may be ahead of this one."""
 _SOMEBODY = "somebody else has changed it since, so it is left as it is"
+
+
+TEMPLATE = "template_after"
+"""Where a preparation keeps what the whole pod template is recognised by once it is changed."""
 
 
 class Step(NamedTuple):
@@ -44,28 +53,64 @@ def lowered(effect: str, figure: int, at: datetime) -> str:
     return f"{effect}/lowered/{figure}@{at.isoformat(timespec='seconds')}"
 
 
-def stands(live: Object, effect: str) -> bool:
+def stands(live: Object, kind: str, effect: str) -> bool:
     """Say whether the object carries the change, be it lowered in part."""
-    return effect_on(live) == effect or _lowered_to(live, effect) is not None
+    return effect_on(live, kind) == effect or _lowered_to(live, kind, effect) is not None
+
+
+def recognising(preparation: Preparation, answer: Object) -> Preparation:
+    """Keep what the template will be recognised by, as the server answered a dry run."""
+    change = (preparation.undo or {}).get("change")
+    if not isinstance(change, Mapping) or "template" not in change:
+        return preparation
+    before = {**preparation.before, TEMPLATE: digest(answer)}
+    return preparation.model_copy(update={"before": before})
 
 
 def next_step(
     preparation: Preparation, effect: str, live: Object | None, now: datetime, *, in_steps: bool
 ) -> Step | Outcome:
     """Decide what takes ``live`` back, or why nothing does now."""
-    if live is not None and effect_on(live) == undone(effect):
+    kind = preparation.mitigation.kind
+    if live is not None and effect_on(live, kind) == undone(effect):
         return Outcome(state=MitigationState.REVERTED, detail="it has been put back before")
     asked = preparation.before["change"]
-    so_far = None if live is None else _lowered_to(live, effect)
+    so_far = None if live is None else _lowered_to(live, kind, effect)
     if so_far is not None and isinstance(asked, Mapping):
         asked = dict.fromkeys(asked, so_far.figure)
-    if live is None or not stands(live, effect) or not holds(live["spec"], asked):
+    if live is None or not stands(live, kind, effect) or not holds(live["spec"], asked):
         return Outcome(state=MitigationState.NOT_APPLIED, detail=_SOMEBODY)
+    elses = _elses(preparation, live)
+    if elses is not None:
+        return Outcome(state=MitigationState.NOT_APPLIED, detail=f"left as it is: {elses}")
     undo = (preparation.undo or {})["change"]
-    scaled = preparation.mitigation.kind == "scale"
-    if in_steps and scaled and isinstance(asked, Mapping) and isinstance(undo, Mapping):
+    if in_steps and kind == "scale" and isinstance(asked, Mapping) and isinstance(undo, Mapping):
         return _one_down(preparation, effect, live, _Descent(asked, undo, so_far, now))
     return _all(preparation, effect, live)
+
+
+def _elses(preparation: Preparation, live: Object) -> str | None:
+    """Say who else has a hand in what would be taken back, or None."""
+    asked = preparation.before["change"]
+    if not isinstance(asked, Mapping) or "template" not in asked:
+        return _written_by_another(live, asked)
+    if live["spec"].get("paused"):
+        return "its rollout is paused: somebody works on it"
+    ours, rollout = preparation.before.get(TEMPLATE), read_workload(live).rollout
+    if ours is None:
+        return f"a rollout is in progress: {rollout}" if rollout else None
+    # a rollout of our own template may be stuck, and is what has to be taken back
+    return None if ours == digest(live) else "somebody else has changed the pod template since"
+
+
+def _written_by_another(live: Object, fields: object) -> str | None:
+    """Name who wrote the figure since: our own write left no other writer of it."""
+    for entry in live["metadata"].get("managedFields") or ():
+        spec = (entry.get("fieldsV1") or {}).get("f:spec") or {}
+        wrote = isinstance(fields, Mapping) and any(f"f:{field}" in spec for field in fields)
+        if wrote and entry.get("manager") != MANAGER:
+            return f"{entry.get('manager')} has set it since"
+    return None
 
 
 class _Descent(NamedTuple):
@@ -80,15 +125,22 @@ def _one_down(preparation: Preparation, effect: str, live: Object, way: _Descent
     ((field, figure),) = way.now_is.items()
     present, old = int(str(figure)), int(str(way.shall_be[field]))
     waited = bounds.step_pause if way.last is None else way.at - way.last.at
-    if waited < bounds.step_pause:  # the answer to the last step was lost, or we are early
+    # a mark of a time to come is of a clock that was ahead: nobody waits for that
+    if -SKEW <= waited < bounds.step_pause:  # the last answer was lost, or we are early
         left = min(bounds.step_pause - waited, bounds.step_pause)
-        return _lowering(f"{field} has been lowered to {present} before", old, left)
+        said = words.lowered(preparation, _asked(preparation, field), present)
+        return _lowering(f"{said} before", old, left)
     wanted = max(old, present - max(1, int(present * bounds.step_down)))
     if wanted == old:
         return _all(preparation, effect, live)
     change = _change(preparation, lowered(effect, wanted, way.at), live, {field: wanted})
-    said = f"{field} lowered from {present} to {wanted}"
+    said = words.lowered(preparation, present, wanted)
     return Step(change, _lowering(said, old, bounds.step_pause))
+
+
+def _asked(preparation: Preparation, field: str) -> int:
+    change = preparation.before["change"]
+    return int(str(change[field])) if isinstance(change, Mapping) else 0
 
 
 def _lowering(said: str, old: int, pause: timedelta) -> Outcome:
@@ -99,18 +151,19 @@ def _lowering(said: str, old: int, pause: timedelta) -> Outcome:
 def _all(preparation: Preparation, effect: str, live: Object) -> Step:
     spec = (preparation.undo or {})["change"]
     change = _change(preparation, undone(effect), live, spec)
-    detail = f"put back: {preparation.undo}"
+    detail = words.put_back(preparation, live)
     return Step(change, Outcome(state=MitigationState.REVERTED, detail=detail))
 
 
 def _change(preparation: Preparation, mark: str, live: Object, spec: object) -> Change:
     metadata = live["metadata"]
     seen = {"uid": metadata["uid"], "resource_version": metadata["resourceVersion"]}
-    return Change("PATCH", str(preparation.before["object"]), patch_of(seen, mark, spec))
+    body = patch_of(preparation.mitigation.kind, seen, mark, spec)
+    return Change("PATCH", str(preparation.before["object"]), body)
 
 
-def _lowered_to(live: Object, effect: str) -> _Lowered | None:
-    mark, _, at = (effect_on(live) or "").rpartition("@")
+def _lowered_to(live: Object, kind: str, effect: str) -> _Lowered | None:
+    mark, _, at = (effect_on(live, kind) or "").rpartition("@")
     figure = mark.removeprefix(f"{effect}/lowered/")
     if figure == mark:
         return None

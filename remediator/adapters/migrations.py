@@ -5,7 +5,8 @@ One shape is known, ``/admin/migration``. ``HttpAdmin`` reads circuit breakers b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeGuard
 
@@ -30,6 +31,11 @@ STATUS = "/admin/migration/status"
 PERCENTAGE = "/admin/migration/percentage"
 ALL = "all"
 """What the service takes for every pair at once; never sent."""
+
+FINISHED = 100.0
+"""Percentage at which a migration is no longer under way."""
+LONGEST = 5.0
+"""Seconds after which no further pair of one set is begun."""
 
 _log = structlog.get_logger(__name__)
 
@@ -66,8 +72,16 @@ class MigrationLever:
     kinds = frozenset({SET})
     conditional = False
 
-    def __init__(self, url: str, *, name: str, token: str) -> None:
-        """Keep the base ``url`` and the writer's ``token``."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        token: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep the base ``url`` and the writer's ``token``; ``clock`` counts seconds."""
+        self._clock = clock
         self._writer = HttpWriter(url, name=name, token=token)
         self._name = name
 
@@ -90,8 +104,9 @@ class MigrationLever:
         return await _sense(self._writer, self._name)
 
     async def prepare(self, mitigation: Mitigation) -> Preparation:
-        """Keep the pairs that are above the figure now; a pair that is not listed is refused.
+        """Keep the pairs above the figure and below 100 % now; one that is not listed is refused.
 
+        At 100 % a migration is finished, and to lower it would be a new one.
         The percentages in the items are what the playbook saw; the live ones count, and
         ``before`` keeps them. Only a human puts them back, so there is no undo.
         """
@@ -100,21 +115,24 @@ class MigrationLever:
         unknown = [pair for pair in pairs if pair not in live]
         if unknown:
             raise BackendRefused(f"{self._name}: no migration is listed for {', '.join(unknown)}")
-        above = tuple(item for item in mitigation.items if live[item.key] > figure)
+        above = tuple(i for i in mitigation.items if figure < live[i.key] < FINISHED)
         if not above:
-            raise BackendRefused(f"{self._name}: already so: {_shown(live, pairs)}")
+            raise BackendRefused(f"{self._name}: already so, or done: {_shown(live, pairs)}")
         return Preparation(
             mitigation=mitigation.model_copy(update={"items": above}),
             before={"percentages": {item.key: live[item.key] for item in above}},
         )
 
     async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
-        """Set one pair after the other, each at most once; the first failure ends it."""
+        """Set one pair after the other, each at most once; a failure or too much time ends it."""
         pairs, figure = _meant(preparation.mitigation)
         done: list[ItemOutcome] = []
+        end = self._clock() + LONGEST
         for pair in pairs:
             state, detail = MitigationState.NOT_APPLIED, f"not begun: {pair}"
-            if not done or done[-1].state is MitigationState.APPLIED:
+            if done and done[-1].state is MitigationState.APPLIED and self._clock() > end:
+                detail = f"{detail}, {LONGEST:g} s have passed"
+            elif not done or done[-1].state is MitigationState.APPLIED:
                 state, detail = await self._lower(pair, figure)
             done.append(ItemOutcome(key=pair, state=state, detail=detail))
             _log.info("migration_set", effect_key=effect_key, pair=pair, state=state.value)
@@ -149,7 +167,7 @@ class MigrationLever:
             live = (await self._percentages()).get(pair)
         except RemediatorError as error:
             return MitigationState.NOT_APPLIED, f"not sent: {pair}: {error}"
-        if live is None or live <= figure:
+        if live is None or not figure < live < FINISHED:
             why = "no longer listed" if live is None else f"at {live:g} % already"
             return MitigationState.NOT_APPLIED, f"not sent: {pair} is {why}"
         try:

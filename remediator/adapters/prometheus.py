@@ -22,7 +22,7 @@ from urllib3.util.retry import Retry
 
 from remediator.adapters.threads import BlockingCalls
 from remediator.adapters.urls import base_url
-from remediator.errors import BackendUnavailable, ConfigError
+from remediator.errors import BackendUnavailable, ConfigError, NoData
 from remediator.model import Sense, SenseState
 from remediator.ports import Point
 
@@ -182,9 +182,9 @@ class PrometheusMetrics:
                 f"{self._where}: a sample cannot be read: {query[:200]}"
             ) from error
         if not points:
-            raise BackendUnavailable(f"{self._where}: no data for {query[:200]}")
+            raise NoData(f"{self._where}: no data for {query[:200]}")
         if not all(math.isfinite(point.value) for point in points):
-            raise BackendUnavailable(f"{self._where}: NaN or infinite, so no data: {query[:200]}")
+            raise NoData(f"{self._where}: NaN or infinite, so no data: {query[:200]}")
         return points
 
 

@@ -19,13 +19,16 @@ from slack_sdk.errors import SlackApiError, SlackClientError
 from slack_sdk.models.metadata import Metadata
 from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.webhook.async_client import AsyncWebhookClient
+from yarl import URL
 
-from remediator.adapters.slack_blocks import Message, draw, draw_detail
+from remediator.adapters.slack_blocks import Message, draw, draw_detail, draw_reply
 from remediator.errors import PermanentError, TemporaryError
 from remediator.ports import Handle
 from remediator.views import Report
 
 API_URL = "https://slack.com/api/"
+HOOKS_HOST = "hooks.slack.com"
+"""Where Slack takes replies to a click."""
 EVENT_TYPE = "remediator_incident"
 """Message metadata by which an incident's message can be found."""
 TIMEOUT = 8.0
@@ -70,10 +73,20 @@ class SlackBot:
     """Implements ``ports.Notifier`` with a bot token: post once, edit, detail in the thread."""
 
     def __init__(
-        self, token: str, channel: str, api_url: str = API_URL, *, timeout: float = TIMEOUT
+        self,
+        token: str,
+        channel: str,
+        api_url: str = API_URL,
+        *,
+        timeout: float = TIMEOUT,
+        buttons: bool = False,
     ) -> None:
-        """Prepare for one channel, by name or id; ``timeout`` is seconds for one call."""
+        """Prepare for one channel, by name or id; ``timeout`` is seconds for one call.
+
+        ``buttons`` says that somebody listens to what is pressed.
+        """
         self._channel = channel
+        self._buttons = buttons
         self._timeout = timeout
         self._client = AsyncWebClient(
             token=token, base_url=api_url, logger=_silent(), retry_handlers=[]
@@ -88,7 +101,7 @@ class SlackBot:
         posted = await self._edit(report, handle) if handle and handle.message else None
         if posted is not None:
             return await self._detail(report, posted)
-        posted = await self._post(draw(report), report, None)
+        posted = await self._post(draw(report, buttons=self._buttons), report, None)
         try:
             return await self._detail(report, posted)
         except TemporaryError as error:  # raising would lose the handle and post a second message
@@ -97,7 +110,7 @@ class SlackBot:
 
     async def _edit(self, report: Report, handle: Handle) -> Handle | None:
         """Edit the message; None when it cannot be edited any more."""
-        message = draw(report)
+        message = draw(report, buttons=self._buttons)
         try:
             async with _translated(self._timeout, "chat.update"):
                 await self._client.chat_update(
@@ -147,9 +160,13 @@ class SlackWebhook:
     a human was asked.
     """
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:
-        """Keep the ``url``, which is a secret; ``timeout`` is seconds for one call."""
+    def __init__(self, url: str, *, timeout: float = TIMEOUT, buttons: bool = False) -> None:
+        """Keep the ``url``, which is a secret; ``timeout`` is seconds for one call.
+
+        ``buttons`` says that somebody listens to what is pressed; they stay on the message.
+        """
         self._timeout = timeout
+        self._buttons = buttons
         self._client = AsyncWebhookClient(url, logger=_silent(), retry_handlers=[])
 
     async def send(self, report: Report, handle: Handle | None) -> Handle | None:
@@ -158,7 +175,7 @@ class SlackWebhook:
         asks = report.urgent and not asked
         if handle is not None and (handle.detailed or not (report.final or asks)):
             return handle
-        message = draw(report)
+        message = draw(report, buttons=self._buttons)
         async with _translated(self._timeout, "incoming webhook"):
             answer = await self._client.send(
                 text=message.text,
@@ -171,6 +188,54 @@ class SlackWebhook:
             _refuse("incoming webhook", answer.status_code, answer.body, answer.headers)
         said = "asked" if report.urgent else asked
         return Handle(channel="webhook", message=said, detailed=report.final)
+
+
+class SlackReplies:
+    """Says something to the one person who clicked, at the address that came with the click.
+
+    That address is Slack's word only as far as the signing secret is kept, so nothing is ever
+    sent anywhere but to Slack itself, and no redirection is followed.
+    """
+
+    def __init__(self, api_url: str = API_URL, *, timeout: float = TIMEOUT) -> None:
+        """Reply to Slack's hosts and that of ``api_url``; ``timeout`` is seconds for one call."""
+        self._api = URL(api_url)
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+
+    def draw(self, text: str) -> dict[str, Any]:
+        """Return the message, visible to the one person only."""
+        message = draw_reply(text)
+        blocks = [block.to_dict() for block in message.blocks]
+        shown = {"response_type": "ephemeral", "replace_original": False}
+        return {**shown, "text": message.text, "blocks": blocks}
+
+    def reaches(self, url: str) -> bool:
+        """Whether ``url`` is at Slack, or where the API is configured to be."""
+        try:
+            asked = URL(url)
+            if asked.user is not None or asked.password is not None:
+                return False
+            if asked.absolute and asked.origin() == self._api.origin():
+                return True
+        except ValueError:
+            return False
+        hosts = {HOOKS_HOST, f"hooks.{self._api.host}"}
+        return asked.scheme == "https" and asked.host in hosts and asked.port == 443
+
+    async def tell(self, url: str, text: str) -> None:
+        """Send ``text``; what goes wrong is logged, without the address, which is a secret."""
+        if not self.reaches(url):
+            _log.warning("slack_reply_not_sent", reason="the address is not Slack's")
+            return
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=self._timeout) as session,
+                session.post(url, json=self.draw(text), allow_redirects=False) as answer,
+            ):
+                if answer.status != 200:
+                    _log.warning("slack_reply_failed", status=answer.status)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            _log.warning("slack_reply_failed", reason=type(error).__name__)
 
 
 class _MessageGone(PermanentError):

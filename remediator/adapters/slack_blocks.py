@@ -11,14 +11,24 @@ from dataclasses import dataclass
 from datetime import UTC
 
 from slack_sdk.models.blocks import (
+    ActionsBlock,
     Block,
+    ButtonElement,
     HeaderBlock,
     MarkdownTextObject,
     PlainTextObject,
     SectionBlock,
 )
 
-from remediator.views import FindingView, Report, TimelineEvent
+from remediator.model import IncidentState, MitigationState, Phase
+from remediator.views import (
+    Button,
+    FindingView,
+    IncidentView,
+    PlanReference,
+    Report,
+    TimelineEvent,
+)
 
 HEADER_LIMIT = 150
 SECTION_LIMIT = 3_000
@@ -30,6 +40,12 @@ LINE_LIMIT = 1_000
 _ROOMS = {"happened": 1_400, "found": 2_200, "done": 2_200, "helped": 1_000, "next": 1_200}
 """Bytes for each part. Slack refuses blocks that sum up to more than some undocumented 11,000
 characters (msg_blocks_too_long), so the parts share 8,000."""
+_LABELS = (
+    (Button.APPROVE, "Approve", "primary"),
+    (Button.REJECT, "Reject", "danger"),
+    (Button.PAUSE, "Pause service", None),
+    (Button.TAKE_OVER, "I take over", None),
+)
 _DETAIL_ROOM = 4_000
 _MARK_ROOM = 50
 
@@ -64,8 +80,11 @@ def fit(text: str, limit: int) -> str:
     return f"{escape(text[:kept])}… ({len(text) - kept} characters left out)"
 
 
-def draw(report: Report) -> Message:
-    """Draw the message that is edited while the incident lives."""
+def draw(report: Report, *, buttons: bool = False) -> Message:
+    """Draw the message that is edited while the incident lives.
+
+    ``buttons`` are drawn as long as a plan waits, where somebody listens to them.
+    """
     blocks: list[Block] = [
         HeaderBlock(text=_plain(fit(report.headline, HEADER_LIMIT))),
         *_part("What happened", report.happened, _ROOMS["happened"]),
@@ -73,6 +92,7 @@ def draw(report: Report) -> Message:
         *_part("What was done", report.done, _ROOMS["done"]),
         *_part("Did it help", (report.helped,), _ROOMS["helped"]),
         *_part("What to do next", (report.next_step,), _ROOMS["next"]),
+        *(_buttons(report.incident) if buttons else ()),
     ]
     text = fit(f"{report.headline}\n{report.next_step}", TEXT_LIMIT)
     return Message(text=text, blocks=tuple(blocks))
@@ -89,6 +109,26 @@ def draw_detail(report: Report) -> Message:
             *_part("Timeline (UTC)", events, _DETAIL_ROOM),
         ),
     )
+
+
+def draw_reply(text: str) -> Message:
+    """Draw a line for the one person who clicked."""
+    fitted = fit(text or "-", LINE_LIMIT)
+    return Message(text=fitted, blocks=(SectionBlock(text=_plain(fitted)),))
+
+
+def _buttons(view: IncidentView) -> list[Block]:
+    """What can be pressed: nothing, once the plan is decided."""
+    asked = [m for m in view.mitigations if m.state is MitigationState.AWAITING_APPROVAL]
+    waits = view.state is IncidentState.OPEN and view.phase is Phase.APPROVAL
+    if not asked or not waits:
+        return []
+    value = PlanReference(incident_id=view.id, plan_hash=asked[-1].plan_hash).written
+    elements = [
+        ButtonElement(text=_plain(text), action_id=button, value=value, style=style)
+        for button, text, style in _LABELS
+    ]
+    return [ActionsBlock(elements=elements, block_id="remediator_plan")]
 
 
 def _part(title: str, lines: Iterable[str], room: int) -> list[Block]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from remediator.catalogue import Service
+from remediator.catalogue import Catalogue, Service
 from remediator.errors import ConfigError
-from remediator.model import Target
+from remediator.playbook import PlaybookSet
 from remediator.ports import Lever, Notifier, Port, Silences
 from remediator.report.deliver import LogNotifier
 from remediator.sections import AlertmanagerBackend, HttpBackend, SecretRef
@@ -52,18 +52,23 @@ class Backends:
 
 @contextlib.asynccontextmanager
 async def open_backends(
-    settings: Settings, environ: Mapping[str, str], *, partly: bool = False
+    settings: Settings,
+    environ: Mapping[str, str],
+    *,
+    partly: bool = False,
+    playbooks: PlaybookSet | None = None,
 ) -> AsyncIterator[Backends]:
     """Open all that is configured. A backend that is down does not keep the service from starting.
 
     Raises ``ConfigError`` with every backend that cannot be opened, such as for a secret or a
-    kubeconfig that cannot be read; ``partly`` opens the others and notes it in ``unopened``.
+    kubeconfig that cannot be read; ``partly`` opens the others and notes it in ``unopened``. With ``playbooks`` the
+    levers of clusters can do what those may that are enabled, and are asked for no other right.
     """
     readers: dict[Key, Port] = {}
     levers: dict[Key, tuple[Lever, ...]] = {}
     unopened: dict[Key, str] = {}
     async with contextlib.AsyncExitStack() as stack:
-        for kind, opener in _openers(settings).items():
+        for kind, opener in _openers(settings, playbooks).items():
             for name in getattr(settings.backends, kind):
                 try:
                     found, writers = await opener(_only(settings, kind, name), environ, stack)
@@ -78,15 +83,15 @@ async def open_backends(
         yield Backends(readers, levers, unopened)
 
 
-def _openers(settings: Settings) -> dict[str, _Opener]:
+def _openers(settings: Settings, playbooks: PlaybookSet | None) -> dict[str, _Opener]:
     """Return what opens the backends of each kind."""
-    targets = [t for s in settings.catalogue().services for t in s.targets.values()]
+    catalogue = settings.catalogue()
     return {
         "prometheus": _prometheus,
         "http": _http,
         "postgres": _postgres,
         "redis": _redis,
-        "kubernetes": functools.partial(_kubernetes, targets),
+        "kubernetes": functools.partial(_kubernetes, catalogue, playbooks),
     }
 
 
@@ -167,7 +172,8 @@ def _endpoint(backend: HttpBackend, shown: str, token: str | None) -> HttpEndpoi
 
 
 async def _kubernetes(
-    targets: Iterable[Target],
+    catalogue: Catalogue,
+    playbooks: PlaybookSet | None,
     settings: Settings,
     environ: Mapping[str, str],  # noqa: ARG001 - its secrets are in the kubeconfig
     stack: contextlib.AsyncExitStack,
@@ -178,7 +184,11 @@ async def _kubernetes(
         KubernetesLever,
         KubernetesReader,
     )
+    from remediator.app.rbac import (  # noqa: PLC0415 - loads the cluster's client
+        levers_by_namespace,
+    )
 
+    targets = [target for service in catalogue.services for target in service.targets.values()]
     for name, backend in settings.backends.kubernetes.items():
         key = ("kubernetes", name)
         seen = {t.locator["namespace"] for t in targets if (t.kind, t.name) == key}
@@ -186,7 +196,10 @@ async def _kubernetes(
         readers[key] = await stack.enter_async_context(reader)
         if backend.writer_kubeconfig is not None:
             writer = backend.writer_kubeconfig
-            lever = KubernetesLever(writer, name=f"kubernetes {name}", namespaces=seen)
+            changes = levers_by_namespace(catalogue, playbooks, name) if playbooks else None
+            lever = KubernetesLever(
+                writer, name=f"kubernetes {name}", namespaces=seen, changes=changes
+            )
             levers[key] = (await stack.enter_async_context(lever),)
     return readers, levers
 
@@ -277,9 +290,10 @@ def open_notifier(settings: Settings, environ: Mapping[str, str]) -> Notifier:
     from remediator.adapters.slack import SlackBot, SlackWebhook  # noqa: PLC0415 - as above
 
     token = _read(slack.secret("token"), environ)
+    buttons = slack.secret("signing_secret") is not None
     if token is not None:
-        return SlackBot(token, slack.channel or "", slack.api_url)
-    return SlackWebhook(_read(slack.secret("webhook_url"), environ) or "")
+        return SlackBot(token, slack.channel or "", slack.api_url, buttons=buttons)
+    return SlackWebhook(_read(slack.secret("webhook_url"), environ) or "", buttons=buttons)
 
 
 def _read(reference: SecretRef | None, environ: Mapping[str, str]) -> str | None:

@@ -6,9 +6,14 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import ValidationError
+
 from remediator.app.parameters import parameters_of
+from remediator.app.readings import wrong_roles
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
+from remediator.configfile import WrongFile
 from remediator.errors import ConfigError
+from remediator.mistakes import did_you_mean, worded
 from remediator.model import Bound, Target
 from remediator.playbook import Matcher, Playbook, PlaybookSet, load_playbooks
 from remediator.settings import Settings
@@ -24,27 +29,69 @@ def load(settings: Settings) -> tuple[Catalogue, PlaybookSet]:
     catalogue = settings.catalogue()
     playbooks = load_playbooks(settings.playbooks.folders)
     problems = [
-        f"{settings.where('systems', s.system, 'services', s.name, 'playbooks', e.name)}: {problem}"
-        for s in catalogue.services
-        for e in s.playbooks.values()
-        for problem in _problems(s, e, playbooks)
+        problem
+        for service in catalogue.services
+        for enabled in service.playbooks.values()
+        for problem in _problems(settings, service, enabled, playbooks)
     ]
     if problems:
         raise ConfigError("\n".join(problems))
     return catalogue, playbooks
 
 
-def _problems(service: Service, enabled: EnabledPlaybook, playbooks: PlaybookSet) -> Iterator[str]:
+def all_wrong(error: WrongFile) -> ConfigError:
+    """Add what is wrong with the playbooks of what is sound in the file."""
+    rest = error.rest
+    if not isinstance(rest, Settings):
+        return error
+    try:
+        load(rest)
+    except WrongFile:  # what does not fit together has been said
+        return error
+    except ConfigError as more:
+        return ConfigError(f"{error}\n{more}")
+    return error
+
+
+def _problems(
+    settings: Settings, service: Service, enabled: EnabledPlaybook, playbooks: PlaybookSet
+) -> Iterator[str]:
+    key = ("systems", service.system, "services", service.name, "playbooks", enabled.name)
+    cls = playbooks.get(enabled.name)
+    said: list[str] = []
     try:
         playbook = playbooks.build(enabled.name, enabled.parameters)
+        said += wrong_roles(playbook.parameters, service.targets)
     except ConfigError as error:
-        yield str(error)
-        return
-    for role in playbook.targets.keys() - service.targets.keys():
-        kind = playbook.targets[role]
+        wrong = error.__cause__
+        if cls is None or not isinstance(wrong, ValidationError):
+            said.append(str(error))
+        else:
+            for name, message in _explained(wrong, cls):
+                yield f"{settings.where(*key, *name)}: {message}"
+    said += _misfits(service, cls) if cls else []
+    yield from (f"{settings.where(*key)}: {one}" for one in said)
+
+
+def _explained(
+    error: ValidationError, cls: type[Playbook[Any]]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Say what is wrong with which parameter, in the words of the file."""
+    own = {"mode", "limits", "alertnames"}
+    for detail in error.errors(include_url=False, include_input=False):
+        message = worded(detail["type"], detail["msg"])
+        if detail["type"] == "extra_forbidden":
+            known = sorted(own | cls.parameters_type.model_fields.keys())
+            message = f"is no parameter of it; {did_you_mean(str(detail['loc'][-1]), known)}"
+        yield detail["loc"], message
+
+
+def _misfits(service: Service, cls: type[Playbook[Any]]) -> Iterator[str]:
+    for role in cls.targets.keys() - service.targets.keys():
+        kind = cls.targets[role]
         yield f"needs a target {role!r} ({kind}): add it to the service's targets"
-    kinds = {**playbook.optional, **playbook.targets}
-    for role, target in usable(service, type(playbook)).items():
+    kinds = {**cls.optional, **cls.targets}
+    for role, target in usable(service, cls).items():
         if target.kind != kinds[role]:
             yield (
                 f"needs the target {role!r} to be {kinds[role]},"
@@ -80,11 +127,25 @@ def every_scope(catalogue: Catalogue) -> list[str]:
     return ["global", *systems, *(f"{s.system}/{s.name}" for s in catalogue.services)]
 
 
+def every_decider(catalogue: Catalogue) -> dict[str, tuple[str, ...]]:
+    """Name who may approve, by ``SYSTEM/SERVICE``, where not everybody with the role may."""
+    return {
+        f"{service.system}/{service.name}": service.approvers
+        for service in catalogue.services
+        if service.approvers is not None
+    }
+
+
+def views(catalogue: Catalogue, playbooks: PlaybookSet) -> list[PlaybookView]:
+    """Show the playbooks by name, and where they are used."""
+    return [_view(cls, catalogue) for cls in playbooks]
+
+
 class LoadedPlaybooks:
     """Shows the playbooks and where they are used."""
 
     def __init__(self, catalogue: Catalogue, playbooks: PlaybookSet) -> None:
-        self._views = [_view(cls, catalogue) for cls in playbooks]
+        self._views = views(catalogue, playbooks)
 
     async def playbooks(self) -> list[PlaybookView]:
         """List the playbooks by name."""

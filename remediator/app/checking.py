@@ -13,11 +13,14 @@ from typing import Any, Literal
 from sqlalchemy import text
 
 from remediator.app.backends import Backends, Key, open_backends, open_notifier, open_silences
+from remediator.app.channels import look_at_channels
 from remediator.app.checked import load, usable
+from remediator.app.possible import acts, possible
+from remediator.app.readings import look, missing_workload, without_name
 from remediator.app.service import store_url
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import ConfigError, RemediatorError
-from remediator.model import Bound, Mode, SenseState, format_duration
+from remediator.model import Bound, SenseState, Target, format_duration
 from remediator.playbook import Playbook, PlaybookSet
 from remediator.ports import Lever, Port, Silences
 from remediator.settings import Settings
@@ -47,10 +50,14 @@ class CheckReport:
 class _Reached:
     """What of the backends can be used now."""
 
-    writers: frozenset[Key]
-    """Those that have a writer, whether or not it works."""
+    backends: Backends
     broken: frozenset[str]
     """Those that do not work, as the lines call them."""
+
+    def may_write(self, target: Target) -> bool:
+        """Whether the target has a writer, or one that could not be opened."""
+        key = (target.kind, target.name)
+        return key in self.backends.levers or key in self.backends.unopened
 
 
 async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> CheckReport:
@@ -62,24 +69,43 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     catalogue, playbooks = load(settings)
     unread = _unread_secrets(settings, environ)
     refusals = [*_credentials(settings, environ), *_chat(settings, environ)]
-    lines: list[Line] = [("ok", "configuration", f"{len(catalogue.services)} services")]
-    lines += _without_playbook(settings.playbooks.folders, playbooks)
+    refusals += look_at_channels(settings, catalogue, environ)
+    read = f"{settings.place()}: {_count(len(catalogue.services), 'service')}"
+    lines = [*_without_playbook(settings.playbooks.folders, playbooks)]
     try:
         lines.append(await _store(settings, environ))
     except ConfigError as error:
         refusals.append(("error", "store", str(error)))
-    async with open_backends(settings, environ, partly=True) as backends:
+    async with open_backends(settings, environ, partly=True, playbooks=playbooks) as backends:
         tried = await _backends(backends)
-    tried += await _alertmanagers(settings, environ)
-    shut = {key: _shut(settings, key, why) for key, why in backends.unopened.items()} | unread
-    refusals += shut.values()
-    wrong = [subject for level, subject, _ in (*shut.values(), *tried) if level == "error"]
-    reached = _Reached(frozenset(backends.levers), frozenset(wrong))
-    lines += tried
-    for service in catalogue.services:
-        lines += _service(service, catalogue, playbooks, reached)
+        shut = {key: _shut(settings, key, why) for key, why in backends.unopened.items()} | unread
+        refusals += shut.values()
+        tried += await _alertmanagers(settings, environ)
+        wrong = [subject for level, subject, _ in (*shut.values(), *tried) if level == "error"]
+        for service in catalogue.services:
+            missing = await _targets(service, backends)
+            broken = frozenset([*wrong, *(subject for _, subject, _ in missing)])
+            lines += missing
+            lines += _service(service, catalogue, playbooks, _Reached(backends, broken))
+            lines += await _read(service, playbooks, _Reached(backends, broken))
     startable = all(level != "error" for level, _, _ in refusals)
-    return CheckReport((lines[0], *refusals, *lines[1:]), startable)
+    whole = sorted([*refusals, *tried, *lines], key=lambda line: _position(settings, line))
+    return CheckReport((("ok", "configuration", read), *whole), startable)
+
+
+def _position(settings: Settings, line: Line) -> tuple[str, int]:
+    """Return where in the file the subject of ``line`` stands."""
+    word, _, name = line[1].removesuffix(_WRITER).partition(" ")
+    system, _, service = word.partition("/")
+    key: tuple[str, ...] = (word,)
+    if word in type(settings.backends).model_fields:
+        key = ("backends", word, name)
+    elif service:
+        key = ("systems", system, "services", service)
+        inner = ("targets", name.removeprefix(_TARGET))
+        key += inner if name.startswith(_TARGET) else ("playbooks", name)
+    place = settings.place(*key)
+    return ("", place.line) if place.line else (place.name, 0)
 
 
 # --- the file and its secrets -----------------------------------------------------------------
@@ -109,8 +135,11 @@ def _credentials(settings: Settings, environ: Mapping[str, str]) -> Iterator[Lin
 
 
 def _chat(settings: Settings, environ: Mapping[str, str]) -> Iterator[Line]:
+    signing = settings.slack.secret("signing_secret") if settings.slack else None
     try:
         open_notifier(settings, environ)
+        if signing is not None:
+            signing.read(environ)
     except ConfigError as error:
         yield "error", "slack", str(error)
 
@@ -173,7 +202,7 @@ async def _ask(name: str, silences: Silences) -> Line:
     sense = await silences.probe()
     if sense.state is SenseState.OK:
         return "ok", name, "answers; whether it lets us silence shows at the first silence"
-    return "error", name, sense.reason.removeprefix(f"{name}: ")
+    return "error", name, without_name(sense.reason, name)
 
 
 async def _try(name: str, port: Port | Lever, good: str) -> Line:
@@ -181,11 +210,11 @@ async def _try(name: str, port: Port | Lever, good: str) -> Line:
     if sense.state is SenseState.OK:
         return "ok", name, good
     backend = name.removesuffix(_WRITER)  # a backend's own errors begin with its name
-    return "error", name, sense.reason.removeprefix(f"{backend}: ")
+    return "error", name, without_name(sense.reason, backend)
 
 
 def _named(kinds: Iterable[str]) -> str:
-    return ", ".join(sorted(kinds))
+    return ", ".join(sorted(kinds)) or "change nothing, as no mode is approve or auto"
 
 
 _WRITER = " (writer)"
@@ -208,32 +237,37 @@ def _service(
     for enabled in service.playbooks.values():
         cls = playbooks.get(enabled.name)
         if cls is not None:  # load() has refused it otherwise
+            playbook = playbooks.build(enabled.name, enabled.parameters)
             bounds = _bounds(service, catalogue, enabled, cls)
-            for level, message in _playbook(service, enabled, cls, bounds, reached):
+            for level, message in _playbook(service, enabled, playbook, bounds, reached):
                 yield level, f"{subject} {enabled.name}", message
 
 
 def _playbook(
     service: Service,
     enabled: EnabledPlaybook,
-    cls: type[Playbook[Any]],
+    playbook: Playbook[Any],
     bounds: tuple[Bound, ...],
     reached: _Reached,
 ) -> Iterator[tuple[Level, str]]:
-    acts = bool({Mode.APPROVE, Mode.AUTO} & set(enabled.modes.values()))
-    lacking, spare = _without_writer(service, cls, reached)
-    broken = [name for name in _needs(service, cls) if name in reached.broken]
-    if broken:
-        yield "error", f"cannot act: see {', '.join(broken)}"
-    elif acts and lacking:
-        missing = f"its mode may change {', '.join(lacking)}, but no writer is configured for it"
-        yield "error", f"cannot act: {missing}"
+    needed, optional = _needs(service, type(playbook), reached)
+    found = possible(service, enabled, playbook, reached.backends)
+    writes = acts(enabled)
+    hindered = [f"see {', '.join(needed)}"] if needed else []
+    lacking, spare = _without_writer(service, type(playbook), reached)
+    if writes and lacking:
+        named = ", ".join(lacking)
+        hindered.append(f"its mode may change {named}, but no writer is configured for it")
+    if hindered:
+        yield "error", f"cannot act: {'; '.join(hindered)}; once that is mended: {found}"
     else:
-        yield "ok", f"{_how(enabled)}; could {', '.join(sorted(cls.levers))}; {_within(bounds)}"
-    if acts and spare:
+        yield "ok" if found.levers else "warning", f"{_how(enabled)}; {found}; {_within(bounds)}"
+    if optional and not hindered:
+        yield "error", f"can do less: see {', '.join(optional)}"
+    if writes and spare:
         yield "warning", f"cannot change {', '.join(spare)}: no writer is configured for it"
     for bound in bounds:
-        if acts and min(bound.limits.budget, bound.limits.concurrency) == 0:
+        if writes and min(bound.limits.budget, bound.limits.concurrency) == 0:
             yield "warning", f"the limits of {bound.scope} allow no change at all"
 
 
@@ -243,9 +277,7 @@ def _without_writer(
     """Name the targets without a writer: those without which nothing can be done, and others."""
     targets = usable(service, cls)
     without = {
-        role: target.name
-        for role, target in targets.items()
-        if (target.kind, target.name) not in reached.writers
+        role: target.name for role, target in targets.items() if not reached.may_write(target)
     }
     needed = set(cls.targets)
     if not needed and len(without) == len(targets):  # then none of them could be changed
@@ -254,16 +286,56 @@ def _without_writer(
     return lacking, [name for role, name in without.items() if role not in needed]
 
 
-def _needs(service: Service, cls: type[Playbook[Any]]) -> Iterator[str]:
-    """Name the readers and writers without which the playbook changes nothing."""
+def _needs(
+    service: Service, cls: type[Playbook[Any]], reached: _Reached
+) -> tuple[list[str], list[str]]:
+    """Name what is broken and without which nothing is changed, and what else is broken."""
+    needed, optional = [], []
     for role, target in service.targets.items():
-        key = (target.kind, target.name)
+        backend = (target.kind, target.name)
         if role in cls.targets or role in cls.senses:
-            yield f"{key[0]} {key[1]}"
+            needed += [f"{target.kind} {target.name}", _target(service, role)]
         if role in cls.targets:
-            yield _writer(key)
+            needed.append(_writer(backend))
+        elif role in cls.optional:
+            optional.append(_writer(backend))
     if service.prometheus is not None and "prometheus" in cls.senses:
-        yield f"prometheus {service.prometheus}"
+        needed.append(f"prometheus {service.prometheus}")
+    broken = reached.broken
+    return [n for n in needed if n in broken], [o for o in optional if o in broken]
+
+
+async def _targets(service: Service, backends: Backends) -> list[Line]:
+    """Read every deployment once; name those that are not there."""
+    wrong = await asyncio.gather(
+        *(missing_workload(target, backends) for target in service.targets.values())
+    )
+    found = zip(service.targets, wrong, strict=True)
+    return [("error", _target(service, role), why) for role, why in found if why is not None]
+
+
+async def _read(service: Service, playbooks: PlaybookSet, reached: _Reached) -> list[Line]:
+    """Read once what the parameters of the playbooks name."""
+    lines: list[Line] = []
+    for enabled in service.playbooks.values():
+        if playbooks.get(enabled.name) is None:
+            continue
+        parameters = playbooks.build(enabled.name, enabled.parameters).parameters
+        subject = f"{service.system}/{service.name} {enabled.name}"
+        seen = await look(parameters, service, reached.backends, reached.broken)
+        lines += [(level, subject, said) for level, said in seen]
+    return lines
+
+
+_TARGET = "target "
+
+
+def _target(service: Service, role: str) -> str:
+    return f"{service.system}/{service.name} {_TARGET}{role}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _how(enabled: EnabledPlaybook) -> str:

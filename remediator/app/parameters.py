@@ -40,7 +40,7 @@ def _described(model: type[Parameters], name: str) -> str:
     """Return what is said of a key, by the model itself or by the one that it overrides."""
     bases = (cls for cls in model.__mro__ if issubclass(cls, Parameters))
     said = (cls.model_fields[name].description for cls in bases if name in cls.model_fields)
-    return " ".join((next(filter(None, said), None) or "").split())
+    return " ".join((next(filter(None, said), None) or "").replace("``", "`").split())
 
 
 def _named(schema: Schema, defs: Schema) -> str:

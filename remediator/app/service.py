@@ -20,26 +20,39 @@ from pydantic import TypeAdapter
 
 from remediator.access import Access, Credential, generate_credentials
 from remediator.app.backends import Backends, open_backends, open_notifier, open_silences
-from remediator.app.checked import LoadedPlaybooks, every_bound, every_scope, load
+from remediator.app.channels import open_channels
+from remediator.app.chat import open_desk
+from remediator.app.checked import LoadedPlaybooks, every_bound, every_decider, every_scope, load
+from remediator.app.pagerduty import (
+    CountingEvents,
+    incident_door,
+    open_pagerduty,
+    signing_secrets,
+)
 from remediator.app.watching import Watching, watch_backlog
 from remediator.bodies import BodyLimits
 from remediator.catalogue import Catalogue
 from remediator.console.api import api_routes
 from remediator.errors import ConfigError, Refused, RejectedDelivery, StoreUnavailable
 from remediator.intake.alertmanager import parse
+from remediator.intake.fetching import Fetch, Fetching
 from remediator.intake.listen import ConnectionLimits, listening
+from remediator.intake.pagerduty_door import pagerduty_routes
 from remediator.intake.replay import Replays, replay_routes
 from remediator.intake.server import Door, health_routes, webhook_routes
+from remediator.intake.slack import slack_routes
 from remediator.maintenance import MaintenanceOrder
 from remediator.mitigation.silencing import Silencing
 from remediator.model import Alert, DeadLetter, Delivery, IncidentId, Source
 from remediator.openapi import with_description
 from remediator.playbook import PlaybookSet
 from remediator.ports import Silences
+from remediator.report.escalating import Escalating
 from remediator.routing import Route, Watch, build_app
 from remediator.settings import Credential as ConfiguredCredential
 from remediator.settings import Settings
 from remediator.store import Store, open_store
+from remediator.summons import Channel
 from remediator.telemetry import Telemetry
 from remediator.views import WindowView
 from remediator.work import Levers, Surroundings
@@ -75,6 +88,13 @@ class Parts:
     backends: Backends
     silences: Mapping[str, Silences]
     """Alertmanagers by name."""
+    signing_secrets: Callable[[], Sequence[bytes]]
+    """Reads what PagerDuty's webhooks are signed with."""
+    fetch: Fetch | None
+    """Reads the alerts of a PagerDuty incident; None where that is not configured."""
+    bell: Doorbell
+    channels: Mapping[str, Channel]
+    """Ways to people by name."""
 
 
 @contextlib.asynccontextmanager
@@ -98,12 +118,29 @@ async def running(
                 changed=bell.ring,
                 bounds=every_bound(catalogue, playbooks),
                 scopes=every_scope(catalogue),
+                deciders=every_decider(catalogue),
                 lease=settings.store.lease,
             )
         )
         backends = await stack.enter_async_context(open_backends(settings, environ))
         silences = await stack.enter_async_context(open_silences(settings, environ))
-        parts = Parts(settings, environ, telemetry, catalogue, playbooks, store, backends, silences)
+        secrets = signing_secrets(settings, environ)
+        fetch = await stack.enter_async_context(open_pagerduty(settings, environ))
+        channels = await stack.enter_async_context(open_channels(settings, environ))
+        parts = Parts(
+            settings=settings,
+            environ=environ,
+            telemetry=telemetry,
+            catalogue=catalogue,
+            playbooks=playbooks,
+            store=store,
+            backends=backends,
+            silences=silences,
+            signing_secrets=secrets,
+            fetch=fetch,
+            bell=bell,
+            channels=channels,
+        )
         worker = await stack.enter_async_context(_working(parts, bell))
         host, port = await stack.enter_async_context(_listening(parts, access, worker))
         _log.info("listening", host=host, port=port, services=len(catalogue.services))
@@ -188,7 +225,17 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
     notifier = open_notifier(parts.settings, parts.environ)
     watching = Watching(parts.telemetry)
     silencing = [one.look for one in _silencing(parts, around)]
-    worker = Worker(parts.store, around, decode, notifier, watching, bell, silencing=silencing)
+    worker = Worker(
+        parts.store,
+        around,
+        decode,
+        notifier,
+        watching,
+        bell,
+        silencing=silencing,
+        fetching=Fetching(parts.store.events, parts.fetch).look,
+        escalating=Escalating(parts.store, around, parts.channels, _called(parts.telemetry)),
+    )
     async with asyncio.TaskGroup() as group:
         loops = group.create_task(worker.run(), name="worker")
         counting = group.create_task(watch_backlog(parts.store, parts.telemetry), name="backlog")
@@ -200,6 +247,10 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
             await asyncio.wait([loops], timeout=within)
             loops.cancel()  # what is left over is taken up again when its lease is over
             counting.cancel()
+
+
+def _called(telemetry: Telemetry) -> Callable[[str, str], None]:
+    return lambda channel, result: telemetry.calls.labels(channel, result).inc()
 
 
 def _silencing(parts: Parts, around: Surroundings) -> Iterator[Silencing]:
@@ -257,11 +308,17 @@ def _routes(parts: Parts, worker: Worker, body: BodyLimits) -> tuple[Route, ...]
         inbox=inbox,
         stored_alerts=inbox.stored_alerts,
         playbooks=[cls.name for cls in parts.playbooks],
+        fetch=parts.fetch,
         limits=body,
     )
     loaded = LoadedPlaybooks(parts.catalogue, parts.playbooks)
+    fetching = None if parts.fetch is None else parts.bell.fetches.set
+    events = CountingEvents(store, parts.telemetry, fetching)
+    door = Door(inbox=inbox, overloaded=overloaded, limits=body)
     routes = (
-        *webhook_routes(Door(inbox=inbox, overloaded=overloaded, limits=body)),
+        *webhook_routes(door),
+        *pagerduty_routes(incident_door(door, events, parts.signing_secrets)),
+        *slack_routes(open_desk(parts.settings, parts.environ, store, parts.telemetry)),
         *health_routes(ready, lambda: (parts.telemetry.render(), Telemetry.content_type)),
         *replay_routes(replays),
         *api_routes(store.records, loaded, store.commands, Windows(store, parts.catalogue)),
@@ -326,6 +383,8 @@ class CountingInbox:
         """Return the alerts of a stored delivery, alert or incident; None if there is none."""
         delivery = await self._store.records.delivery(some_id)
         if delivery is not None:
+            if delivery.source is Source.PAGERDUTY:
+                return await self._store.events.alerts(delivery.id)
             return tuple(decode(delivery))
         return await self._store.records.alerts_of(some_id)
 

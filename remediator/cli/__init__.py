@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from remediator.cli import local, operate
+from remediator.cli import loaded, local, oncall, operate, windows
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import plain
 from remediator.errors import ConfigError, RemediatorError
@@ -32,12 +32,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(local.serve, local.demo, local.check, local.schema, local.migrate, local.version),
-    *(operate.incidents, operate.approve, operate.reject, operate.cancel, operate.replay),
-    *(operate.pause, operate.resume, operate.playbooks, operate.limits, operate.deadletters),
+    *(local.serve, local.demo, local.check, local.rbac, local.schema, local.migrate, local.version),
+    *(operate.incidents, operate.approve, operate.reject, operate.cancel, oncall.acknowledge),
+    oncall.report,
+    operate.replay,
+    *(operate.pause, operate.resume, loaded.playbooks, operate.limits, operate.deadletters),
 ):
     app.command()(command)
-app.add_typer(operate.maintenance)
+app.add_typer(windows.maintenance)
 
 
 def _print_version(*, asked: bool) -> None:

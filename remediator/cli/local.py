@@ -6,19 +6,24 @@ What they need is imported inside them, so that the other commands start fast.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import structlog
 import typer
 
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import console, plain, styled
 from remediator.demo import ScenarioName
+from remediator.model import Mode, Risk
 
 if TYPE_CHECKING:
     from remediator.app import Running
@@ -37,7 +42,7 @@ LEVEL_STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 def serve(*, config: Config = None) -> None:
     """Run the service until SIGTERM or Ctrl-C."""
-    settings = _settings(config)
+    settings = settings_of(config)
     from remediator import app  # noqa: PLC0415 - loads the clients of every backend
     from remediator.telemetry import configure_logging  # noqa: PLC0415 - the same
 
@@ -46,9 +51,26 @@ def serve(*, config: Config = None) -> None:
 
     def on_ready(running: Running) -> None:
         generated = (running.state_dir / "operator-token").exists()
-        typer.echo(_welcome(running) if first and generated else f"Listening on {running.url}")
+        typer.echo(f"Listening on {running.url}")
+        typer.echo(_standing(settings))
+        if first and generated:
+            typer.echo(_welcome(running))
 
     asyncio.run(app.serve(settings, on_ready=on_ready))
+
+
+def _standing(settings: Settings) -> str:
+    """Say how far the service may go, and who hears of it."""
+    every = [e.modes.values() for s in settings.catalogue().services for e in s.playbooks.values()]
+    acting = sum(bool({Mode.APPROVE, Mode.AUTO} & set(modes)) for modes in every)
+    default = settings.mode.over(dict.fromkeys(Risk, Mode.SHADOW))
+    modes = set(default.values())
+    by_risk = ", ".join(f"{mode} for {risk} risk" for risk, mode in default.items())
+    slack = "incidents are told in Slack" if settings.slack else "Slack is not configured"
+    return (
+        f"Mode {modes.pop() if len(modes) == 1 else by_risk} unless set otherwise;"
+        f" {acting} of {len(every)} enabled playbooks may change something; {slack}"
+    )
 
 
 def _welcome(running: Running) -> str:
@@ -65,7 +87,6 @@ def _welcome(running: Running) -> str:
     }
     receiver = {"receivers": [{"name": "remediator", "webhook_configs": [webhook]}]}
     return (
-        f"Listening on {running.url}\n"
         "No credentials are configured, so two were made (readable by you alone):\n"
         f"  for Alertmanager, may post alerts:  {ingest}\n"
         f"  for you, the remediator commands:   {running.state_dir / 'operator-token'}\n"
@@ -98,10 +119,11 @@ def check(*, config: Config = None) -> None:
     Read-only. Says what each playbook could do where, under which limits, and which rights it lacks.
     Exit code 2: `serve` would not start with this configuration; 1: a backend or a right is missing.
     """
-    settings = _settings(config)
+    settings = settings_of(config)
     from remediator import app  # noqa: PLC0415 - loads the clients of every backend
 
-    report = asyncio.run(app.check(settings))
+    with _without_log():  # what it would say is in the report
+        report = asyncio.run(app.check(settings))
     screen = console()
     for level, subject, message in report.lines:
         line = styled(level, LEVEL_STYLES.get(level, "")).append(f"  {plain(subject)}: ")
@@ -112,12 +134,56 @@ def check(*, config: Config = None) -> None:
         raise Failure(REFUSED, "not everything is right; see above")
 
 
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep the log off the screen inside the block."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
 def migrate(*, config: Config = None) -> None:
     """Bring the store's schema up to this version."""
-    settings = _settings(config)
+    settings = settings_of(config)
     from remediator import app  # noqa: PLC0415 - loads the store
 
     typer.echo(asyncio.run(app.migrate(settings)))
+
+
+def rbac(
+    *,
+    config: Config = None,
+    namespace: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NS", help="Only this one of the targets' namespaces; repeatable."),
+    ] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Name in `backends.kubernetes`, where there are several.")
+    ] = None,
+    reader: Annotated[
+        str, typer.Option(metavar="NS/NAME", help="ServiceAccount that reads.")
+    ] = "remediator/remediator",
+    writer: Annotated[
+        str, typer.Option(metavar="NS/NAME", help="ServiceAccount that changes.")
+    ] = "remediator/remediator-writer",
+    values: Annotated[
+        bool, typer.Option("--values", help="Print values of the Helm chart instead.")
+    ] = False,
+) -> None:
+    """Print the Kubernetes Roles that this configuration needs, as YAML; apply nothing.
+
+    A writer's Role is there only where a playbook's mode is approve or auto.
+    """
+    settings = settings_of(config)
+    from remediator.app import rbac as needed  # noqa: PLC0415 - loads the cluster's client
+
+    accounts = (needed.Account.named(reader), needed.Account.named(writer))
+    wanted = needed.Wanted(*accounts, cluster=cluster, namespaces=namespace or ())
+    write = needed.chart_values if values else needed.roles
+    typer.echo(write(settings, wanted), nl=False)
 
 
 def schema() -> None:
@@ -137,7 +203,13 @@ def version_line() -> str:
     return f"remediator {metadata.version('remediator')}, Python {platform.python_version()}"
 
 
-def _settings(config: Path | None) -> Settings:
-    from remediator.settings import load_settings  # noqa: PLC0415 - loads the settings
+def settings_of(config: Path | None) -> Settings:
+    """Read the configuration, or raise ``ConfigError`` with all that is wrong with it."""
+    from remediator.configfile import WrongFile  # noqa: PLC0415 - only here
 
-    return load_settings(config, os.environ, Path.cwd())
+    try:
+        return load_settings(config, os.environ, Path.cwd())
+    except WrongFile as error:
+        from remediator.app.checked import all_wrong  # noqa: PLC0415 - loads the backends
+
+        raise all_wrong(error) from None

@@ -19,7 +19,7 @@ from remediator.cli import render
 from remediator.cli.client import Api
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import console as open_console
-from remediator.cli.text import moment, plain
+from remediator.cli.text import plain, show
 from remediator.model import MitigationState
 from remediator.views import (
     DeadLetterView,
@@ -28,8 +28,6 @@ from remediator.views import (
     LimitView,
     Page,
     PauseView,
-    PlaybookView,
-    WindowView,
 )
 
 IncidentArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the incident.")]
@@ -75,10 +73,10 @@ def incidents(
     given = {key: value for key, value in filters.items() if value is not None}
     if incident is not None and given:
         raise Failure(USAGE, f"one incident needs no --{', --'.join(given)}; leave the ID out")
-    path = "/incidents" if incident is None else f"/incidents/{_quoted(incident)}"
+    path = "/incidents" if incident is None else f"/incidents/{quoted(incident)}"
     with Api() as api:
         if as_json:
-            _print_json(api.get(path, given))
+            print_json(api.get(path, given))
         elif watch:
             with suppress(KeyboardInterrupt):  # the way to end it
                 _follow(api, [incident]) if incident else _watch_incidents(api, given)
@@ -91,7 +89,7 @@ def incidents(
 def _list_incidents(api: Api, filters: dict[str, str]) -> None:
     page = _read_incidents(api, filters)
     console = open_console()
-    console.print(render.incident_table(page.items) if page.items else "No incidents.")
+    show(render.incident_table(page.items) if page.items else "No incidents.")
     if page.next is not None:
         console.print("Older ones are left out; narrow with --state, --service or --outcome.")
 
@@ -119,8 +117,8 @@ def _read_incidents(api: Api, filters: dict[str, str]) -> Page[IncidentSummary]:
 
 
 def _show_incident(api: Api, incident: str) -> None:
-    view = api.read(api.get(f"/incidents/{_quoted(incident)}"), IncidentView)
-    open_console().print(render.incident_page(view, datetime.now(UTC)))
+    view = api.read(api.get(f"/incidents/{quoted(incident)}"), IncidentView)
+    show(render.incident_page(view, datetime.now(UTC)))
 
 
 def _follow(api: Api, ids: list[str]) -> None:
@@ -130,7 +128,7 @@ def _follow(api: Api, ids: list[str]) -> None:
     going = list(ids)
     while going:
         for incident in list(going):
-            view = api.read(api.get(f"/incidents/{_quoted(incident)}"), IncidentView)
+            view = api.read(api.get(f"/incidents/{quoted(incident)}"), IncidentView)
             for event in view.timeline[seen[incident] :]:
                 console.print(render.timeline_line(event), soft_wrap=True)
             seen[incident] = len(view.timeline)
@@ -141,43 +139,16 @@ def _follow(api: Api, ids: list[str]) -> None:
             time.sleep(WATCH_EVERY)
 
 
-def playbooks(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Show this one, with its parameters.")
-    ] = None,
-    *,
-    parameters: Annotated[
-        bool, typer.Option("--parameters", help="Show what a service may set for each.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """List the playbooks and what each may do where."""
-    if name is not None and as_json:
-        raise Failure(USAGE, "--json prints the API's answer about all playbooks; leave NAME out")
-    with Api() as api:
-        answer = api.get("/playbooks")
-        if as_json:
-            _print_json(answer)
-            return
-        found = api.read(answer, Page[PlaybookView]).items
-    items = [item for item in found if name in (None, item.name)]
-    if name is not None and not items:
-        known = ", ".join(item.name for item in found) or "none"
-        raise Failure(REFUSED, f"there is no playbook {name!r}; known are: {known}")
-    page = render.playbook_page(items, parameters=parameters or name is not None)
-    open_console().print(page if items else "No playbooks.")
-
-
 def limits(*, as_json: Json = False) -> None:
     """List every bound, what is used of it, and what is paused."""
     with Api() as api:
         answer = api.get("/limits")
         if as_json:
-            _print_json(answer)
+            print_json(answer)
             return
         bounds = api.read(answer, Bounds)
     console = open_console()
-    console.print(render.limit_table(bounds.items) if bounds.items else "No limits.")
+    show(render.limit_table(bounds.items) if bounds.items else "No limits.")
     for switch in bounds.paused:
         console.print(render.pause_line(switch))
 
@@ -187,10 +158,10 @@ def deadletters(*, as_json: Json = False) -> None:
     with Api() as api:
         answer = api.get("/deadletters")
         if as_json:
-            _print_json(answer)
+            print_json(answer)
             return
         items = api.read(answer, Page[DeadLetterView]).items
-        open_console().print(render.dead_letter_page(items) if items else "No dead letters.")
+        show(render.dead_letter_page(items) if items else "No dead letters.")
 
 
 # --- acting -------------------------------------------------------------------------------------
@@ -212,18 +183,22 @@ def approve(
             raise Failure(REFUSED, message)
         if not yes:
             _confirm("Do this?")
-        api.post(f"/incidents/{_quoted(incident)}/approve", {"plan_hash": waiting})
-    _say(f"Approved plan {waiting} of {incident}.")
+        answer = api.post(f"/incidents/{quoted(incident)}/approve", {"plan_hash": waiting})
+        view = api.read(answer, IncidentView)
+    say(f"Approved plan {waiting} of {incident}.")
+    for left in (m for m in view.mitigations if m.plan_hash == waiting and m.approvals_missing):
+        given = f"{len(left.approvals)} of {left.approvals_needed}"
+        say(f"That is {given}: somebody else must approve it too.")
 
 
 def _plan_of(api: Api, incident: str) -> str:
     """Show the mitigation that waits for an approval and return its hash."""
-    view = api.read(api.get(f"/incidents/{_quoted(incident)}"), IncidentView)
+    view = api.read(api.get(f"/incidents/{quoted(incident)}"), IncidentView)
     asked = [m for m in view.mitigations if m.state is MitigationState.AWAITING_APPROVAL]
     if not asked:
         message = f"nothing of {incident} waits for approval: it is {render.standing(view).plain}"
         raise Failure(REFUSED, f"{message} ({plain(view.reason)})")
-    open_console().print(render.mitigation_block(asked[-1]))
+    show(render.mitigation_block(asked[-1]))
     return asked[-1].plan_hash
 
 
@@ -234,8 +209,8 @@ def reject(
 ) -> None:
     """Refuse the plan that waits for approval."""
     with Api() as api:
-        api.post(f"/incidents/{_quoted(incident)}/reject", {"reason": reason})
-    _say(f"Rejected the plan of {incident}.")
+        api.post(f"/incidents/{quoted(incident)}/reject", {"reason": reason})
+    say(f"Rejected the plan of {incident}.")
 
 
 def cancel(
@@ -245,8 +220,8 @@ def cancel(
 ) -> None:
     """Stop working on an incident."""
     with Api() as api:
-        api.post(f"/incidents/{_quoted(incident)}/cancel", {"reason": reason})
-    _say(f"Cancelled {incident}.")
+        api.post(f"/incidents/{quoted(incident)}/cancel", {"reason": reason})
+    say(f"Cancelled {incident}.")
 
 
 def pause(
@@ -257,60 +232,14 @@ def pause(
     """Stop every change in a scope; alerts are still taken."""
     with Api() as api:
         api.post("/pause", {"scope": scope, "reason": reason})
-    _say(f"Paused {scope}. Go on with: remediator resume {scope}")
+    say(f"Paused {scope}. Go on with: remediator resume {scope}")
 
 
 def resume(scope: Scope = "global") -> None:
     """Allow changes in a scope again."""
     with Api() as api:
         api.post("/resume", {"scope": scope})
-    _say(f"Resumed {scope}.")
-
-
-maintenance = typer.Typer(
-    name="maintenance",
-    help="Say when humans work on something themselves: nothing is changed there, nobody is told.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-
-
-@maintenance.command("start")
-def start_maintenance(
-    scope: Scope,
-    *,
-    lasts: Annotated[str, typer.Option("--for", help="How long: 30m, 2h, 1d; 7d at most.")],
-    reason: Annotated[str, typer.Option(help="Why; shown wherever something waits.")] = "",
-) -> None:
-    """Let a maintenance window begin now."""
-    with Api() as api:
-        answer = api.post("/maintenance", {"scope": scope, "for": lasts, "reason": reason})
-        window = api.read(answer, WindowView)
-    until = moment(window.until)
-    _say(f"Maintenance of {window.scope} until {until} UTC.")
-    _say(f"End it before with: remediator maintenance end {window.id}")
-
-
-@maintenance.command("list")
-def list_maintenance(*, as_json: Json = False) -> None:
-    """List the windows that run or come, of the configuration too."""
-    with Api() as api:
-        answer = api.get("/maintenance")
-        if as_json:
-            _print_json(answer)
-            return
-        items = api.read(answer, Page[WindowView]).items
-    open_console().print(render.window_table(items) if items else "No maintenance windows.")
-
-
-@maintenance.command("end")
-def end_maintenance(
-    window: Annotated[str, typer.Argument(metavar="ID", help="Id of the window.")],
-) -> None:
-    """End a window that was ordered; what waits for its end goes on at once."""
-    with Api() as api:
-        ended = api.read(api.delete(f"/maintenance/{_quoted(window)}"), WindowView)
-    _say(f"Ended the maintenance of {ended.scope}.")
+    say(f"Resumed {scope}.")
 
 
 def replay(
@@ -338,7 +267,7 @@ def replay(
         opened = [str(incident) for incident in answer.get("incidents", [])]
         kind = "dry run" if answer.get("dry_run", True) else "for real"
         for incident in opened:
-            _say(f"{incident}  ({kind}; see: remediator incidents {incident})")
+            say(f"{incident}  ({kind}; see: remediator incidents {incident})")
         if not opened:
             raise Failure(REFUSED, "the replay opened no incident; see: remediator deadletters")
         if wait:
@@ -374,7 +303,8 @@ def _parsed(name: str, content: str) -> Any:
 # --- shared -------------------------------------------------------------------------------------
 
 
-def _quoted(identifier: str) -> str:
+def quoted(identifier: str) -> str:
+    """Return an id as one segment of a path."""
     return quote(identifier, safe="")
 
 
@@ -385,9 +315,11 @@ def _confirm(question: str) -> None:
         raise Failure(REFUSED, "not approved; the plan still waits")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print one line that may hold text from outside."""
     typer.echo(plain(line))
 
 
-def _print_json(answer: httpx.Response) -> None:
+def print_json(answer: httpx.Response) -> None:
+    """Print an answer as it came."""
     typer.echo(answer.text.rstrip("\n"))

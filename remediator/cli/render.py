@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 
@@ -29,10 +28,7 @@ from remediator.views import (
     IncidentView,
     LimitView,
     MitigationView,
-    ParameterView,
     PauseView,
-    PlaybookUse,
-    PlaybookView,
     TimelineEvent,
     WindowView,
 )
@@ -69,6 +65,8 @@ OPEN_MEANS = {
 TRY_AGAIN = frozenset({IncidentOutcome.SHADOWED, IncidentOutcome.DENIED, IncidentOutcome.ESCALATED})
 """Outcomes after which an operator may want the same alert handled once more."""
 SHOWN_ALERTS = 5
+REPEATED = 60
+"""Characters up to which a sentence may stand on a page more than once."""
 SHOWN_TEXT = 200
 """Characters of one label or annotation."""
 
@@ -84,6 +82,22 @@ def table(*columns: str, fixed: int = 0) -> Table:
 def where(system: str | None, service: str | None) -> str:
     """Name a service as ``SYSTEM/SERVICE``."""
     return f"{plain(system)}/{plain(service)}" if system and service else "-"
+
+
+class Said:
+    """The sentences of one page so far: a long one is not said again."""
+
+    def __init__(self) -> None:
+        """Begin a page."""
+        self._lines: list[str] = []
+
+    def once(self, sentence: str) -> str:
+        """Return ``sentence`` as one line, or a word that it stands above."""
+        line = plain(sentence)
+        if len(line) > REPEATED and any(line in told for told in self._lines):
+            return "(as above)"
+        self._lines.append(line)
+        return line
 
 
 # --- incidents ----------------------------------------------------------------------------------
@@ -124,17 +138,18 @@ def incident_line(incident: IncidentSummary) -> str:
 
 def incident_page(incident: IncidentView, now: datetime) -> Group:
     """Draw one incident as a page to read from top to bottom, as of ``now``."""
-    parts: list[RenderableType] = [_title(incident)]
+    said = Said()
+    parts: list[RenderableType] = [_title(incident, said)]
     parts += _section("Alerts", _alerts(incident.alerts, now))
     parts += _section("Findings", (_finding(finding) for finding in incident.findings))
-    parts += _section("Decision", _decisions(incident))
-    parts += _section("Mitigations", (mitigation_block(m) for m in incident.mitigations))
-    parts += _section("Timeline (UTC)", [_timeline(incident.timeline)])
+    parts += _section("Decision", _decisions(incident, said))
+    parts += _section("Mitigations", (mitigation_block(m, said) for m in incident.mitigations))
+    parts += _section("Timeline (UTC)", [_timeline(incident.timeline, said)])
     parts += _section("Next", _way_on(incident))
     return Group(*parts)
 
 
-def _title(incident: IncidentView) -> Text:
+def _title(incident: IncidentView, said: Said) -> Text:
     title = Text.assemble(styled(incident.id, "bold"), "  ", standing(incident))
     if incident.dry_run:
         title.append("  dry run", DOUBT)
@@ -147,7 +162,7 @@ def _title(incident: IncidentView) -> Text:
     if incident.replay_of is not None:
         of = "a body given by hand" if incident.replay_of == "manual" else plain(incident.replay_of)
         title.append(f"\nreplay of {of}", ASIDE)
-    return title.append(f"\n{plain(incident.reason)}")
+    return title.append(f"\n{said.once(incident.reason)}")
 
 
 def _meaning(incident: IncidentView) -> str:
@@ -218,13 +233,13 @@ def _finding(finding: FindingView) -> Text:
     return status.append(f"  {words(finding.name)}: {plain(finding.summary)}")
 
 
-def _decisions(incident: IncidentView) -> Iterator[Text]:
+def _decisions(incident: IncidentView, said: Said) -> Iterator[Text]:
     for event in incident.timeline:
         if event.step == "decide":
-            yield Text.assemble(styled(words(event.event), "bold"), "  ", plain(event.reason))
+            yield Text.assemble(styled(words(event.event), "bold"), "  ", said.once(event.reason))
 
 
-def mitigation_block(mitigation: MitigationView) -> Text:
+def mitigation_block(mitigation: MitigationView, said: Said | None = None) -> Text:
     """Draw one lever: what, on what, why, with which items and how it went."""
     state = styled(words(mitigation.state), STATE_STYLES.get(mitigation.state, ""))
     text = Text.assemble(
@@ -232,13 +247,14 @@ def mitigation_block(mitigation: MitigationView) -> Text:
     )
     if mitigation.summary not in ("", mitigation.reason):
         text.append(f"\n  what: {plain(mitigation.summary)}")
-    text.append(f"\n  why:  {plain(mitigation.reason)}")
+    text.append(f"\n  why:  {(said or Said()).once(mitigation.reason)}")
     text.append(f"\n  plan: {plain(mitigation.plan_hash)}", ASIDE)
     text.append(f", risk {mitigation.risk}, mode {mitigation.mode}", ASIDE)
     if mitigation.decided_by is not None:
         rejected = mitigation.state is MitigationState.REJECTED
         decided = "rejected" if rejected else "approved"
         text.append(f"\n  {decided} by {plain(mitigation.decided_by)}")
+    text.append_text(_agreed(mitigation))
     if mitigation.expires_at is not None and mitigation.state is MitigationState.AWAITING_APPROVAL:
         text.append(f"\n  can be approved until {moment(mitigation.expires_at)} UTC", DOUBT)
     text.append_text(_items(mitigation))
@@ -247,6 +263,16 @@ def mitigation_block(mitigation: MitigationView) -> Text:
             words(mitigation.verdict), VERDICT_STYLES[mitigation.verdict]
         )
         text.append(f" - {plain(mitigation.evidence)}")
+    return text
+
+
+def _agreed(mitigation: MitigationView) -> Text:
+    """List who agreed, where it takes more than one."""
+    text = Text()
+    if mitigation.approvals_needed > 1:
+        text.append(f"\n  approvals: {len(mitigation.approvals)} of {mitigation.approvals_needed}")
+        for one in mitigation.approvals:
+            text.append(f"\n  - {plain(one.by)} at {moment(one.at)} UTC by {plain(one.via)}")
     return text
 
 
@@ -262,10 +288,10 @@ def _items(mitigation: MitigationView) -> Text:
     return text
 
 
-def _timeline(events: Iterable[TimelineEvent]) -> Table:
+def _timeline(events: Iterable[TimelineEvent], said: Said) -> Table:
     grid = Table.grid(padding=(0, 2))
     for event in events:
-        what = styled(words(event.event), "bold").append(f"  {plain(event.reason)}")
+        what = styled(words(event.event), "bold").append(f"  {said.once(event.reason)}")
         grid.add_row(styled(moment(event.at, "%H:%M:%S"), ASIDE), styled(event.step), what)
     return grid
 
@@ -278,49 +304,6 @@ def timeline_line(event: TimelineEvent) -> Text:
 
 
 # --- the rest -----------------------------------------------------------------------------------
-
-
-def playbook_page(playbooks: Iterable[PlaybookView], *, parameters: bool = False) -> Group:
-    """Draw the loaded playbooks, each with where it may do what, and what may be set for it."""
-    return Group(*(_playbook(playbook, parameters=parameters) for playbook in playbooks))
-
-
-def _playbook(playbook: PlaybookView, *, parameters: bool) -> Group:
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(style=ASIDE)
-    grid.add_column(overflow="fold")
-    grid.add_row("  matches", styled(", ".join(playbook.matches)))
-    grid.add_row("  levers", styled(", ".join(playbook.levers) or "none"))
-    grid.add_row("  from", styled(playbook.origin))
-    for use in playbook.services:
-        grid.add_row("  on", styled(_use(use)))
-    if not playbook.services:
-        grid.add_row("  on", styled("no service yet", DOUBT))
-    for parameter in playbook.parameters if parameters else ():
-        grid.add_row("  takes", _parameter(parameter))
-    title = styled(playbook.name, "bold").append(f"  {plain(playbook.summary)}")
-    return Group(title, grid)
-
-
-def _parameter(parameter: ParameterView) -> Text:
-    default = f"default {_setting(parameter.default)}"
-    text = Text.assemble(styled(parameter.name, "bold"), "  ", styled(parameter.type, ASIDE))
-    text.append(f", {plain(default)}", ASIDE)
-    return text.append(f"\n{plain(parameter.description)}") if parameter.description else text
-
-
-def _setting(value: object) -> str:
-    """Write a value of the configuration in one line."""
-    if value is None:
-        return "none"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}: {_setting(inner)}" for key, inner in value.items())
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _use(use: PlaybookUse) -> str:
-    modes = ", ".join(f"{risk} risk: {mode}" for risk, mode in use.modes.items())
-    return f"{where(use.system, use.service)}: {modes}; at most {budget(use.limits)}"
 
 
 def budget(limits: Limits) -> str:
@@ -348,8 +331,8 @@ def window_table(windows: Iterable[WindowView]) -> Table:
     """Draw the maintenance windows that run or come."""
     rows = table("Window", "Scope", "From (UTC)", "Until (UTC)", "Why", fixed=1)
     for window in windows:
-        begin = "now" if window.running else moment(window.since, "%Y-%m-%d %H:%M")
-        until = moment(window.until, "%Y-%m-%d %H:%M")
+        begin = "now" if window.running else moment(window.since)
+        until = moment(window.until)
         why = f"{window.reason} ({window.by or 'configuration'})".strip()
         style = DOUBT if window.running else ""
         rows.add_row(

@@ -7,7 +7,7 @@ import sys
 import unicodedata
 from datetime import UTC, datetime, timedelta
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -55,3 +55,14 @@ def lasting(duration: timedelta) -> str:
 def words(code: object) -> str:
     """Write an identifier such as ``resolved_by_itself`` as words."""
     return plain(code).replace("_", " ")
+
+
+def show(page: RenderableType) -> None:
+    """Print a page; off the terminal without the spaces that a table fills its lines with."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(page)
+        return
+    with screen.capture() as held:
+        screen.print(page)
+    screen.file.write("".join(f"{line.rstrip()}\n" for line in held.get().splitlines()))

@@ -98,6 +98,10 @@ class Commands(Protocol):
         """Stop working on an incident."""
         ...
 
+    async def acknowledge(self, incident_id: str, by: str) -> object:
+        """Note that a person has an incident, so that nobody else is called for a time."""
+        ...
+
 
 class Maintenance(Protocol):
     """The windows in which humans work themselves; ``by`` names the credential.
@@ -174,6 +178,10 @@ class DecisionBody(Value):
     plan_hash: Text | None = None
     """Digest of the plan that was looked at; a plan that has changed since is then a 409."""
     reason: Text = ""
+
+
+class AcknowledgeBody(Value):
+    """Nothing is asked but the call itself; the credential says who has the incident."""
 
 
 class LimitsView(Value):
@@ -292,11 +300,16 @@ def _decisions(records: Records, commands: Commands) -> tuple[Route, ...]:
         await commands.cancel(_id(call), call.by, call.body.reason)
         return await _incident(records, call)
 
-    one = "/incidents/{id}"
+    async def acknowledge(call: Call) -> IncidentView:
+        await commands.acknowledge(_id(call), call.by)
+        return await _incident(records, call)
+
+    one, taken = "/incidents/{id}", "Say that you have it: nobody else is called for a time"
     return (
         _post(f"{one}/approve", approve, "Allow the plan that waits", DecisionBody, IncidentView),
         _post(f"{one}/reject", reject, "Refuse the plan that waits", DecisionBody, IncidentView),
         _post(f"{one}/cancel", cancel, "Stop working on it", DecisionBody, IncidentView),
+        _post(f"{one}/acknowledge", acknowledge, taken, AcknowledgeBody, IncidentView),
     )
 
 

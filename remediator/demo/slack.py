@@ -7,15 +7,20 @@ too long) and keeps the messages, so that they can be drawn or looked at. It can
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import hmac
 import itertools
+import json
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlencode
 
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 _LIMITS = {"header": 150, "section": 3_000}
 
@@ -53,9 +58,29 @@ class SlackMessage:
         texts = [str(block.get("text", {}).get("text", "")) for block in self.blocks]
         return [_decoded(line) for text in texts or [self.text] for line in text.splitlines()]
 
+    @property
+    def buttons(self) -> dict[str, dict[str, Any]]:
+        """What can be pressed, by its label."""
+        elements = [one for block in self.blocks for one in block.get("elements", [])]
+        return {_decoded(one["text"]["text"]): one for one in elements}
+
+
+def sign(body: bytes, secret: str, at: float) -> dict[str, str]:
+    """Return the headers that Slack sends with ``body`` at ``at``, in seconds since 1970."""
+    signed = f"v0:{int(at)}:".encode() + body
+    signature = hmac.new(secret.encode(), signed, hashlib.sha256).hexdigest()
+    return {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "X-Slack-Request-Timestamp": str(int(at)),
+        "X-Slack-Signature": f"v0={signature}",
+    }
+
 
 class LocalSlack:
-    """Serves chat.postMessage, chat.update and one incoming webhook. An async context manager."""
+    """Serves chat.postMessage, chat.update, one incoming webhook and the replies to clicks.
+
+    An async context manager.
+    """
 
     def __init__(self, token: str = "xoxb-local", channel: str = "#incidents") -> None:  # noqa: S107 - guards nothing
         """Keep the one token and the one channel that it knows."""
@@ -64,6 +89,9 @@ class LocalSlack:
         self.channel_id = "C0LOCAL"
         self.messages: dict[tuple[str, str], SlackMessage] = {}
         """By (channel id, ts), in the order of posting."""
+        self.signing_secret = "local-signing-secret"  # noqa: S105 - guards nothing
+        self.told: list[str] = []
+        """What was said to those who clicked, and to nobody else."""
         self.calls: list[str] = []
         """Names of the calls that arrived, those that failed included."""
         self.retry_after = 7
@@ -83,6 +111,38 @@ class LocalSlack:
     def webhook_url(self) -> str:
         """URL of the incoming webhook."""
         return f"{self.origin}/services/T0LOCAL/B0LOCAL/local-secret"
+
+    @property
+    def response_url(self) -> str:
+        """Where replies to a click are taken."""
+        return f"{self.origin}/actions/T0LOCAL/1/local-secret"
+
+    def press(self, button: dict[str, Any], user: str) -> bytes:
+        """Return what Slack posts when ``user`` presses ``button``; no two are the same."""
+        payload = {
+            "type": "block_actions",
+            "user": {"id": user, "username": user.lower(), "team_id": "T0LOCAL"},
+            "api_app_id": "A0LOCAL",
+            "trigger_id": f"1.2.{next(self._numbers)}",
+            "channel": {"id": self.channel_id, "name": self.channel},
+            "response_url": self.response_url,
+            "actions": [button | {"action_ts": f"{time.time():.6f}"}],
+        }
+        return urlencode({"payload": json.dumps(payload)}).encode()
+
+    async def click(self, service: str, button: dict[str, Any], user: str) -> tuple[int, str]:
+        """Press ``button`` as ``user``; return how the service at ``service`` answered."""
+        body = self.press(button, user)
+        return await self.send(service, body, sign(body, self.signing_secret, time.time()))
+
+    async def send(self, service: str, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
+        """Post a click as it is; return status and text of the answer."""
+        url = f"{service}/slack/interactions"
+        async with (
+            ClientSession() as session,
+            session.post(url, data=body, headers=headers) as answer,
+        ):
+            return answer.status, await answer.text()
 
     def fail(self, *troubles: str) -> None:
         """Meet the next calls with these, one each: a ``Trouble``, a word of Slack's, or ``""`` for none."""
@@ -109,6 +169,7 @@ class LocalSlack:
         app = web.Application()
         app.router.add_post("/api/chat.postMessage", self._api)
         app.router.add_post("/api/chat.update", self._api)
+        app.router.add_post("/actions/T0LOCAL/1/local-secret", self._reply)
         app.router.add_post("/services/T0LOCAL/B0LOCAL/local-secret", self._hook)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -151,6 +212,14 @@ class LocalSlack:
             return web.Response(status=400, text=problem)
         self._keep(body, None)
         return _dropped(request) if trouble == Trouble.DROP else web.Response(text="ok")
+
+    async def _reply(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if body.get("response_type") != "ephemeral" or _problem(body):
+            return web.Response(status=400, text="invalid_payload")
+        self.told.append(_decoded(body["text"]))
+        self._changed.set()
+        return web.Response(text="ok")
 
     async def _refusal(self, trouble: str | None) -> web.Response | None:
         match trouble:
@@ -211,7 +280,10 @@ class LocalSlack:
 def _problem(body: dict[str, Any]) -> str:
     """Return Slack's word for what is wrong with a message, or nothing."""
     blocks = body.get("blocks", [])
-    texts = [(block["type"], block["text"]["text"]) for block in blocks]
+    rows = [block["elements"] for block in blocks if block["type"] == "actions"]
+    if any(not 0 < len(row) <= 25 or any(_bad_button(one) for one in row) for row in rows):
+        return "invalid_blocks"
+    texts = [(b["type"], b["text"]["text"]) for b in blocks if b["type"] != "actions"]
     if len(blocks) > 50 or any(not 0 < len(t) <= _LIMITS.get(kind, 3_000) for kind, t in texts):
         return "invalid_blocks"
     if sum(len(text) for _, text in texts) > 11_000:
@@ -219,6 +291,11 @@ def _problem(body: dict[str, Any]) -> str:
     if len(body.get("text", "")) > 40_000:
         return "msg_too_long"
     return "" if blocks or body.get("text") else "no_text"
+
+
+def _bad_button(button: dict[str, Any]) -> bool:
+    sizes = (len(button["text"]["text"]), len(button["action_id"]))
+    return not 0 < sizes[0] <= 75 or not 0 < sizes[1] <= 255 or len(button["value"]) > 2_000
 
 
 def _error(code: str) -> web.Response:

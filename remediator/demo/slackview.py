@@ -47,7 +47,10 @@ def _blocks(blocks: Iterable[Mapping[str, Any]]) -> Iterator[RenderableType]:
     for block in blocks:
         text = block.get("text") or {}
         content = str(text.get("text", ""))
-        if block.get("type") == "header":
+        if block.get("type") == "actions":
+            labels = [str(one["text"]["text"]) for one in block.get("elements", [])]
+            yield Text("  ".join(f"[ {_readable(label)} ]" for label in labels))
+        elif block.get("type") == "header":
             yield Text(_readable(content), "bold")
         elif text.get("type") == "mrkdwn":
             yield Text()

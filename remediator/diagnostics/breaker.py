@@ -13,11 +13,23 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from remediator.errors import BackendUnavailable, PermanentError
-from remediator.model import Duration, Finding, FindingStatus, Value, format_duration
+from remediator.model import (
+    Duration,
+    Finding,
+    FindingStatus,
+    Item,
+    Mitigation,
+    Risk,
+    Target,
+    Value,
+    format_duration,
+)
 from remediator.playbook import Context, Parameters
 from remediator.ports import Breaker, BreakerState, Migration
 from remediator.promql import quote_label
 
+FINISHED = 100.0
+"""Percentage at which a migration is no longer under way."""
 SHOWN = 10
 """Names that one sentence lists at most."""
 _SAMPLES = 20
@@ -77,15 +89,58 @@ class MigrationList(Value):
         """Return the migration of ``pair``; None where it was never migrated."""
         return next((one for one in self.migrations if one.pair == pair), None)
 
+    @property
+    def moving(self) -> tuple[Migration, ...]:
+        """Return those that are under way; at 100 % one is finished, and there is no way back."""
+        return tuple(one for one in self.migrations if 0 < one.percentage < FINISHED)
+
+    def finished(self, *pairs: str) -> str:
+        """Say which, of ``pairs`` or of all, are finished, so that a human thinks of it."""
+        done = [m.pair for m in self.migrations if m.percentage >= FINISHED]
+        named = listed_names(pair for pair in done if not pairs or pair in pairs)
+        return named and f"Migrated to 100 %, which only a human takes back: {named}."
+
     def finding(self) -> Finding:
         """Say which pairs are being migrated; that is a fact and not a problem."""
-        moving = [f"{m.pair} at {m.percentage:g} %" for m in self.migrations if m.percentage > 0]
+        moving = [f"{m.pair} at {m.percentage:g} %" for m in self.moving]
         said = (
             f"Pairs are being migrated: {listed_names(moving)}."
             if moving
-            else "No pair is migrated."
+            else "No pair is being migrated."
         )
+        said = " ".join(filter(None, [said, self.finished()]))
         return Finding(name="migrations", status=FindingStatus.FINE, summary=said, value=self)
+
+    def stopped(self, *pairs: str) -> Finding:
+        """Say whether ``pairs`` are at 0; one that is no longer listed proves nothing."""
+        gone = [pair for pair in pairs if self.of(pair) is None]
+        meant = [one for one in self.migrations if one.pair in pairs]
+        said = [f"{one.pair} is at {one.percentage:g} %" for one in meant]
+        status = FindingStatus.UNKNOWN if gone else FindingStatus.FINE
+        if any(one.percentage > 0 for one in meant):
+            status = FindingStatus.PROBLEM
+        summary = "; ".join(said + [f"{pair} is no longer listed" for pair in gone])
+        return Finding(name="migrations", status=status, summary=f"Migrations: {summary}.")
+
+    @staticmethod
+    def stop(target: Target, moving: Iterable[Migration], why: str, risk: Risk) -> Mitigation:
+        """Propose to set ``moving`` to 0; only a human sets them back."""
+        items = (
+            Item(
+                key=one.pair,
+                summary=f"at {one.percentage:g} %",
+                identity={"pair": one.pair, "percentage": one.percentage},
+            )
+            for one in moving
+        )
+        return Mitigation(
+            kind="set_migration",
+            target=target,
+            reason=why,
+            items=tuple(items),
+            parameters={"percentage": 0},
+            risk=risk,
+        )
 
 
 class CallsGate(Parameters):

@@ -76,6 +76,13 @@ class ScaleBounds(Parameters):
     allow_gitops: bool = False
     """Change also what a GitOps controller may change back."""
 
+    def impossible(self) -> dict[str, str]:
+        """Nothing is scaled where that is switched off or has no cap."""
+        found = super().impossible()
+        if not self.scale:
+            return found | {"scale": "scale is false"}
+        return found if self.scale_cap else found | {"scale": "no scale_cap"}
+
     def scale_checks(self, context: Context) -> dict[str, Awaitable[Finding]]:
         """Return the checks that ``grounds`` reads; none where nothing may be scaled."""
         if not self.scale:
@@ -85,7 +92,7 @@ class ScaleBounds(Parameters):
             "deployment": _deployment(context),
             "autoscaler": _autoscaler(context),
         }
-        return checks | ({"room": _room(context)} if self.node_headroom else {})
+        return checks | ({"room": room_finding(context)} if self.node_headroom else {})
 
     def grounds(self, findings: Findings) -> Grounds | Hindrance:
         """Take together what the checks found; what is unknown is an obstacle that may pass."""
@@ -241,7 +248,8 @@ async def rolled_out(context: Context, mitigation: Mitigation) -> Finding:
     )
 
 
-async def _room(context: Context) -> Finding:
+async def room_finding(context: Context) -> Finding:
+    """Count how many more pods would find a place (``Room``); none is a problem."""
     room = await context.workloads().room(context.targets["workload"])
     return Finding(
         name="room",

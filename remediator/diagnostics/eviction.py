@@ -21,6 +21,11 @@ class CacheBounds(Parameters):
     cache_gap: Duration = Field(default=timedelta(seconds=2), le=timedelta(seconds=3))
     """Time between the two readings that show whether the cache evicts keys."""
 
+    def impossible(self) -> dict[str, str]:
+        """No cache is emptied unless it is said of what."""
+        found = super().impossible()
+        return found if self.cache_prefix else found | {"unlink_prefix": "no cache_prefix"}
+
     async def cache_finding(self, context: Context) -> Finding:
         """Look twice: a problem is a cache that is full and evicts keys between the looks."""
         cache = context.keyspace()

@@ -26,6 +26,7 @@ class Latency(Value):
 
     value: float = Field(ge=0, allow_inf_nan=False, strict=True)
     limit: float
+    unit: str = ""
 
     @property
     def within(self) -> bool:
@@ -33,7 +34,8 @@ class Latency(Value):
         return self.value <= self.limit
 
     def __str__(self) -> str:
-        return f"{self.value:.4g}, the limit {self.limit:g}"
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.value:.4g}{unit}, the limit {self.limit:g}{unit}"
 
 
 class PastLatency(Value):
@@ -41,6 +43,7 @@ class PastLatency(Value):
 
     worst: float = Field(ge=0, allow_inf_nan=False)
     limit: float
+    unit: str = ""
     samples: int
     expected: int
 
@@ -50,7 +53,8 @@ class PastLatency(Value):
         if self.samples < ENOUGH * self.expected:
             return f"only {self.samples} of {self.expected} samples are there"
         if self.worst > self.limit:
-            return f"it was {self.worst:.4g} at its worst, above {self.limit:g}"
+            unit = f" {self.unit}" if self.unit else ""
+            return f"it was {self.worst:.4g}{unit} at its worst, above {self.limit:g}{unit}"
         return None
 
 
@@ -65,6 +69,8 @@ class LatencySource(Parameters):
     """Where in that object it is; dots lead into inner ones."""
     latency_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Most that it may be."""
+    latency_unit: str = Field(default="", max_length=10)
+    """Unit of query or field and of the limit, such as `ms` or `s`, shown behind the figures."""
 
     @property
     def is_measured(self) -> bool:
@@ -77,8 +83,13 @@ class LatencySource(Parameters):
             raise ValueError("give latency_query or latency_path, not both")
         if bool(self.latency_path) != bool(self.latency_field):
             raise ValueError("latency_path and latency_field need each other")
-        if bool(self.latency_query or self.latency_path) != self.is_measured:
-            raise ValueError("latency_limit and a source of the latency need each other")
+        has_source = bool(self.latency_query or self.latency_path)
+        if self.is_measured and not has_source:
+            source = "latency_query, or latency_path with latency_field"
+            raise ValueError(f"latency_limit needs a source of the latency: {source}")
+        if has_source and not self.is_measured:
+            source = "latency_query" if self.latency_query else "latency_path"
+            raise ValueError(f"{source} needs latency_limit: the most that the latency may be")
         return self
 
     async def latency(self, context: Context) -> Latency:
@@ -88,7 +99,7 @@ class LatencySource(Parameters):
         else:
             value = await self._field(context)
         try:
-            return Latency(value=value, limit=self.latency_limit or 0.0)
+            return Latency(value=value, limit=self.latency_limit or 0.0, unit=self.latency_unit)
         except ValidationError as error:
             raise BackendUnavailable(f"the latency makes no sense: {value!r:.80}") from error
 
@@ -120,6 +131,7 @@ class LatencySource(Parameters):
             return PastLatency(
                 worst=max(point.value for point in inside),
                 limit=self.latency_limit or 0.0,
+                unit=self.latency_unit,
                 samples=len({point.at for point in inside}),
                 expected=int((end - start) / STEP),
             )

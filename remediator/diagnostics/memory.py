@@ -14,7 +14,15 @@ from pydantic import AwareDatetime, BeforeValidator, Field
 
 from remediator.model import Value
 from remediator.ports import Point
-from remediator.workloads import EFFECT, ContainerState, Pod, PodUsage, Workload
+from remediator.workloads import (
+    ContainerResources,
+    ContainerState,
+    Pod,
+    PodUsage,
+    Room,
+    Workload,
+    effect_of,
+)
 
 STALE = timedelta(minutes=3)
 """Age from which on the newest sample says nothing of now."""
@@ -102,6 +110,13 @@ class MemoryOfPods(Value):
             if use.growth is not None and use.growth >= share * (use.limit or use.used)
         ]
 
+    def remark(self, growth: float) -> str:
+        """Say what growth means for a limit that is raised; empty where it means nothing."""
+        if not self.tells_growth:
+            return "; growth is not known, so a leak cannot be seen"
+        leaks = len(self.leaking(growth))
+        return f"; {leaks} pods grow steadily, so it only buys time" if leaks else ""
+
     def summary(self, limit: float, growth: float) -> str:
         """Say what the fullest pod uses, how many are above ``limit`` and how many leak."""
         worst, high = self.pods[0], len(self.above(limit))
@@ -123,6 +138,12 @@ class Standing(Value):
     restarts: int
     oldest: AwareDatetime | None
     """When the oldest was made; None where there is no pod."""
+
+    @property
+    def summary(self) -> str:
+        """Count them and their restarts, and name those that are not ready."""
+        named = "; ".join(f"{name} ({how})" for name, how in list(self.unready.items())[:SHOWN])
+        return f"{self.count} pods, {self.restarts} restarts; not ready: {named or 'none'}."
 
 
 class Hindrance(NamedTuple):
@@ -148,9 +169,31 @@ def hindrance(workload: Workload, *, allow_gitops: bool) -> Hindrance | None:
 
 
 def memory_was_raised(workload: Workload) -> bool:
-    """Say whether our last change of a deployment raised a memory limit and still stands."""
-    effect = workload.annotations.get(EFFECT, "")
-    return "/set_memory/" in effect and not effect.endswith("/reverted")
+    """Say whether a memory limit of the deployment that we raised has not been put back."""
+    effect = workload.annotations.get(effect_of("set_memory"))
+    return effect is not None and not effect.endswith("/reverted")
+
+
+def raised(container: ContainerResources, wanted: int) -> str:
+    """Say what raising the limit of a container means, also for whoever releases it next."""
+    follows = container.memory_request == container.memory_limit
+    return (
+        f"it is raised to {in_mebibytes(wanted)}, once"
+        f"{', and so is the request, which equals it' if follows else ''};"
+        " put that into the manifest or chart, or the next release undoes it"
+    )
+
+
+def cramped(container: ContainerResources, wanted: int, room: Room) -> str | None:
+    """Say why no pod would find a place whose ``container`` has this limit, or None."""
+    if room.pods < 1:
+        return f"{'the nodes' if room.nodes < 1 else 'the quotas'} have no room for one more pod"
+    # without a request of its own, a container asks for its limit
+    follows = container.memory_request in (None, container.memory_limit)
+    more = wanted - (container.memory_limit or 0) if follows else 0
+    if room.spare_memory is not None and room.spare_memory < more:
+        return f"no node has room for one pod of the new size: {in_mebibytes(more)} more"
+    return None
 
 
 def standing(pods: Iterable[Pod]) -> Standing:

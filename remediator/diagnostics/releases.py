@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from remediator.diagnostics.latency import LatencySource
+from remediator.diagnostics.latency import LatencySource, prometheus
 from remediator.diagnostics.memory import hindrance
 from remediator.model import (
     AlertStatus,
@@ -22,10 +22,14 @@ from remediator.model import (
     Value,
 )
 from remediator.playbook import Context
+from remediator.promql import quote_label
 from remediator.workloads import EFFECT, Revision, Workload
 
 RELEASE_MAX_AGE = timedelta(minutes=60)
 """Age from which on a release is not undone by itself (procedures: 60 minutes)."""
+
+REPLICA_SET = "{replica_set}"
+"""What stands in `ready_query` for the name of a replica set, as a quoted label value."""
 
 
 class Release(Value):
@@ -64,11 +68,22 @@ class ReleaseBounds(LatencySource):
     release_lookback: Duration = Field(default=timedelta(minutes=30), ge=timedelta(minutes=10))
     """Time before the release over which the latency must have been within its limit."""
 
+    ready_query: str | None = None
+    """PromQL for the most pods of a replica set that were ready: at least 1 proves a revision.
+    `{replica_set}` becomes its quoted name; none: no release is undone."""
+
     @model_validator(mode="after")
     def _past_is_measured(self) -> Self:
         if self.undo_release and not self.latency_query:
             raise ValueError("undo_release needs latency_query: what was before must be measured")
+        if self.ready_query and REPLICA_SET not in self.ready_query:
+            raise ValueError(f"ready_query must name the replica set: write {REPLICA_SET}")
         return self
+
+    def impossible(self) -> dict[str, str]:
+        """No release is undone unless that is switched on."""
+        found = super().impossible()
+        return found if self.undo_release else found | {"undo_rollout": "undo_release is off"}
 
     async def release_finding(self, context: Context, *, allow_gitops: bool) -> Finding:
         """Look for a release that the latency began with: ``Release`` where all is proven."""
@@ -84,13 +99,26 @@ class ReleaseBounds(LatencySource):
         at = found.running.created_at
         past = await self.latency_between(context, at - lookback, at)
         doubt = past.doubt if past else "not measured"
+        said = f"the latency before it: {doubt or 'within its limit'}"
+        if not doubt:
+            doubt = await self._never_ready(context, found.before)
+            said = f"{said}; {doubt or f'revision {found.before.number} had ready pods'}"
         return Finding(
             name="release",
             status=FindingStatus.FINE if doubt else FindingStatus.PROBLEM,
-            summary=f"Revision {found.running.number} is of {at:%H:%M:%S}; the latency before it:"
-            f" {doubt or 'within its limit'}.",
+            summary=f"Revision {found.running.number} is of {at:%H:%M:%S}; {said}.",
             value=None if doubt else found,
         )
+
+    async def _never_ready(self, context: Context, before: Revision) -> str | None:
+        """Say why a revision is not proven to have run; the cluster keeps no history of that."""
+        if self.ready_query is None:
+            return f"it is not proven that revision {before.number} was ever ready: set ready_query"
+        query = self.ready_query.replace(REPLICA_SET, quote_label(before.name))
+        ready = await prometheus(context).scalar(query)
+        if ready >= 1:
+            return None
+        return f"revision {before.number} was never ready ({ready:g} pods by ready_query)"
 
 
 def _hindrance(workload: Workload, *, allow_gitops: bool) -> str | None:

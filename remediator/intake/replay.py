@@ -14,8 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from remediator.access import Permission
 from remediator.bodies import Body, BodyLimits, receive
-from remediator.errors import RejectedDelivery
+from remediator.errors import PermanentError, RejectedDelivery, TemporaryError
 from remediator.intake.alertmanager import Parsed, load_object
+from remediator.intake.fetching import Fetch, fetched, without_labels
+from remediator.intake.pagerduty import FIRING
+from remediator.intake.pagerduty import parse as parse_event
 from remediator.intake.plain import read_plain
 from remediator.intake.server import (
     DELIVERY,
@@ -45,6 +48,8 @@ class Replays:
     """Names of the playbooks that may be asked for."""
     limits: BodyLimits = field(default_factory=BodyLimits)
     now: Callable[[], datetime] = utc_now
+    fetch: Fetch | None = None
+    """Reads the alerts of a PagerDuty incident; None where that is not configured."""
 
 
 class ReplayQuery(Value):
@@ -81,6 +86,12 @@ class PlainBody(_Open):
     annotations: dict[str, str] = {}
 
 
+class PagerDutyBody(_Open):
+    """Replays the incident of a PagerDuty webhook."""
+
+    event: dict[str, Any]
+
+
 class AlertmanagerBody(_Open):
     """Replays the firing alerts of an Alertmanager webhook."""
 
@@ -101,7 +112,7 @@ def replay_routes(replays: Replays) -> tuple[Route, ...]:
             replay,
             "Replay an alert; a dry run unless asked otherwise",
             query=ReplayQuery,
-            request=StoredBody | PlainBody | AlertmanagerBody,
+            request=StoredBody | PlainBody | AlertmanagerBody | PagerDutyBody,
             decodes=False,
             response=Replayed,
             status=202,
@@ -142,10 +153,12 @@ async def _read(
             return BY_HAND, _firing(parsed), parsed.dead
         case {"labels": _}:
             return BY_HAND, (_plain(content, now),), ()
-        case {"event": _} | {"messages": _}:
-            raise _unusable("a PagerDuty body cannot be replayed: not supported yet", "body")
+        case {"event": _}:
+            return BY_HAND, await _event(replays, body.content, now), ()
+        case {"messages": _}:
+            raise _unusable("a PagerDuty body of version 2; give one of version 3", "body")
     raise _unusable(
-        'give {"id": ID} of a stored delivery, alert or incident, an Alertmanager body, or'
+        'give {"id": ID} of a stored delivery, alert or incident, an Alertmanager or PagerDuty body, or'
         ' {"labels": {...}, "annotations": {...}}',
         "body",
     )
@@ -156,6 +169,26 @@ def _plain(content: dict[str, Any], now: datetime) -> Alert:
         return read_plain(content, now)
     except RejectedDelivery as error:
         raise _unusable(f"the alert cannot be used: {error}", "body") from error
+
+
+async def _event(replays: Replays, content: bytes, now: datetime) -> tuple[Alert, ...]:
+    told = parse_event(content, None, now)
+    if told.dead:
+        raise _unusable(told.dead[0].reason, "body.event")
+    for alert in told.alerts:
+        if alert.status is AlertStatus.FIRING and told.event is not None:
+            return await _labelled(replays.fetch, told.event.incident or "", alert)
+    kinds = ", ".join(sorted(FIRING))
+    raise _unusable(f"only incident events of {kinds} start anything", "body.event")
+
+
+async def _labelled(fetch: Fetch | None, incident: str, alert: Alert) -> tuple[Alert, ...]:
+    if fetch is None:
+        return (alert,)
+    try:
+        return await fetched(fetch, incident, alert)
+    except (TemporaryError, PermanentError) as error:
+        return (without_labels(alert, str(error)),)
 
 
 async def _stored(replays: Replays, stored: str) -> tuple[Alert, ...]:

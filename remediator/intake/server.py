@@ -144,10 +144,7 @@ async def _problems(ready: Callable[[], Awaitable[list[str]]]) -> list[str]:
 
 async def _take(door: Door, call: Call) -> Taken:
     refuse_when_stopping(call)
-    overload = door.overloaded()
-    if overload is not None:
-        _log.warning("delivery_shed", reason=overload)
-        raise unavailable(f"no more can be taken now: {overload}")
+    refuse_when_overloaded(door.overloaded)
     body = await receive(call.request, door.limits)
     delivery = delivery_of(body, Source.ALERTMANAGER, call.by, door.now())
     if body.fault is not None:
@@ -156,7 +153,7 @@ async def _take(door: Door, call: Call) -> Taken:
     try:
         parsed = await read_alertmanager(body.content, delivery.received_at)
     except RejectedDelivery as error:
-        await _bury(door, delivery, str(error))
+        await bury(door.inbox, delivery, str(error))
         raise Problem(400, str(error)) from error
     if parsed.truncated:
         _log.warning("delivery_truncated", delivery=delivery.id, left_out=parsed.truncated)
@@ -166,15 +163,16 @@ async def _take(door: Door, call: Call) -> Taken:
 
 async def _turn_away(door: Door, delivery: Delivery, fault: Fault, reason: str) -> None:
     if fault in (Fault.TOO_LARGE, Fault.ENCODING):
-        await _bury(door, delivery, reason)
+        await bury(door.inbox, delivery, reason)
     else:  # a slow or a broken sender: half a body, which it has whole
         _log.warning("delivery_incomplete", fault=fault, size=delivery.size, reason=reason)
 
 
-async def _bury(door: Door, delivery: Delivery, reason: str) -> None:
+async def bury(inbox: Inbox, delivery: Delivery, reason: str) -> None:
+    """Keep a body that cannot be used as a dead letter."""
     _log.warning("delivery_rejected", delivery=delivery.id, size=delivery.size, reason=reason)
     letter = DeadLetter(reason=reason, excerpt=alertmanager.excerpt_of(delivery.body))
-    await door.inbox.put(delivery, (), (letter,))
+    await inbox.put(delivery, (), (letter,))
 
 
 async def read_alertmanager(content: bytes, received_at: datetime) -> alertmanager.Parsed:
@@ -188,6 +186,14 @@ def refuse_when_stopping(call: Call) -> None:
     """Send the caller away, to come again, when the service is about to end."""
     if call.stopping:
         raise unavailable("the service is stopping")
+
+
+def refuse_when_overloaded(overloaded: Callable[[], str | None]) -> None:
+    """Send the caller away, to come again, when no more can be taken."""
+    overload = overloaded()
+    if overload is not None:
+        _log.warning("delivery_shed", reason=overload)
+        raise unavailable(f"no more can be taken now: {overload}")
 
 
 def delivery_of(body: Body, source: Source, credential: str, now: datetime) -> Delivery:

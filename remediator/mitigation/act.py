@@ -36,6 +36,9 @@ CALL_TIMEOUT = 30.0
 """Seconds that one verb of a lever may take; a later answer counts as lost."""
 SETTLE_TIME = timedelta(seconds=2)
 """Time past ``apply_before`` after which a call begun in time has reached its backend."""
+LATEST = timedelta(seconds=12)
+"""Time past ``apply_before`` up to which a call that is not seen may still take effect: the longest
+call of an adapter and ``SETTLE_TIME``."""
 
 _log = structlog.get_logger(__name__)
 
@@ -82,7 +85,14 @@ async def observe(lever: Lever, entry: LedgerEntry) -> Outcome:
 async def revert(lever: Lever, entry: LedgerEntry, *, in_steps: bool = False) -> Outcome:
     """Put back what the change did; ``unknown`` when the answer is lost."""
     preparation, key = preparation_of(entry), entry.effect_key
-    return await _called(lambda: lever.revert(preparation, key, in_steps=in_steps))
+
+    async def call() -> Outcome:
+        try:
+            return await lever.revert(preparation, key, in_steps=in_steps)
+        except BackendRefused as error:
+            return Outcome(state=MitigationState.NOT_APPLIED, detail=str(error))
+
+    return await _called(call)
 
 
 def preparation_of(entry: LedgerEntry) -> Preparation:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from remediator.errors import BackendUnavailable, PermanentError
 from remediator.mitigation import deciding
 from remediator.mitigation.act import (
+    LATEST,
     SETTLE_TIME,
     not_prepared,
     observe,
@@ -50,7 +51,7 @@ async def act(work: Work) -> Transition:
         choose(work.claim.proposal, work.claim.entries) if approved is None else approved.mitigation
     )
     needed = Mode.AUTO if approved is None else Mode.APPROVE
-    if mitigation is None or not _allows(work, mitigation, needed):
+    if mitigation is None or not _allows(work, mitigation, needed) or _too_few(work, approved):
         return _configuration_changed(work, approved)
     impaired = await _impaired(work)
     if impaired is not None:
@@ -101,6 +102,9 @@ async def _look(work: Work, entry: LedgerEntry) -> Transition:
     except PermanentError as error:
         return _unknown(work, entry, str(error))
     outcome = await observe(lever, entry)
+    left = _certain_in(work, entry, LATEST)
+    if outcome.state is MitigationState.NOT_APPLIED and left > timedelta(0):
+        return Transition(phase=Phase.ACT, due_in=left, notify=False)
     if outcome.state is MitigationState.UNKNOWN:
         if not work.out_of_patience:
             return work.wait(outcome.detail, SEEN_AGAIN, code="outcome unknown")
@@ -136,9 +140,9 @@ def _after(work: Work, entry: LedgerEntry, outcome: Outcome) -> Transition:
             return Transition(phase=Phase.ACT, due_in=due, events=(event,))
 
 
-def _certain_in(work: Work, entry: LedgerEntry) -> timedelta:
+def _certain_in(work: Work, entry: LedgerEntry, after: timedelta = SETTLE_TIME) -> timedelta:
     """Return the time until a call that was begun in time has reached its backend."""
-    return (entry.apply_before or work.claim.now) + SETTLE_TIME - work.claim.now
+    return (entry.apply_before or work.claim.now) + after - work.claim.now
 
 
 def _unknown(work: Work, entry: LedgerEntry, reason: str) -> Transition:
@@ -180,10 +184,17 @@ def _allows(work: Work, mitigation: Mitigation, needed: Mode) -> bool:
     return reaches and work.still_configured(mitigation)
 
 
+def _too_few(work: Work, approved: LedgerEntry | None) -> bool:
+    # more persons must agree today than when it was asked
+    return approved is not None and len(approved.approvals) < work.approvers(approved.mitigation)
+
+
 def _configuration_changed(work: Work, approved: LedgerEntry | None) -> Transition:
     if approved is None:  # decide again
         return Transition(phase=Phase.DECIDE, notify=False)
-    reason = "the configuration no longer allows it: its mode, target or lever has changed"
+    reason = (
+        "the configuration no longer allows it: its mode, target, lever or approvals have changed"
+    )
     decision = Decision(effect=Effect.DENY, code="configuration", reason=reason)
     return _refused(work, approved.mitigation, decision, approved)
 

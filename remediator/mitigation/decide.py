@@ -65,14 +65,14 @@ def decide(
     """Say what policy, senses and bounds make of a mitigation at this moment."""
     limits = judge(standing, bounds)
     if dry_run or mode in (Mode.OBSERVE, Mode.SHADOW):
-        why = "this is a dry run" if dry_run else f"the mode is {mode}"
         hindrance = "; ".join(impaired) if impaired else limits.reason
         allowed = limits.effect is Effect.ALLOW and not impaired
         would = (
             "it would have been made" if allowed else f"it would not have been made: {hindrance}"
         )
         code = "dry_run" if dry_run else str(mode)
-        return Decision(effect=Effect.SHADOW, code=code, reason=f"{why}; otherwise {would}")
+        reason = f"{_only_recorded(mode, dry_run=dry_run)}; {_AT_MOST[mode]} {would}"
+        return Decision(effect=Effect.SHADOW, code=code, reason=reason)
     if impaired:
         reason = f"our senses are impaired, so nothing is changed: {'; '.join(impaired)}"
         return Decision(effect=Effect.WAIT, code="senses", reason=reason)
@@ -82,3 +82,20 @@ def decide(
         reason = "the mode is approve: a human has to agree first"
         return Decision(effect=Effect.ASK, code="approve", reason=reason)
     return limits
+
+
+_AT_MOST = {
+    Mode.OBSERVE: "in mode auto",
+    Mode.SHADOW: "in mode auto",
+    Mode.APPROVE: "for real, once a human agrees,",
+    Mode.AUTO: "for real",
+}
+"""When it would have been more than recorded."""
+
+
+def _only_recorded(mode: Mode, *, dry_run: bool) -> str:
+    if not dry_run:
+        return f"the mode is {mode}, so it is only recorded"
+    if mode in (Mode.OBSERVE, Mode.SHADOW):
+        return f"this is a dry run, and the mode is {mode}: for real it would only be recorded too"
+    return f"this is a dry run, and the mode is {mode}"

@@ -42,7 +42,7 @@ async def decide(work: Work) -> Transition:
         return maintained
     if claim.now - claim.incident.phase_since > FRESH:
         return Transition(phase=Phase.DIAGNOSE, notify=False)
-    waiting = work.wait_for_cause()
+    waiting = work.wait_for_cause() or work.wait_for_causes_alert()
     if waiting is not None:
         return waiting
     proposal = claim.proposal or Proposal(reason="the playbook proposed nothing")
@@ -66,7 +66,7 @@ async def decide(work: Work) -> Transition:
 
 async def _standing(work: Work, mitigation: Mitigation, bounds: Sequence[Bound]) -> Standing:
     incident, ledger = work.claim.incident, work.around.ledger
-    standing = await ledger.standing(incident, mitigation.target.key, bounds)
+    standing = await ledger.standing(incident, mitigation, bounds)
     return work.around.whole(incident, standing)
 
 
@@ -78,7 +78,7 @@ async def await_approval(work: Work) -> Transition:
     if entry is not None and work.maintenance is not None and _over(entry, work):
         return expired(work, entry)
     if entry is None or entry.expires_at is None or _over(entry, work):
-        return work.escalate("nobody approved the plan in its time; it was not carried out")
+        return work.escalate(f"{_agreed(entry)} the plan in its time; it was not carried out")
     return Transition(phase=Phase.APPROVAL, due_in=entry.expires_at - work.claim.now, notify=False)
 
 
@@ -90,6 +90,12 @@ def expired(work: Work, entry: LedgerEntry) -> Transition:
     )
     again = work.again(reason, work.event("plan expired", reason), settlement)
     return again.model_copy(update={"notify": False})
+
+
+def _agreed(entry: LedgerEntry | None) -> str:
+    if entry is None or not entry.approvals:
+        return "nobody approved"
+    return f"{len(entry.approvals)} of {entry.approvals_needed} approved"
 
 
 def _over(entry: LedgerEntry, work: Work) -> bool:
@@ -132,11 +138,12 @@ async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transi
     within = policy.approval_time(_severity(work))
     waiting = MitigationState.AWAITING_APPROVAL
     entry = work.entry(preparation, waiting, decision.reason)
+    asked = {"expires_at": work.claim.now + within, "approvals_needed": work.approvers(mitigation)}
     return Transition(
         phase=Phase.APPROVAL,
         due_in=within,
         reason=f"waiting for approval: {mitigation.reason}",
-        entry=entry.model_copy(update={"expires_at": work.claim.now + within}),
+        entry=entry.model_copy(update=asked),
         events=(work.event("approval asked", mitigation.reason, plan=entry.plan_hash),),
     )
 

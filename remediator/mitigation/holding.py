@@ -16,7 +16,7 @@ from remediator.store.obligations import Obligation
 from remediator.work import Surroundings
 
 ATTEMPTS = 20
-"""Attempts after which a human has to take the change back."""
+"""Refusals after which a human has to take the change back."""
 UNSTABLE = timedelta(hours=24)
 """Time past the hold time after which a human decides about what still cannot be taken back."""
 _AGAIN = timedelta(seconds=30)
@@ -53,7 +53,7 @@ async def _take_back(store: Store, around: Surroundings, owed: Obligation) -> No
     except PermanentError as error:
         await _settle(store, owed, taken_back=False, reason=_cannot(owed, str(error)))
         return
-    await _follow(store, owed, outcome)
+    await _follow(store, owed, outcome, too_long=await _too_long(store, around, owed))
 
 
 def _hindrance(owed: Obligation, halt: Halt | None) -> str | None:
@@ -74,16 +74,17 @@ async def _too_long(store: Store, around: Surroundings, owed: Obligation) -> boo
     return now - over - covered([*planned, *ordered], over, now) > UNSTABLE
 
 
-async def _follow(store: Store, owed: Obligation, outcome: Outcome) -> None:
+async def _follow(store: Store, owed: Obligation, outcome: Outcome, *, too_long: bool) -> None:
     if outcome.state is MitigationState.REVERTED:
         await _settle(store, owed, taken_back=True, reason=outcome.detail)
     elif outcome.state is MitigationState.APPLIED and outcome.again_in is not None:
         again, step = outcome.again_in, outcome.detail
         await patiently(lambda: store.obligations.postpone(owed, again, attempts=0, step=step))
-    elif owed.attempts + 1 >= ATTEMPTS:
+    elif owed.attempts + 1 >= ATTEMPTS or too_long:
         await _settle(store, owed, taken_back=False, reason=_cannot(owed, outcome.detail))
-    else:
-        await store.obligations.postpone(owed, _AGAIN, attempts=owed.attempts + 1)
+    else:  # a backend that cannot be reached is no refusal
+        refused = outcome.state is not MitigationState.UNKNOWN
+        await store.obligations.postpone(owed, _AGAIN, attempts=owed.attempts + refused)
 
 
 async def _settle(store: Store, owed: Obligation, *, taken_back: bool, reason: str) -> None:

@@ -21,6 +21,7 @@ def judge(standing: Standing, bounds: Sequence[Bound]) -> Decision:
         return Decision(effect=Effect.DENY, code="resolved", reason=reason)
     return (
         _over_budget(standing, bounds)
+        or _held(standing)
         or _cooling_down(standing, bounds)
         or _busy(standing, bounds)
         or Decision(effect=Effect.ALLOW, code="allowed", reason="within every bound")
@@ -37,6 +38,17 @@ def _over_budget(standing: Standing, bounds: Sequence[Bound]) -> Decision | None
             )
             return Decision(effect=Effect.DENY, code="budget", reason=reason)
     return None
+
+
+def _held(standing: Standing) -> Decision | None:
+    """Refuse a second temporary change of a kind: the first could not be taken back any more."""
+    if standing.held_by is None:
+        return None
+    reason = (
+        f"the temporary change that {standing.held_by} made to this target has not been taken"
+        " back yet; a further one of the same kind is a human's decision"
+    )
+    return Decision(effect=Effect.DENY, code="held", reason=reason)
 
 
 def _cooling_down(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:

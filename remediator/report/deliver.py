@@ -7,7 +7,7 @@ messages late and nothing else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import structlog
@@ -18,7 +18,7 @@ from remediator.report.summary import summarise
 from remediator.store import Store
 from remediator.store.database import patiently
 from remediator.store.notices import Notice
-from remediator.views import Report
+from remediator.views import IncidentView, Report
 
 SEND_TIMEOUT = 30.0
 """Seconds that a notifier may take; less than the lease of a notice."""
@@ -30,24 +30,38 @@ _LONGEST = 300.0
 _log = structlog.get_logger(__name__)
 
 
-async def deliver(store: Store, notifier: Notifier, count: Callable[[str], None]) -> bool:
-    """Send what is due; return whether there may be more."""
+async def deliver(
+    store: Store,
+    notifier: Notifier,
+    count: Callable[[str], None],
+    note: Callable[[IncidentView], Awaitable[None]] | None = None,
+) -> bool:
+    """Send what is due; return whether there may be more.
+
+    ``note`` sees every incident of which humans are told, whatever becomes of the message.
+    """
     notices = await store.notices.claim(1)
     for notice in notices:
         try:
-            await _deliver(store, notifier, notice, count)
+            await _deliver(store, notifier, notice, count, note)
         except OwnershipLost as error:
             _log.warning("notice_lost", reason=str(error))
     return bool(notices)
 
 
 async def _deliver(
-    store: Store, notifier: Notifier, notice: Notice, count: Callable[[str], None]
+    store: Store,
+    notifier: Notifier,
+    notice: Notice,
+    count: Callable[[str], None],
+    note: Callable[[IncidentView], Awaitable[None]] | None,
 ) -> None:
     view = await store.records.incident(notice.incident_id)
     if view is None:
         await store.notices.sent(notice, notice.handle)
         return
+    if note is not None:
+        await note(view)
     try:
         async with asyncio.timeout(SEND_TIMEOUT):
             report = summarise(view)

@@ -59,7 +59,23 @@ def standing(view: IncidentView) -> str:
     by = _rejected_by(view)
     if by is not None and view.outcome is IncidentOutcome.DENIED:
         return f"rejected by {by}, nothing changed"
+    if _unplanned(view):
+        return f"shadow mode, nothing {'could be' if _unseen(view) else 'was'} planned"
     return _CLOSED[view.outcome] if view.outcome else "closed without an outcome"
+
+
+def _unplanned(view: IncidentView) -> bool:
+    """Whether it was only watched, and even so nothing was proposed."""
+    return view.outcome is IncidentOutcome.SHADOWED and not view.mitigations
+
+
+def _unseen(view: IncidentView) -> list[str]:
+    """Say, a clause each, what the last diagnosis could not see."""
+    latest = max((finding.round for finding in view.findings), default=0)
+    unknown = (f for f in view.findings if f.status is FindingStatus.UNKNOWN)
+    found = [f"{f.name}: {f.summary.rstrip('.')}" for f in unknown if f.round == latest]
+    _, _, impaired = view.reason.partition("; impaired: ")
+    return found or ([impaired] if impaired else [])
 
 
 def _rejected_by(view: IncidentView) -> str | None:
@@ -168,14 +184,26 @@ def _ask(view: IncidentView) -> str:
     ends = [m.expires_at for m in _waiting(view) if m.expires_at]
     until = f" before {min(ends).astimezone(UTC):%H:%M:%S} UTC" if ends else ""
     return (
-        f"An operator must run `remediator approve {view.id}`{until},"
+        f"{_who(view)} must run `remediator approve {view.id}`{until},"
         f" or `remediator reject {view.id}`."
     )
+
+
+def _who(view: IncidentView) -> str:
+    needed = max((m.approvals_needed for m in _waiting(view)), default=1)
+    if needed == 1:
+        return "An operator"
+    agreed = ", ".join(one.by for m in _waiting(view) for one in m.approvals)
+    if agreed:
+        return f"{needed} different operators must approve, and {agreed} did: another one"
+    return f"{needed} different operators"
 
 
 def _once_closed(view: IncidentView) -> str:
     if view.outcome is None:
         return "Look at the timeline: it was closed without an outcome, which is a fault."
+    if _unplanned(view):
+        return _by_hand(_unseen(view))
     step = _STEPS[view.outcome].format(
         service=view.service or "the service",
         playbook=view.playbook or "the playbook",
@@ -188,6 +216,16 @@ def _once_closed(view: IncidentView) -> str:
     return (
         f"{step} To have it tried again under today's mode and limits:"
         f" `remediator replay {view.id} --for-real`."
+    )
+
+
+def _by_hand(unseen: list[str]) -> str:
+    """Say what to do where nothing was planned: a wider mode would not have changed that."""
+    if not unseen:
+        return "Handle the alert by hand: in no mode would anything have been done about it."
+    return (
+        "Handle the alert by hand: in no mode could anything have been done. Mend what could not"
+        f" be seen: {sentence('; '.join(unseen))}"
     )
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 from remediator.model import Bound
+from remediator.store.approvals import Clicks
 from remediator.store.commands import Commands
 from remediator.store.database import Database, open_database
+from remediator.store.escalations import Escalations
+from remediator.store.events import Events
 from remediator.store.inbox import Inbox
 from remediator.store.ledger import Ledger
 from remediator.store.notices import Notices
@@ -33,14 +37,17 @@ class Store:
     """Time after which a silent owner's incident is taken over."""
     database: Database
     inbox: Inbox
+    events: Events
     queue: Queue
     ledger: Ledger
     notices: Notices
     obligations: Obligations
     records: Records
     commands: Commands
+    clicks: Clicks
     silenced: Silenced
     windows: Windows
+    escalations: Escalations
 
 
 @contextlib.asynccontextmanager
@@ -51,6 +58,7 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     changed: Callable[[], None],
     bounds: Sequence[Bound] = (),
     scopes: Collection[str] = ("global",),
+    deciders: Mapping[str, Collection[str]] = MappingProxyType({}),
     clock: Callable[[], datetime] | None = None,
     lease: timedelta = LEASE,
 ) -> AsyncIterator[Store]:
@@ -58,7 +66,8 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
 
     ``owner`` names this process in claims; ``changed`` is called when a delivery is
     durable or an operator's order is; ``bounds`` are those that the operator's API shows and
-    ``scopes`` those that may be paused. A claim, and the time in which a reserved change may
+    ``scopes`` those that may be paused; ``deciders`` names who may approve, by ``SYSTEM/SERVICE``
+    where not everybody may. A claim, and the time in which a reserved change may
     begin, end after ``lease``. Raises ``ConfigError`` for a schema of another version and
     ``StoreUnavailable``.
     """
@@ -70,12 +79,15 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
             lease=lease,
             database=database,
             inbox=Inbox(database, changed),
+            events=Events(database, changed),
             queue=Queue(database, owner, lease),
             ledger=ledger,
             notices=Notices(database),
             obligations=Obligations(database),
             records=Records(database, ledger, bounds),
-            commands=Commands(database, changed, scopes),
+            clicks=Clicks(database),
+            commands=Commands(database, changed, scopes, deciders),
             silenced=Silenced(database),
             windows=Windows(database),
+            escalations=Escalations(database),
         )

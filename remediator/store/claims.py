@@ -1,4 +1,4 @@
-"""Rows as a queue: one claim at a time, fenced by an epoch. For incidents and for notices.
+"""Rows as a queue: one claim at a time, fenced by an epoch. For incidents and what is told of them.
 
 A claim is one statement over rows that are due and whose lease is over. It raises the row's
 epoch; every later write of that claim says so and touches no row once somebody else claimed.
@@ -9,20 +9,26 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Column, Table, Update, or_, select, update
+from sqlalchemy import Column, ColumnElement, Table, Update, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import OwnershipLost
 
 
 def claim_due(
-    table: Table, now: datetime, lease: timedelta, limit: int, *, skip_locked: bool
+    table: Table,
+    now: datetime,
+    lease: timedelta,
+    limit: int,
+    *,
+    skip_locked: bool,
+    where: ColumnElement[bool] | None = None,
 ) -> Update:
-    """Return the statement that claims up to ``limit`` due rows, oldest first."""
+    """Return the statement that claims up to ``limit`` due rows ``where``, oldest first."""
     key = _key(table)
     due = (
         select(key)
-        .where(table.c.due_at <= now)
+        .where(table.c.due_at <= now, true() if where is None else where)
         .where(or_(table.c.lease_until.is_(None), table.c.lease_until <= now))
         .order_by(table.c.due_at)
         .limit(limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -12,6 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from remediator.errors import Refused
 from remediator.maintenance import LONGEST, MaintenanceOrder
 from remediator.model import (
+    Approval,
+    Consent,
     IncidentId,
     IncidentOutcome,
     IncidentState,
@@ -21,9 +23,11 @@ from remediator.model import (
     new_id,
 )
 from remediator.store import tables as t
+from remediator.store.acknowledging import Acknowledged, acknowledge, begin_escalation
+from remediator.store.approvals import agree, open_incident, said_of, turn_down, waiting_plan
 from remediator.store.database import Database, Operation
 from remediator.store.ledger import close_entries
-from remediator.store.queue import request_notice
+from remediator.store.queue import correct_notice, request_notice
 from remediator.store.windows import view_of
 from remediator.views import PauseView, WindowView
 
@@ -34,12 +38,21 @@ class Commands:
     """Operators' orders, applied in one transaction each. ``by`` is a credential's name."""
 
     def __init__(
-        self, database: Database, changed: Callable[[], None], scopes: Collection[str]
+        self,
+        database: Database,
+        changed: Callable[[], None],
+        scopes: Collection[str],
+        deciders: Mapping[str, Collection[str]],
     ) -> None:
-        """Call ``changed`` after each order; ``scopes`` are those that may be paused."""
+        """Call ``changed`` after each order; ``scopes`` are those that may be paused.
+
+        ``deciders`` names who may approve and reject, by ``SYSTEM/SERVICE``; a service that is
+        not there leaves it to everybody with the role for it.
+        """
         self._database = database
         self._changed = changed
         self._scopes = frozenset(scopes)
+        self._deciders = dict(deciders)
 
     async def _order(self, operation: Operation[T]) -> T:
         result = await self._database.write(operation, serial=True)
@@ -50,6 +63,13 @@ class Commands:
         if scope not in self._scopes:
             known = ", ".join(sorted(self._scopes))
             raise Refused(404, f"there is nothing called {scope!r} to {what}; known are: {known}")
+
+    def _may_decide(self, plan: Any, by: str) -> None:
+        scope = f"{plan['system']}/{plan['service']}"
+        named = self._deciders.get(scope)
+        if named is not None and by not in named:
+            who = ", ".join(sorted(named)) or "nobody"
+            raise Refused(403, f"{by} may not decide about {scope}; those who may are: {who}")
 
     async def pause(self, scope: str, by: str, reason: str) -> PauseView:
         """Stop every mutation in ``scope``; no reservation is made after this returns."""
@@ -117,37 +137,83 @@ class Commands:
 
         return await self._order(operation)
 
-    async def approve(self, incident_id: str, plan_hash: str | None, by: str) -> None:
-        """Let exactly the waiting plan go ahead; ``Refused`` when it changed or expired."""
+    async def approve(
+        self, incident_id: str, plan_hash: str | None, by: str, *, via: str = "api"
+    ) -> Consent:
+        """Count one person's yes to exactly the waiting plan; the last one lets it go ahead.
 
-        async def operation(connection: AsyncConnection) -> None:
+        ``by`` is a person's name, ``via`` the way that it came. ``Refused`` when the plan changed,
+        expired or was decided, and for somebody who may not decide or has agreed already.
+        """
+
+        async def operation(connection: AsyncConnection) -> Consent:
             now = await self._database.now(connection)
-            row = await _waiting_plan(connection, incident_id, plan_hash, now)
-            await _decide(connection, row["id"], MitigationState.APPROVED, by, now)
-            await _move(connection, incident_id, now, phase=Phase.ACT, phase_since=now)
-            await _journal(connection, incident_id, now, "approved", by, row["plan_hash"])
+            plan = await waiting_plan(connection, incident_id, plan_hash, now)
+            self._may_decide(plan, by)
+            consent = await agree(connection, plan, Approval(by=by, via=via, at=now))
+            if consent.missing:
+                await request_notice(connection, incident_id, now)
+            else:
+                await _move(connection, incident_id, now, phase=Phase.ACT, phase_since=now)
+            event, detail = said_of(consent), {"via": via, "plan": plan["plan_hash"]}
+            reason = plan["plan_hash"]
+            await _journal(connection, incident_id, now, event, by, reason, **detail)
+            return consent
 
-        await self._order(operation)
+        return await self._order(operation)
 
-    async def reject(self, incident_id: str, plan_hash: str | None, by: str, reason: str) -> None:
+    async def reject(
+        self,
+        incident_id: str,
+        plan_hash: str | None,
+        by: str,
+        reason: str,
+        *,
+        via: str = "api",
+    ) -> None:
         """Turn the waiting plan down; the incident closes and a human has it."""
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
-            row = await _waiting_plan(connection, incident_id, plan_hash, now)
-            await _decide(connection, row["id"], MitigationState.REJECTED, by, now)
+            plan = await waiting_plan(connection, incident_id, plan_hash, now)
+            self._may_decide(plan, by)
+            await turn_down(connection, plan, by, now)
             why = f"rejected by {by}: {reason or 'no reason given'}"
             await _close(connection, incident_id, now, IncidentOutcome.DENIED, why)
-            await _journal(connection, incident_id, now, "rejected", by, reason)
+            await begin_escalation(connection, incident_id, IncidentOutcome.DENIED, now, by)
+            detail = {"via": via, "plan": plan["plan_hash"]}
+            await _journal(connection, incident_id, now, "rejected", by, reason, **detail)
 
         await self._order(operation)
+
+    async def waits_for(self, incident_id: str, plan_hash: str) -> str:
+        """Return ``SYSTEM/SERVICE`` of the plan as long as exactly it waits; else ``Refused``."""
+
+        async def operation(connection: AsyncConnection) -> str:
+            now = await self._database.now(connection)
+            plan = await waiting_plan(connection, incident_id, plan_hash, now)
+            return f"{plan['system']}/{plan['service']}"
+
+        return await self._database.write(operation)
+
+    async def note(self, incident_id: str, event: str, by: str, reason: str, **detail: str) -> None:
+        """Keep what somebody asked for in a chat and what came of it, also when nothing did."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            query = select(t.incidents.c.id).where(t.incidents.c.id == incident_id)
+            known = await connection.scalar(query)
+            line = detail | {"incident": incident_id}
+            await _journal(connection, known, now, event, by, reason, **line)
+
+        await self._database.write(operation)
 
     async def cancel(self, incident_id: str, by: str, reason: str) -> None:
         """Take the incident away from the service; ``Refused`` while a change is being made."""
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
-            await _open_incident(connection, incident_id)
+            await open_incident(connection, incident_id)
             await _refuse_under_way(connection, incident_id)
             why = f"cancelled by {by}: {reason or 'no reason given'}"
             unjudged = await _unjudged(connection, incident_id)
@@ -155,9 +221,30 @@ class Commands:
             if unjudged:
                 why = f"{why}; changed before and not judged any more: {', '.join(unjudged)}"
             await _close(connection, incident_id, now, outcome, why)
+            await begin_escalation(connection, incident_id, outcome, now, by)
             await _journal(connection, incident_id, now, "cancelled", by, reason)
 
         await self._order(operation)
+
+    async def acknowledge(
+        self, incident_id: str, by: str, *, from_pagerduty: bool = False
+    ) -> Acknowledged:
+        """Note that a person has the incident, so that the next level is not told for a time.
+
+        An open incident may be acknowledged too: what is escalated later is then theirs. What
+        comes ``from_pagerduty`` is not sent there again, and changes nothing where somebody has
+        the incident already. ``Refused`` (404, 409) when there is nothing to acknowledge.
+        """
+
+        async def operation(connection: AsyncConnection) -> Acknowledged:
+            now = await self._database.now(connection)
+            taken = await acknowledge(connection, incident_id, by, now, echo=from_pagerduty)
+            if taken.anew:
+                await _journal(connection, incident_id, now, "acknowledged", by, "")
+                await correct_notice(connection, incident_id, now)
+            return taken
+
+        return await self._order(operation)
 
 
 def _window(order: MaintenanceOrder, now: datetime) -> dict[str, Any]:
@@ -188,16 +275,6 @@ async def _wake(connection: AsyncConnection, scope: str, now: datetime) -> None:
     await connection.execute(update(t.incidents).where(within).values(due_at=now, poked=True))
 
 
-async def _open_incident(connection: AsyncConnection, incident_id: str) -> Any:
-    query = select(t.incidents).where(t.incidents.c.id == incident_id).with_for_update()
-    row = (await connection.execute(query)).mappings().first()
-    if row is None:
-        raise Refused(404, f"there is no incident {incident_id}")
-    if row["state"] != IncidentState.OPEN:
-        raise Refused(409, f"incident {incident_id} is closed: {row['outcome']}, {row['reason']}")
-    return row
-
-
 async def _refuse_under_way(connection: AsyncConnection, incident_id: str) -> None:
     query = select(t.mitigations.c.effect_key).where(
         t.mitigations.c.incident_id == incident_id,
@@ -216,37 +293,6 @@ async def _unjudged(connection: AsyncConnection, incident_id: str) -> list[str]:
         t.mitigations.c.verdict.is_(None),
     )
     return list(await connection.scalars(query))
-
-
-async def _waiting_plan(
-    connection: AsyncConnection, incident_id: str, plan_hash: str | None, now: datetime
-) -> Any:
-    incident = await _open_incident(connection, incident_id)
-    query = select(t.mitigations).where(
-        t.mitigations.c.incident_id == incident_id,
-        t.mitigations.c.state == MitigationState.AWAITING_APPROVAL,
-    )
-    row = (await connection.execute(query)).mappings().first()
-    if row is None:
-        raise Refused(
-            409, f"incident {incident_id} waits for no approval: it is at {incident['phase']}"
-        )
-    if row["expires_at"] is not None and row["expires_at"] <= now:
-        raise Refused(409, f"the plan expired at {row['expires_at'].isoformat()}")
-    if plan_hash is not None and plan_hash != row["plan_hash"]:
-        raise Refused(409, f"the plan has changed: it is {row['plan_hash']} now; look at it again")
-    return row
-
-
-async def _decide(
-    connection: AsyncConnection, entry: str, state: MitigationState, by: str, now: datetime
-) -> None:
-    values: dict[str, Any] = {"state": state, "decided_by": by}
-    if state is MitigationState.REJECTED:
-        values["finished_at"] = now
-    await connection.execute(
-        update(t.mitigations).where(t.mitigations.c.id == entry).values(**values)
-    )
 
 
 async def _close(
@@ -291,6 +337,7 @@ async def _journal(
     event: str,
     by: str,
     reason: str,
+    **detail: str,
 ) -> None:
     line = {
         "incident_id": incident_id,
@@ -298,6 +345,6 @@ async def _journal(
         "step": "operator",
         "event": event,
         "reason": f"{by}: {reason}" if reason else by,
-        "data": {"by": by},
+        "data": {"by": by} | detail,
     }
     await connection.execute(insert(t.journal), line)

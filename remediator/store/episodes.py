@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic import AwareDatetime
-from sqlalchemy import bindparam, false, func, insert, select, update
+from pydantic import AwareDatetime, Field
+from sqlalchemy import bindparam, false, func, insert, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.sql import ColumnElement
 
 from remediator.model import (
     Alert,
@@ -21,9 +22,12 @@ from remediator.model import (
     IncidentOutcome,
     IncidentState,
     Phase,
+    SenderEvent,
+    Source,
     Value,
 )
 from remediator.store import tables as t
+from remediator.store.events import Reported, events_of, reported
 
 _CHUNK = 500
 """Values in one IN list, below every database's limit of bound parameters."""
@@ -38,6 +42,11 @@ class Episode(Value):
     status: AlertStatus
     starts_at: AwareDatetime
     resolved_at: AwareDatetime | None
+    ends_at: AwareDatetime | None = None
+    """When it resolved, as the sender has it."""
+    source: Source = Source.ALERTMANAGER
+    """Who is relied on for its end: Alertmanager, once that reported it too."""
+    group_key: str | None = None
     closed_at: AwareDatetime | None = None
     """When its incident was closed; None while it is open."""
     unmatched: bool = False
@@ -69,6 +78,15 @@ class Joining(Value):
     """False for replays, which are no part of a fingerprint's history."""
 
 
+class Note(Value):
+    """A line for an incident's journal about what a sender said."""
+
+    incident_id: IncidentId
+    event: str
+    reason: str
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
 class Correlation(Value):
     """What triage decided for a batch of deliveries."""
 
@@ -80,6 +98,11 @@ class Correlation(Value):
     """Episodes that resolved, with the sender's time of it."""
     superseded: tuple[AlertId, ...] = ()
     """Resolved episodes that are not their fingerprint's latest any more."""
+    adopted: tuple[tuple[AlertId, Alert], ...] = ()
+    """Episodes that another reporter answers for from now on, with what it says of them."""
+    notes: tuple[Note, ...] = ()
+    told: dict[DeliveryId, str | None] = Field(default_factory=dict)
+    """Events that were looked at: why one changes nothing, or None where it counts."""
     deliveries: dict[DeliveryId, tuple[IncidentId, ...]]
     """Every delivery of the batch, with the incidents that it touched."""
 
@@ -91,6 +114,10 @@ class Snapshot(Value):
     """By fingerprint."""
     open_incidents: dict[str, IncidentId]
     """By correlation key; also unmatched records whose alerts still fire."""
+    events: dict[DeliveryId, SenderEvent] = Field(default_factory=dict)
+    """What a sender of incidents says, by delivery."""
+    reported: dict[str, Reported] = Field(default_factory=dict)
+    """How far the incidents of ``events`` are known, by the sender's id."""
 
 
 Batch = Sequence[tuple[Delivery, Sequence[Alert]]]
@@ -106,21 +133,14 @@ def _chunks(values: Iterable[str]) -> Iterable[list[str]]:
 async def snapshot_of(connection: AsyncConnection, batch: Batch, keys: Keys) -> Snapshot:
     """Read what the decision about ``batch`` depends on; cost follows the batch."""
     episodes: dict[str, Episode] = {}
-    stored = ("id", "incident_id", "fingerprint", "status", "starts_at", "resolved_at")
-    columns = [t.alerts.c[name] for name in stored]
-    unmatched = t.incidents.c.outcome == IncidentOutcome.NO_MATCH
     for chunk in _chunks(alert.fingerprint for _, alerts in batch for alert in alerts):
-        query = (
-            select(
-                *columns,
-                t.incidents.c.closed_at,
-                func.coalesce(unmatched, false()).label("unmatched"),
-            )
-            .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
-            .where(t.alerts.c.latest, t.alerts.c.fingerprint.in_(chunk))
-        )
-        for row in (await connection.execute(query)).mappings():
-            episodes[row["fingerprint"]] = Episode.model_validate(dict(row))
+        episodes |= await _episodes(connection, t.alerts.c.fingerprint.in_(chunk))
+    said = [delivery.id for delivery, _ in batch if delivery.source is Source.PAGERDUTY]
+    events = await events_of(connection, said) if said else {}
+    for chunk in _chunks(event.group_key for event in events.values()):
+        theirs = t.alerts.c.source == literal_column("'pagerduty'")  # as the index has it
+        episodes |= await _episodes(connection, t.alerts.c.group_key.in_(chunk) & theirs)
+    known = await reported(connection, (e.incident for e in events.values() if e.incident))
     incidents: dict[str, IncidentId] = {}
     for chunk in _chunks(_new_keys(batch, episodes, keys)):
         still_open = (t.incidents.c.state == IncidentState.OPEN) & (
@@ -140,7 +160,23 @@ async def snapshot_of(connection: AsyncConnection, batch: Batch, keys: Keys) -> 
         )
         rows = (await connection.execute(matching)).all()
         incidents |= {str(row[0]): IncidentId(row[1]) for row in rows}
-    return Snapshot(episodes=episodes, open_incidents=incidents)
+    return Snapshot(episodes=episodes, open_incidents=incidents, events=events, reported=known)
+
+
+async def _episodes(connection: AsyncConnection, which: ColumnElement[bool]) -> dict[str, Episode]:
+    stored = set(Episode.model_fields) - {"closed_at", "unmatched"}
+    unmatched = t.incidents.c.outcome == IncidentOutcome.NO_MATCH
+    query = (
+        select(
+            *(t.alerts.c[name] for name in sorted(stored)),
+            t.incidents.c.closed_at,
+            func.coalesce(unmatched, false()).label("unmatched"),
+        )
+        .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
+        .where(t.alerts.c.latest, which)
+    )
+    rows = (await connection.execute(query)).mappings()
+    return {row["fingerprint"]: Episode.model_validate(dict(row)) for row in rows}
 
 
 def _new_keys(batch: Batch, episodes: Mapping[str, Episode], keys: Keys) -> Iterable[str]:
@@ -178,6 +214,10 @@ async def apply(connection: AsyncConnection, decided: Correlation, now: datetime
         .values(triaged_at=now, incidents=bindparam("touching", type_=t.Json)),
         done,
     )
+    for delivery, ignored in decided.told.items():
+        why = {} if ignored is None else {"reason": ignored}
+        told = update(t.events).where(t.events.c.delivery_id == delivery)
+        await connection.execute(told.values(applied=ignored is None, **why))
 
 
 async def _write_alerts(connection: AsyncConnection, decided: Correlation, now: datetime) -> None:
@@ -190,6 +230,10 @@ async def _write_alerts(connection: AsyncConnection, decided: Correlation, now: 
         await connection.execute(insert(t.alerts), [_joined(j, now) for j in decided.joined])
     for chunk in _chunks(decided.resent):
         await connection.execute(update(t.alerts).where(t.alerts.c.id.in_(chunk)).values(**again))
+    for alert_id, alert in decided.adopted:
+        says = alert.model_dump(include={"source", "group_key", "labels", "annotations"})
+        adopted = update(t.alerts).where(t.alerts.c.id == alert_id)
+        await connection.execute(adopted.values(**says, starts_at=alert.starts_at))
     if decided.left:
         resolved = {"status": AlertStatus.RESOLVED, "resolved_at": now}
         await connection.execute(
@@ -215,6 +259,7 @@ def _opened(opening: Opening, now: datetime) -> dict[str, Any]:
         "state": IncidentState.CLOSED if closed else IncidentState.OPEN,
         "phase": Phase.DONE if closed else Phase.DIAGNOSE,
         "phase_since": now,
+        "progressed_at": now,
         "round": 0,
         "opened_at": now,
         "closed_at": now if closed else None,
@@ -258,4 +303,5 @@ def _events(
     ]
     joined = counted("alerts joined", (j.incident_id for j in decided.joined), "began")
     left = counted("alerts resolved", touched.values(), "resolved, says the sender")
-    return opened + joined + left
+    notes = [line(n.incident_id, n.event, n.reason) | {"data": n.data} for n in decided.notes]
+    return opened + joined + left + notes

@@ -18,6 +18,7 @@ from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId
 from remediator.store import tables as t
 from remediator.store.database import Database
 from remediator.store.episodes import Correlate, Correlation, Keys, apply, snapshot_of
+from remediator.store.events import not_fetched, read_alerts
 
 HANDED_OVER = 256
 """Deliveries whose decoded alerts are kept in memory until triage takes them."""
@@ -103,9 +104,14 @@ class Inbox:
         if known is not None:
             return known
         async with self._database.read() as connection:
-            query = select(t.deliveries).where(t.deliveries.c.id == found)
-            delivery = delivery_of((await connection.execute(query)).mappings().one())
-        return delivery, decode(delivery)
+            query = (
+                select(t.deliveries, t.events.c.alerts.label("said"))
+                .outerjoin(t.events, t.events.c.delivery_id == t.deliveries.c.id)
+                .where(t.deliveries.c.id == found)
+            )
+            row = (await connection.execute(query)).mappings().one()
+        delivery = delivery_of(row)
+        return delivery, decode(delivery) if row["said"] is None else read_alerts(row["said"])
 
     async def incidents_of(self, delivery: DeliveryId) -> list[IncidentId]:
         """Return the incidents that a triaged delivery touched."""
@@ -117,7 +123,8 @@ class Inbox:
         """Return the oldest deliveries that wait for triage, as many as one batch may hold."""
         query = (
             select(t.deliveries.c.id, t.deliveries.c.alerts)
-            .where(t.deliveries.c.triaged_at.is_(None))
+            .outerjoin(t.events, t.events.c.delivery_id == t.deliveries.c.id)
+            .where(t.deliveries.c.triaged_at.is_(None), not_fetched())
             .order_by(t.deliveries.c.received_at, t.deliveries.c.id)
             .limit(TRIAGE_BATCH)
         )

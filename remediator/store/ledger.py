@@ -27,6 +27,7 @@ from remediator.model import (
     IncidentState,
     ItemOutcome,
     LedgerEntry,
+    Mitigation,
     MitigationId,
     MitigationState,
     Usage,
@@ -56,6 +57,8 @@ class Standing(Value):
     """One for each bound, in the same order."""
     busy_with: IncidentId | None
     """The incident whose mitigation of the same target is in flight."""
+    held_by: IncidentId | None
+    """The incident whose temporary change of the same kind has not been taken back yet."""
     last_on_target: AwareDatetime | None
     """When another incident last reserved a mitigation of the same target."""
 
@@ -89,12 +92,12 @@ class Ledger:
         return started + self.apply_within.total_seconds()
 
     async def standing(
-        self, incident: Incident, target_key: str, bounds: Sequence[Bound]
+        self, incident: Incident, mitigation: Mitigation, bounds: Sequence[Bound]
     ) -> Standing:
         """Read how things stand, without any lock: good for a reason, not for a reservation."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
-            return await _standing(connection, incident, target_key, bounds, now)
+            return await _standing(connection, incident, mitigation, bounds, now)
 
     async def reserve(
         self, incident: Incident, entry: LedgerEntry, bounds: Sequence[Bound], judge: Judge
@@ -110,8 +113,8 @@ class Ledger:
         ) -> tuple[Decision, LedgerEntry | None]:
             await _own(connection, incident)
             now = await self._database.now(connection)
-            key = entry.mitigation.target.key
-            decision = judge(await _standing(connection, incident, key, bounds, now))
+            plan = entry.mitigation
+            decision = judge(await _standing(connection, incident, plan, bounds, now))
             if decision.effect is not Effect.ALLOW:
                 return decision, None
             reserved = entry.model_copy(
@@ -153,14 +156,19 @@ async def _own(connection: AsyncConnection, incident: Incident) -> None:
 async def _standing(
     connection: AsyncConnection,
     incident: Incident,
-    target_key: str,
+    mitigation: Mitigation,
     bounds: Sequence[Bound],
     now: datetime,
 ) -> Standing:
     firing = select(t.alerts.c.id).where(
         t.alerts.c.incident_id == incident.id, t.alerts.c.status == AlertStatus.FIRING
     )
-    on_target = t.mitigations.c.target_key == target_key
+    on_target = t.mitigations.c.target_key == mitigation.target.key
+    held = (
+        select(t.mitigations.c.incident_id)
+        .join(t.obligations, t.obligations.c.mitigation_id == t.mitigations.c.id)
+        .where(on_target, t.mitigations.c.kind == mitigation.kind)
+    )
     busy = select(t.mitigations.c.incident_id).where(on_target, t.mitigations.c.in_flight)
     last = select(func.max(t.mitigations.c.reserved_at)).where(
         on_target,
@@ -173,6 +181,7 @@ async def _standing(
         firing=(await connection.execute(firing.limit(1))).first() is not None,
         usages=tuple([await _usage(connection, bound, now) for bound in bounds]),
         busy_with=(await connection.execute(busy)).scalar(),
+        held_by=(await connection.execute(held)).scalar(),
         last_on_target=(await connection.execute(last)).scalar(),
     )
 
@@ -211,6 +220,9 @@ def _in_scope(scope: str) -> ColumnElement[bool]:
         return true()
     if kind == "target":
         return t.mitigations.c.target_key == rest
+    if kind == "lever":
+        lever, _, target = rest.partition("/")
+        return (t.mitigations.c.kind == lever) & (t.mitigations.c.target_key == target)
     columns = {
         "system": (t.mitigations.c.system,),
         "service": (t.mitigations.c.system, t.mitigations.c.service),
@@ -223,11 +235,12 @@ def _in_scope(scope: str) -> ColumnElement[bool]:
 
 
 def _row(entry: LedgerEntry) -> dict[str, Any]:
-    json_columns = {"mitigation", "before", "undo", "items"}
+    json_columns = {"mitigation", "before", "undo", "items", "approvals"}
     row = entry.model_dump(exclude=json_columns)
     row |= entry.model_dump(mode="json", include=json_columns)
     return row | {
         "target_key": entry.mitigation.target.key,
+        "kind": entry.mitigation.kind,
         "in_flight": entry.state is MitigationState.RESERVED,
         "evidence": "",
     }

@@ -7,8 +7,10 @@ that records it as taken back, or as handed to a human. It is claimed as an inci
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import Any
 
-from pydantic import AwareDatetime
+import structlog
+from pydantic import AwareDatetime, ValidationError
 from sqlalchemy import delete, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,7 +29,9 @@ from remediator.store import tables as t
 from remediator.store.claims import claim_due, write_claimed
 from remediator.store.database import Database
 from remediator.store.ledger import entry_of
-from remediator.store.queue import incident_of, request_notice
+from remediator.store.queue import close_unread, incident_of, request_notice
+
+_log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=60)
 """Longer than taking back may take."""
@@ -62,10 +66,8 @@ class Obligations:
             postgres = self._database.is_postgres
             claim = claim_due(t.obligations, now, LEASE, limit, skip_locked=postgres)
             rows = (await connection.execute(claim.returning(t.obligations))).mappings().all()
-            return [
-                await _load(connection, row["mitigation_id"], row["epoch"], row["attempts"], now)
-                for row in rows
-            ]
+            owed = [await _load_or_hand_over(connection, row, now) for row in rows]
+            return [one for one in owed if one is not None]
 
         return await self._database.write(operation)
 
@@ -105,6 +107,23 @@ async def _forget(connection: AsyncConnection, mitigation: MitigationId) -> None
     await connection.execute(
         delete(t.obligations).where(t.obligations.c.mitigation_id == mitigation)
     )
+
+
+async def _load_or_hand_over(
+    connection: AsyncConnection, row: Any, now: datetime
+) -> Obligation | None:
+    """Read a claimed row; what this version cannot read goes to a human and blocks nobody."""
+    try:
+        return await _load(connection, row["mitigation_id"], row["epoch"], row["attempts"], now)
+    except ValidationError as error:
+        _log.error("obligation_unreadable", mitigation=row["mitigation_id"], reason=str(error))
+    mine = t.mitigations.c.id == row["mitigation_id"]
+    query = select(t.mitigations.c.incident_id).where(mine)
+    incident = str((await connection.execute(query)).scalar_one())
+    await _forget(connection, row["mitigation_id"])
+    reason = "a temporary change of it cannot be read by this version, so it is not taken back"
+    await close_unread(connection, incident, now, reason)
+    return None
 
 
 async def _load(

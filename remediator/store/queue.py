@@ -33,6 +33,7 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
+from remediator.store.acknowledging import begin_escalation
 from remediator.store.claims import claim_due, write_claimed
 from remediator.store.database import Database
 from remediator.store.ledger import Settlement, close_entries, entry_of, insert_entry, settle
@@ -48,6 +49,8 @@ _log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=5)
 """Time after which a silent owner's incident is taken over; renewed at a third of it."""
+RECENT = timedelta(days=1)
+"""Age of an incident, at the opening of another, up to which its alerts are the other's matter."""
 NEIGHBOURS = 50
 """Most alerts of other incidents that a step sees."""
 
@@ -63,7 +66,7 @@ class Claim(Value):
     beside: tuple[str, ...]
     """Playbooks that are at work on other open incidents of the same service."""
     neighbours: tuple[Alert, ...]
-    """Alerts of the same service that fire now, of other open incidents; the newest."""
+    """Alerts of the same service that fire now, of other recent incidents; the newest."""
     samples: tuple[Sample, ...]
     """Looks at the mitigation that is in flight."""
     windows: tuple[Window, ...] = ()
@@ -95,6 +98,8 @@ class Transition(Value):
     """A row to add that is not a reservation: shadowed, denied, awaiting approval."""
     settlement: Settlement | None = None
     sample: tuple[MitigationId, Sample] | None = None
+    progress: bool = False
+    """Whether patience begins anew: the wait was for somebody else's work."""
     notify: bool = Field(default=True)
     """Whether humans are told of the change; an end is told in any case to who knows of it."""
 
@@ -148,6 +153,7 @@ class Queue:
             await _write_details(connection, claim.incident, result, now)
             if result.outcome is not None:
                 await close_entries(connection, claim.incident.id, now)
+                await begin_escalation(connection, claim.incident.id, result.outcome, now)
             if result.notify:
                 await request_notice(connection, claim.incident.id, now)
             elif result.outcome is not None:
@@ -198,9 +204,7 @@ def _columns(claim: Claim, result: Transition, now: datetime) -> dict[str, Any]:
         # a write whose answer was lost is not made twice
         "epoch": claim.incident.epoch + 1,
     }
-    if closes:
-        values["due_at"] = None
-    elif later != now:  # what goes on at once keeps its place in the queue
+    if not closes and later != now:  # what goes on at once keeps its place in the queue
         # an event that came while the step ran is not lost: it stays due
         values["due_at"] = case(
             (t.incidents.c.poked, literal(now, t.Instant)), else_=literal(later, t.Instant)
@@ -211,11 +215,20 @@ def _columns(claim: Claim, result: Transition, now: datetime) -> dict[str, Any]:
         values["reason"] = result.reason
     if result.proposal is not None:
         values["proposal"] = result.proposal.model_dump(mode="json")
+    if result.progress:
+        values["progressed_at"] = now
     if result.next_round:
         values["round"] = claim.incident.round + 1
-    if closes:
-        values |= {"state": IncidentState.CLOSED, "outcome": result.outcome, "closed_at": now}
-    return values
+    return values | (_closing(result, now) if closes else {})
+
+
+def _closing(result: Transition, now: datetime) -> dict[str, Any]:
+    return {
+        "state": IncidentState.CLOSED,
+        "outcome": result.outcome,
+        "closed_at": now,
+        "due_at": None,
+    }
 
 
 async def _write_details(
@@ -281,9 +294,13 @@ async def _load_or_close(connection: AsyncConnection, row: Any, now: datetime) -
         return None
 
 
-async def close_unread(connection: AsyncConnection, incident: str, now: datetime) -> None:
+UNREADABLE = "its stored state cannot be read by this version of the service; see the log"
+
+
+async def close_unread(
+    connection: AsyncConnection, incident: str, now: datetime, reason: str = UNREADABLE
+) -> None:
     """Close, as escalated, an incident whose stored state cannot be read."""
-    reason = "its stored state cannot be read by this version of the service; see the log"
     await close_entries(connection, IncidentId(incident), now)
     await connection.execute(
         update(t.incidents)
@@ -296,8 +313,10 @@ async def close_unread(connection: AsyncConnection, incident: str, now: datetime
             closed_at=now,
             due_at=None,
             lease_until=None,
+            epoch=t.incidents.c.epoch + 1,
         )
     )
+    await begin_escalation(connection, incident, IncidentOutcome.ESCALATED, now)
     await request_notice(connection, incident, now)
 
 
@@ -345,9 +364,10 @@ def _neighbours(incident: Incident) -> Select[Any]:
         select(t.alerts)
         .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
         .where(t.alerts.c.status == AlertStatus.FIRING)
-        .where(t.incidents.c.state == IncidentState.OPEN, t.incidents.c.id != incident.id)
+        .where(t.incidents.c.id != incident.id, t.incidents.c.replay_of.is_(None))
         .where(t.incidents.c.system == incident.system)
         .where(t.incidents.c.service == incident.service)
+        .where(t.incidents.c.opened_at > incident.opened_at - RECENT)
         .order_by(t.alerts.c.first_seen_at.desc())
         .limit(NEIGHBOURS)
     )

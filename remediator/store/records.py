@@ -18,6 +18,7 @@ from remediator.model import (
     Delivery,
     IncidentState,
     Mitigation,
+    MitigationState,
     Value,
 )
 from remediator.store import tables as t
@@ -257,6 +258,8 @@ async def _mitigations(connection: AsyncConnection, incident_id: str) -> list[Mi
 
 def _mitigation(row: Any) -> MitigationView:
     mitigation = Mitigation.model_validate(row["mitigation"])
+    needed = row["approvals_needed"]
+    waits = row["state"] == MitigationState.AWAITING_APPROVAL
     return MitigationView(
         id=row["id"],
         kind=mitigation.kind,
@@ -275,6 +278,9 @@ def _mitigation(row: Any) -> MitigationView:
         created_at=row["created_at"],
         expires_at=row["expires_at"],
         decided_by=row["decided_by"],
+        approvals_needed=needed,
+        approvals=row["approvals"],
+        approvals_missing=needed - len(row["approvals"]) if waits else 0,
     )
 
 

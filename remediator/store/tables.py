@@ -158,6 +158,37 @@ dead_letters = Table(
     Index("ix_dead_letters_at", "at", "id"),
 )
 
+events = Table(
+    "events",
+    metadata,
+    Column("delivery_id", String(40), ForeignKey("deliveries.id"), primary_key=True),
+    Column("id", String(128), nullable=False, unique=True),
+    Column("webhook", String(128), unique=True),
+    Column("kind", String(60), nullable=False),
+    Column("status", String(10)),
+    Column("again", Boolean, nullable=False),
+    Column("incident", String(64), index=True),
+    Column("key", Words),
+    Column("agent", Json),
+    Column("at", Instant, nullable=False),
+    Column("alerts", Json, nullable=False),
+    Column("reason", Words, nullable=False),
+    Column("applied", Boolean, nullable=False),
+    Column("due_at", Instant),
+    Column("lease_until", Instant),
+    Column("epoch", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    _partial("ix_events_due", "due_at", where="due_at IS NOT NULL"),
+)
+
+signing_secrets = Table(
+    "signing_secrets",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("verified_at", Instant),
+    Column("told_at", Instant),
+)
+
 incidents = Table(
     "incidents",
     metadata,
@@ -183,6 +214,7 @@ incidents = Table(
     Column("owner", String(100)),
     Column("epoch", BigInteger, nullable=False),
     Column("failures", Integer, nullable=False),
+    Column("progressed_at", Instant, nullable=False),
     _partial(
         "ux_incidents_open",
         "correlation_key",
@@ -192,6 +224,7 @@ incidents = Table(
     _partial("ix_incidents_due", "due_at", where="due_at IS NOT NULL"),
     _partial("ix_incidents_still_open", "opened_at", where="state = 'open'"),
     Index("ix_incidents_opened", "opened_at", "id"),
+    Index("ix_incidents_service", "system", "service", "opened_at"),
 )
 
 alerts = Table(
@@ -213,6 +246,7 @@ alerts = Table(
     Column("notifications", Integer, nullable=False),
     Column("latest", Boolean, nullable=False),
     _partial("ux_alerts_latest", "fingerprint", where="latest", unique=True),
+    _partial("ix_alerts_reported", "group_key", where="source = 'pagerduty'"),
 )
 
 findings = Table(
@@ -238,6 +272,7 @@ mitigations = Table(
     Column("service", Text, nullable=False),
     Column("playbook", Text, nullable=False),
     Column("target_key", Text, nullable=False),
+    Column("kind", String(100), nullable=False),
     Column("mitigation", Json, nullable=False),
     Column("mode", String(10), nullable=False),
     Column("state", String(20), nullable=False),
@@ -253,6 +288,8 @@ mitigations = Table(
     Column("expires_at", Instant),
     Column("finished_at", Instant),
     Column("decided_by", String(200)),
+    Column("approvals_needed", Integer, nullable=False),
+    Column("approvals", Json, nullable=False),
     Column("verdict", String(20)),
     Column("evidence", Words, nullable=False),
     UniqueConstraint("effect_key"),
@@ -303,6 +340,13 @@ pauses = Table(
     Column("since", Instant, nullable=False),
 )
 
+clicks = Table(
+    "clicks",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", Instant, nullable=False),
+)
+
 maintenance = Table(
     "maintenance",
     metadata,
@@ -331,4 +375,35 @@ notices = Table(
     Column("handle", Json),
     Column("last_error", Words, nullable=False),
     _partial("ix_notices_due", "due_at", where="due_at IS NOT NULL"),
+)
+
+escalations = Table(
+    "escalations",
+    metadata,
+    Column("incident_id", String(40), ForeignKey("incidents.id"), primary_key=True),
+    Column("since", Instant),
+    Column("level", Integer, nullable=False),
+    Column("acknowledged_at", Instant),
+    Column("acknowledged_by", String(200)),
+    Column("echoed", Boolean, nullable=False, default=False),
+    Column("ended_at", Instant),
+    Column("due_at", Instant),
+    _partial("ix_escalations_due", "due_at", where="due_at IS NOT NULL"),
+)
+
+tellings = Table(
+    "tellings",
+    metadata,
+    Column("id", String(400), primary_key=True),
+    _incident_id(index=True),
+    Column("channel", String(200), nullable=False),
+    Column("word", String(20), nullable=False),
+    Column("subject", String(100), nullable=False),
+    Column("state", String(10), nullable=False),
+    Column("due_at", Instant),
+    Column("lease_until", Instant),
+    Column("epoch", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("last_error", Words, nullable=False),
+    _partial("ix_tellings_due", "channel", "due_at", where="due_at IS NOT NULL"),
 )

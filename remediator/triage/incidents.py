@@ -3,11 +3,14 @@
 An alert's row is one episode of its fingerprint. While an episode is open every firing
 notification of it joins, whatever its startsAt; a later startsAt after a resolve, or after its
 incident was closed, opens a new one; a resolve that is older than the open episode is ignored.
+
+PagerDuty reports incidents, and its events come in any order: the newest that counts is kept. What
+Alertmanager reported too is Alertmanager's to end, whatever a human clicks in PagerDuty.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -21,9 +24,12 @@ from remediator.model import (
     DeliveryId,
     IncidentId,
     IncidentOutcome,
+    SenderEvent,
+    Source,
     new_id,
 )
-from remediator.store.episodes import Batch, Correlation, Episode, Joining, Opening, Snapshot
+from remediator.store.episodes import Batch, Correlation, Episode, Joining, Note, Opening, Snapshot
+from remediator.store.events import SAID, Reported
 from remediator.triage.match import Match
 
 STALE_WITHIN = timedelta(minutes=5)
@@ -40,6 +46,10 @@ def correlate(batch: Batch, snapshot: Snapshot, now: datetime, matching: Matchin
     draft = _Draft(snapshot, now, matching)
     for delivery, alerts in batch:
         draft.touched[delivery.id] = {}
+        event = snapshot.events.get(delivery.id)
+        if event is not None:
+            draft.told(delivery, alerts, event)
+            continue
         for alert in alerts:
             if delivery.replay_of is not None:
                 draft.replay(delivery, alert)
@@ -62,11 +72,15 @@ class _Draft:
     resent: dict[AlertId, None] = field(default_factory=dict)
     left: dict[AlertId, AwareDatetime | None] = field(default_factory=dict)
     superseded: dict[AlertId, None] = field(default_factory=dict)
+    adopted: dict[AlertId, Alert] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+    events: dict[DeliveryId, str | None] = field(default_factory=dict)
     touched: dict[DeliveryId, dict[IncidentId, None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.episodes = dict(self.snapshot.episodes)
         self.open_incidents = dict(self.snapshot.open_incidents)
+        self.reported = dict(self.snapshot.reported)
 
     def firing(self, delivery: Delivery, alert: Alert) -> None:
         episode = self.episodes.get(alert.fingerprint)
@@ -77,6 +91,7 @@ class _Draft:
             self._begin(delivery, alert)
         elif episode.status is AlertStatus.FIRING:
             self._resend(delivery, episode)
+            self._adopt(episode, alert)
         else:
             self._ignore(delivery, episode)
 
@@ -87,7 +102,7 @@ class _Draft:
         if alert.ends_at is not None and alert.ends_at < episode.starts_at:
             self._ignore(delivery, episode)
         else:
-            self._leave(delivery, episode, alert)
+            self._leave(delivery, episode, alert.ends_at)
 
     def replay(self, delivery: Delivery, alert: Alert) -> None:
         if alert.status is not AlertStatus.FIRING:
@@ -104,6 +119,9 @@ class _Draft:
             resent=tuple(self.resent),
             left=tuple(self.left.items()),
             superseded=tuple(self.superseded),
+            adopted=tuple(self.adopted.items()),
+            notes=tuple(self.notes),
+            told=self.events,
             deliveries={delivery: tuple(found) for delivery, found in self.touched.items()},
         )
 
@@ -114,9 +132,15 @@ class _Draft:
     def _begins_anew(self, episode: Episode, alert: Alert, delivery: Delivery) -> bool:
         if episode.status is AlertStatus.FIRING:
             return episode.closed_at is not None and (
-                alert.starts_at > episode.closed_at  # its resolve was lost
+                # its resolve was lost
+                (alert.starts_at > episode.closed_at and not _answered_for(episode, alert))
                 or (episode.unmatched and self.matching(alert, delivery).playbook is not None)
             )
+        if alert.source is Source.PAGERDUTY:
+            ended = episode.ends_at or episode.resolved_at
+            return ended is None or alert.starts_at > ended
+        if episode.source is Source.PAGERDUTY:  # a human resolved what fires
+            return True
         if alert.starts_at > episode.starts_at:
             return True
         return episode.resolved_at is None or self.now - episode.resolved_at > STALE_WITHIN
@@ -158,6 +182,8 @@ class _Draft:
                 status=alert.status,
                 starts_at=alert.starts_at,
                 resolved_at=None,
+                source=alert.source,
+                group_key=alert.group_key,
             )
 
     def _resend(self, delivery: Delivery, episode: Episode) -> None:
@@ -168,12 +194,11 @@ class _Draft:
     def _ignore(self, delivery: Delivery, episode: Episode) -> None:
         self.touched[delivery.id][episode.incident_id] = None
 
-    def _leave(self, delivery: Delivery, episode: Episode, alert: Alert) -> None:
-        self.left[episode.id] = alert.ends_at
+    def _leave(self, delivery: Delivery, episode: Episode, ends_at: datetime | None) -> None:
+        self.left[episode.id] = ends_at
         self.touched[delivery.id][episode.incident_id] = None
-        self.episodes[alert.fingerprint] = episode.model_copy(
-            update={"status": AlertStatus.RESOLVED, "resolved_at": self.now}
-        )
+        ended = {"status": AlertStatus.RESOLVED, "resolved_at": self.now, "ends_at": ends_at}
+        self.episodes[episode.fingerprint] = episode.model_copy(update=ended)
 
     def _supersede(self, episode: Episode) -> None:
         if episode.id in self.joined:
@@ -181,3 +206,78 @@ class _Draft:
             self.joined[episode.id] = joining.model_copy(update={"latest": False})
         else:
             self.superseded[episode.id] = None
+
+    # --- senders of incidents -----------------------------------------------------------------
+
+    def told(self, delivery: Delivery, alerts: Sequence[Alert], event: SenderEvent) -> None:
+        """Take in what PagerDuty says happened to an incident of its own."""
+        known = self.reported.get(event.incident or "")
+        overtaken = None if event.status is None else _overtaken(event, known)
+        self.events[delivery.id] = overtaken
+        if event.status is None or overtaken is not None:
+            self._note(event, known, overtaken or f"said by {event.who}")
+            return
+        if event.status is AlertStatus.FIRING:
+            for alert in alerts:
+                self.firing(delivery, alert)
+        else:
+            self._end(delivery, event, known)
+        touched = tuple(self.touched[delivery.id])
+        newest = Reported(at=event.at, status=event.status, incidents=touched)
+        if event.status is AlertStatus.FIRING:
+            self._note(event, newest, f"said by {event.who}")
+        if event.incident is not None:
+            self.reported[event.incident] = newest
+
+    def _end(self, delivery: Delivery, event: SenderEvent, known: Reported | None) -> None:
+        """End the episodes that PagerDuty alone reported; of the others only a line is written."""
+        for episode in list(self.episodes.values()):
+            theirs = (episode.source, episode.group_key) == (Source.PAGERDUTY, event.group_key)
+            if theirs and episode.status is AlertStatus.FIRING:
+                self._leave(delivery, episode, event.at)
+        left = set(self.touched[delivery.id])
+        for incident in known.incidents if known is not None else ():
+            self.touched[delivery.id][incident] = None
+        by = f"{event.who} resolved it"
+        others = f"{by}; alerts that Alertmanager reports end when it says so"
+        self._note(event, known, others if set(self.touched[delivery.id]) - left else by)
+
+    def _note(self, event: SenderEvent, known: Reported | None, reason: str) -> None:
+        what = f"{SAID} {event.incident} {event.kind}"[:60]
+        data = {"agent": event.agent, "at": event.at.isoformat(), "kind": event.kind}
+        data["incident"] = event.incident
+        for incident in known.incidents if known is not None else ():
+            note = Note(incident_id=incident, event=what, reason=reason, data=data)
+            self.notes.append(note)
+
+    def _adopt(self, episode: Episode, alert: Alert) -> None:
+        """Let ``alert``'s sender answer for the end of what PagerDuty alone reported so far."""
+        same = (alert.source, alert.group_key) == (episode.source, episode.group_key)
+        if episode.source is not Source.PAGERDUTY or same:
+            return
+        starts_at = min(episode.starts_at, alert.starts_at)
+        mine = alert.model_copy(update={"starts_at": starts_at})
+        if episode.id in self.joined:
+            joining = self.joined[episode.id]
+            self.joined[episode.id] = joining.model_copy(update={"alert": mine})
+        else:
+            self.adopted[episode.id] = mine
+        answers = {"source": mine.source, "group_key": mine.group_key, "starts_at": starts_at}
+        self.episodes[alert.fingerprint] = episode.model_copy(update=answers)
+
+
+def _answered_for(episode: Episode, alert: Alert) -> bool:
+    """Say whether only Alertmanager can tell that the episode is over, and it was not asked."""
+    return (episode.source, alert.source) == (Source.ALERTMANAGER, Source.PAGERDUTY)
+
+
+def _overtaken(event: SenderEvent, known: Reported | None) -> str | None:
+    """Say why the event changes nothing any more, if so."""
+    if known is None:
+        return None
+    if event.at < known.at:
+        return f"it is older than what is known since {known.at:%Y-%m-%d %H:%M:%S} UTC"
+    ended = known.status is AlertStatus.RESOLVED and event.status is AlertStatus.FIRING
+    if ended and not event.again:
+        return "the incident was resolved before, and this does not open it again"
+    return None

@@ -157,6 +157,26 @@ async def test_a_symptom_waits_for_the_verdict_on_its_cause(bench: Bench) -> Non
     }
 
 
+async def test_a_symptom_gives_the_alert_of_its_cause_a_moment_to_come(bench: Bench) -> None:
+    symptom = bench.alert(alertname="Dim")
+    await bench.receive(symptom)
+    await bench.settle(8)
+    assert bench.world.applied == [], "SwitchOff may explain it"
+    await bench.receive(bench.alert())
+    await bench.settle(10)
+    by_name = {i.playbook: i for i in await bench.incidents()}
+    assert by_name["Dim"].mitigations == []
+    assert [m.state for m in by_name["SwitchOff"].mitigations] == [MitigationState.APPLIED]
+
+
+async def test_a_symptom_whose_cause_never_fires_is_treated_after_that_moment(
+    bench: Bench,
+) -> None:
+    await bench.receive(bench.alert(alertname="Dim"))
+    await bench.settle(11)
+    assert [m.state for m in (await bench.incident()).mitigations] == [MitigationState.APPLIED]
+
+
 async def test_a_change_that_is_refused_for_the_same_reason_again_goes_to_a_human(
     bench: Bench,
 ) -> None:

@@ -13,7 +13,6 @@ import pytest
 import pytest_asyncio
 
 from remediator.adapters.kubernetes import KubernetesLever
-from remediator.adapters.kubernetes_client import Change
 from remediator.errors import BackendRefused, BackendUnavailable, ConfigError
 from remediator.model import Item, Mitigation, MitigationState, SenseState
 from remediator.workloads import EFFECT
@@ -208,8 +207,7 @@ async def test_what_a_gitops_controller_owns_is_left_alone_unless_allowed(
 ) -> None:
     await cluster.deploy(2)
     body = {"metadata": {"labels": {"tracked": "yes"}}}
-    path = f"{cluster.path(APPS, 'deployments', 'orders')}?fieldManager=argocd-controller"
-    await cluster.admin.send(Change("PATCH", path, body), dry_run=False)
+    await cluster.patch(APPS, "deployments", "orders", body, "argocd-controller")
     with pytest.raises(BackendRefused, match="managed by argocd-controller"):
         await lever.prepare(plan(cluster, "scale", replicas=3, cap=6))
     await lever.prepare(plan(cluster, "scale", replicas=3, cap=6, allow_gitops=True))
@@ -242,6 +240,67 @@ async def test_a_restart_that_would_stop_all_pods_at_once_is_refused(
     await cluster.deploy(2, strategy={"type": "Recreate"})
     with pytest.raises(BackendRefused, match="Recreate would stop all pods at once"):
         await lever.prepare(plan(cluster, "restart_rollout"))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "reason"),
+    [
+        ({"type": "Recreate"}, "Recreate would stop all pods at once"),
+        ({"rollingUpdate": {"maxUnavailable": 2}}, "maxUnavailable 2 would stop all"),
+        ({"rollingUpdate": {"maxUnavailable": "100%"}}, "maxUnavailable 100% would stop all"),
+    ],
+)
+async def test_memory_is_not_raised_where_that_would_stop_all_pods_at_once(
+    cluster: Cluster, lever: KubernetesLever, strategy: dict[str, Any], reason: str
+) -> None:
+    await cluster.deploy(2, strategy=strategy)
+    for mitigation in (
+        plan(cluster, "set_memory", container="app", limit=GI // 2, cap=GI),
+        plan(cluster, "restart_rollout"),
+    ):
+        with pytest.raises(BackendRefused, match=reason):
+            await lever.prepare(mitigation)
+
+
+async def test_what_was_done_is_said_in_words(cluster: Cluster, lever: KubernetesLever) -> None:
+    await cluster.deploy(2)
+    scale = await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
+    assert (await lever.apply(scale, "scaled")).detail == "replicas 2 -> 4"
+    assert (await lever.revert(scale, "scaled")).detail == "put back: replicas 4 -> 2"
+    memory = await lever.prepare(
+        plan(cluster, "set_memory", container="app", limit=GI // 2, cap=GI)
+    )
+    assert (await lever.apply(memory, "raised")).detail == "app: memory limit 256Mi -> 512Mi"
+    undone = await lever.revert(memory, "raised")
+    assert undone.detail == "put back: app: memory limit 512Mi -> 256Mi"
+    await cluster.settle()
+    evict = await lever.prepare(plan(cluster, "evict_pod", item_of((await cluster.pods())[0])))
+    assert (await lever.apply(evict, "evicted")).detail.endswith(" evicted")
+    await cluster.settle()
+    restart = await lever.prepare(plan(cluster, "restart_rollout"))
+    assert (await lever.apply(restart, "restarted")).detail == "restarted in turn"
+    assert (await lever.observe(restart, "restarted")).detail == "restarted in turn"
+    await cluster.settle()
+    await cluster.autoscaler(minimum=1, maximum=6)
+    minimum = await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
+    assert (await lever.apply(minimum, "key")).detail == "autoscaler orders: minimum 1 -> 4"
+
+
+async def test_a_request_that_equals_the_limit_is_raised_with_it_and_that_is_said(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    await cluster.deploy(1)
+    resources = {"limits": {"memory": "256Mi"}, "requests": {"memory": "256Mi"}}
+    container = {"name": "app", "resources": resources}
+    template = {"template": {"spec": {"containers": [container]}}}
+    await cluster.patch(APPS, "deployments", "orders", {"spec": template})
+    await cluster.settle()
+    raised = await lever.prepare(
+        plan(cluster, "set_memory", container="app", limit=GI // 2, cap=GI)
+    )
+    said = "app: memory limit 256Mi -> 512Mi, request 256Mi -> 512Mi"
+    assert (await lever.apply(raised, "key")).detail == said
+    assert memory_of(await cluster.deployment())["requests"] == {"memory": "512Mi"}
 
 
 async def test_one_pod_is_evicted_and_replaced(cluster: Cluster, lever: KubernetesLever) -> None:

@@ -86,7 +86,8 @@ async def test_the_whole_template_is_that_of_the_pinned_revision_again(
     preparation = await lever.prepare(await undo(cluster))
     assert preparation.undo is None
     assert (await lever.observe(preparation, KEY)).state is MitigationState.NOT_APPLIED
-    assert (await lever.apply(preparation, KEY)).state is MitigationState.APPLIED
+    outcome = await lever.apply(preparation, KEY)
+    assert (outcome.state, outcome.detail) == (MitigationState.APPLIED, "back to revision 1")
     assert (await lever.observe(preparation, KEY)).state is MitigationState.APPLIED
     found = await cluster.deployment()
     assert found["spec"] == before["spec"]
@@ -145,6 +146,15 @@ async def test_a_second_or_late_application_is_refused_by_the_server(
     outcome = await lever.apply(preparation, KEY)
     assert (outcome.state, "modified" in outcome.detail) == (MitigationState.NOT_APPLIED, True)
     assert (await cluster.deployment())["spec"]["template"]["spec"]["nodeSelector"]
+
+
+async def test_nothing_is_gone_back_to_where_that_would_stop_all_pods_at_once(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    await cluster.deploy(2, strategy={"type": "Recreate"})
+    await release(cluster, NEWER)
+    with pytest.raises(BackendRefused, match="Recreate would stop all pods at once"):
+        await lever.prepare(await undo(cluster))
 
 
 async def test_a_release_that_forbids_it_is_not_left(

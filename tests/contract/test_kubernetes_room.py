@@ -68,7 +68,21 @@ async def test_what_is_left_is_counted_on_each_node_and_never_summed(cluster: Cl
     for name in ("a", "b"):
         await node(cluster, name)
         await place(cluster, f"on-{name}", name, cpu="1250m")
-    assert await room(cluster) == Room(quota=None, nodes=2)
+    found = await room(cluster)
+    assert (found.quota, found.nodes) == (None, 2)
+
+
+async def test_the_memory_left_beside_one_more_pod_is_that_of_the_best_node_alone(
+    cluster: Cluster,
+) -> None:
+    await deploy(cluster)
+    for name, taken in (("a", "3Gi"), ("b", "3500Mi"), ("full", "0")):
+        await node(cluster, name)
+        await place(cluster, f"on-{name}", name, memory=taken, cpu="2" if name == "full" else "0")
+    assert (await room(cluster)).spare_memory == (1024 - 256) << 20
+    await place(cluster, "more-on-a", "a", cpu="2")
+    await place(cluster, "more-on-b", "b", cpu="2")
+    assert (await room(cluster)).spare_memory is None
 
 
 async def test_the_scarcest_resource_of_a_node_counts(cluster: Cluster) -> None:
@@ -123,7 +137,8 @@ async def test_a_quota_with_scopes_is_left_out(cluster: Cluster) -> None:
     await deploy(cluster)
     await node(cluster, "a")
     await cluster.quota({"pods": "0"}, "scoped", "BestEffort")
-    assert await room(cluster) == Room(quota=None, nodes=4)
+    found = await room(cluster)
+    assert (found.quota, found.nodes) == (None, 4)
 
 
 async def test_without_a_right_the_room_is_refused_and_the_right_is_named(

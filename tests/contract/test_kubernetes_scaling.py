@@ -18,7 +18,7 @@ from remediator.adapters.kubernetes import KubernetesLever
 from remediator.errors import BackendRefused
 from remediator.model import MitigationState, Preparation
 from remediator.testing import FrozenClock
-from remediator.workloads import EFFECT
+from remediator.workloads import EFFECT, effect_of
 from tests.kubernetes_fixtures import QUOTAS, WRITE, Cluster
 
 APPS = "/apis/apps/v1"
@@ -119,6 +119,25 @@ async def test_a_step_before_its_time_waits_for_what_is_left_of_the_pause(
     assert await replicas(cluster) == 8
 
 
+@pytest.mark.parametrize(
+    ("ahead", "state"), [(timedelta(seconds=20), APPLIED), (timedelta(days=3), REVERTED)]
+)
+async def test_a_mark_of_a_clock_that_was_far_ahead_is_not_waited_for(
+    cluster: Cluster,
+    lever: KubernetesLever,
+    clock: FrozenClock,
+    ahead: timedelta,
+    state: MitigationState,
+) -> None:
+    await cluster.deploy(4)
+    preparation = await scaled(cluster, lever, 6)
+    clock.advance(ahead)
+    await lever.revert(preparation, "key", in_steps=True)
+    clock.advance(-ahead)
+    outcome = await lever.revert(preparation, "key", in_steps=True)
+    assert (outcome.state, await replicas(cluster)) == (state, 5 if state is APPLIED else 4)
+
+
 async def test_from_a_lowered_figure_all_is_put_back_at_once(
     cluster: Cluster, lever: KubernetesLever
 ) -> None:
@@ -152,7 +171,7 @@ async def test_another_change_of_ours_between_two_steps_is_left_alone(
     preparation = await scaled(cluster, lever, 10)
     await lever.revert(preparation, "key", in_steps=True)
     clock.advance(PAUSE)
-    note = {"metadata": {"annotations": {EFFECT: "key-of-another"}}}
+    note = {"metadata": {"annotations": {effect_of("scale"): "key-of-another"}}}
     await cluster.patch(APPS, "deployments", "orders", note)
     outcome = await lever.revert(preparation, "key", in_steps=True)
     assert outcome.state is MitigationState.NOT_APPLIED
@@ -224,6 +243,114 @@ async def losing(cluster: Cluster, kubeconfig: Path) -> AsyncIterator[Path]:
             yield lossy
 
 
+# --- other changes, and other people's ---
+
+
+async def test_a_change_of_another_kind_in_between_keeps_neither_from_being_put_back(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    before = await cluster.deploy(4)
+    scale = await scaled(cluster, lever, 6)
+    await cluster.settle()
+    memory = await raised(cluster, lever, "memory")
+    await cluster.settle()
+    annotations = (await cluster.deployment())["metadata"]["annotations"]
+    marks = [annotations[name] for name in (EFFECT, effect_of("scale"), effect_of("set_memory"))]
+    assert marks == ["memory", "key", "memory"]
+    for preparation, key in ((scale, "key"), (memory, "memory")):
+        assert (await lever.observe(preparation, key)).state is APPLIED
+        assert (await lever.revert(preparation, key)).state is REVERTED
+    found = (await cluster.deployment())["spec"]
+    assert (found["replicas"], found["template"]) == (4, before["spec"]["template"])
+
+
+async def raised(cluster: Cluster, lever: KubernetesLever, key: str) -> Preparation:
+    plan = cluster.plan("set_memory", container="app", limit=1 << 29, cap=1 << 30)
+    preparation = await lever.prepare(plan)
+    assert (await lever.apply(preparation, key)).state is APPLIED
+    return preparation
+
+
+def template_of(**container: Any) -> dict[str, Any]:
+    return {"template": {"spec": {"containers": [{"name": "app", **container}]}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ({"paused": True}, "its rollout is paused"),
+        (template_of(image="registry.invalid/app:fixed"), "has changed the pod template"),
+        ({"template": {"metadata": {"annotations": {"a": "b"}}}}, "has changed the pod template"),
+        (template_of(resources={"limits": {"memory": "600Mi"}}), "somebody else has changed it"),
+    ],
+    ids=["paused", "release", "restart", "figure"],
+)
+async def test_memory_is_not_put_back_under_somebody_who_works_on_the_deployment(
+    cluster: Cluster, lever: KubernetesLever, spec: dict[str, Any], reason: str
+) -> None:
+    await cluster.deploy(2)
+    preparation = await raised(cluster, lever, "key")
+    await cluster.settle()
+    await cluster.patch(APPS, "deployments", "orders", {"spec": spec})
+    left = (await cluster.deployment())["spec"]
+    outcome = await lever.revert(preparation, "key")
+    assert (outcome.state, reason in outcome.detail) == (MitigationState.NOT_APPLIED, True), outcome
+    assert (await cluster.deployment())["spec"] == left
+
+
+async def test_a_rollout_of_ours_that_is_stuck_is_put_back(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    """Nobody plays the kubelet: the new pods never run, which is why it has to be put back."""
+    before = await cluster.deploy(2)
+    preparation = await raised(cluster, lever, "key")
+    assert (await lever.revert(preparation, "key")).state is REVERTED
+    assert (await cluster.deployment())["spec"]["template"] == before["spec"]["template"]
+
+
+async def test_without_knowing_the_template_a_rollout_in_progress_is_left_alone(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    """As a preparation of an earlier version of ours is."""
+    await cluster.deploy(2)
+    preparation = await raised(cluster, lever, "key")
+    known = {k: v for k, v in preparation.before.items() if k != "template_after"}
+    older = preparation.model_copy(update={"before": known})
+    outcome = await lever.revert(older, "key")
+    assert (outcome.state, "in progress" in outcome.detail) == (MitigationState.NOT_APPLIED, True)
+    await cluster.settle()
+    assert (await lever.revert(older, "key")).state is REVERTED
+
+
+@pytest.mark.parametrize("scaler", [False, True], ids=["deployment", "autoscaler"])
+async def test_a_figure_that_somebody_set_again_to_the_same_is_theirs(
+    cluster: Cluster, lever: KubernetesLever, *, scaler: bool
+) -> None:
+    await cluster.deploy(2)
+    where, field = (APPS, "deployments", "orders"), "replicas"
+    if scaler:
+        await cluster.autoscaler(minimum=2, maximum=6)
+        where, field = ("/apis/autoscaling/v1", "horizontalpodautoscalers", "orders"), "minReplicas"
+    preparation = await scaled(cluster, lever, 4)
+    for figure in (5, 4):
+        await cluster.patch(*where, {"spec": {field: figure}})
+    outcome = await lever.revert(preparation, "key")
+    assert outcome.state is MitigationState.NOT_APPLIED
+    assert outcome.detail == "left as it is: kubectl has set it since"
+
+
+async def test_a_figure_that_somebody_set_before_us_is_put_back(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    await cluster.deploy(2)
+    await cluster.patch(APPS, "deployments", "orders", {"spec": {"replicas": 3}})
+    await cluster.settle()
+    preparation = await scaled(cluster, lever, 6)
+    await cluster.patch(APPS, "deployments", "orders", {"spec": {"minReadySeconds": 1}})
+    assert (await lever.revert(preparation, "key")).state is REVERTED
+    assert await replicas(cluster) == 3
+
+
 # --- quotas --------------------------------------------------------------------------------------
 
 
@@ -252,6 +379,36 @@ async def test_what_a_quota_leaves_no_room_for_is_refused_with_the_figures(
     await cluster.quota(hard)
     with pytest.raises(BackendRefused, match=figures):
         await seeing.prepare(cluster.plan("scale", replicas=4, cap=9))
+
+
+@pytest.mark.parametrize(
+    ("hard", "figures"),
+    [
+        ({"limits.memory": "1200Mi"}, "512Mi of 1200Mi limits.memory are used: .* 768Mi more"),
+        ({"pods": "2"}, "2 of 2 pods are used: replacing the pods in turn needs 1 more"),
+        ({"requests.memory": "300Mi"}, "256Mi of 300Mi requests.memory are used: .* 128Mi more"),
+        ({"pods": "9", "requests.cpu": "10"}, "these pods do not say their requests.cpu"),
+    ],
+)
+async def test_a_quota_that_is_too_small_for_the_larger_pods_is_said_before_any_is_lost(
+    cluster: Cluster, seeing: KubernetesLever, hard: dict[str, str], figures: str
+) -> None:
+    """Twice the limit: two pods that grow by 256 MiB each, and one old one beside them."""
+    await cluster.deploy(2)
+    await cluster.quota(hard)
+    plan = cluster.plan("set_memory", container="app", limit=1 << 29, cap=1 << 30)
+    with pytest.raises(BackendRefused, match=figures):
+        await seeing.prepare(plan)
+
+
+async def test_what_a_quota_leaves_room_for_gets_its_memory(
+    cluster: Cluster, seeing: KubernetesLever
+) -> None:
+    await cluster.deploy(2)
+    await cluster.quota({"pods": "3", "limits.memory": "1280Mi", "requests.memory": "384Mi"})
+    preparation = await raised(cluster, seeing, "key")
+    assert preparation.before.get("quota") is None
+    await cluster.settle()
 
 
 async def test_what_a_quota_leaves_room_for_is_scaled(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from remediator.mitigation.holding import UNSTABLE
 from remediator.model import (
     Assessment,
@@ -12,6 +15,7 @@ from remediator.model import (
     MitigationState,
     Phase,
 )
+from remediator.store import tables as t
 from remediator.testing import World
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
@@ -157,3 +161,57 @@ async def test_a_long_pause_does_not_use_up_the_attempts(open_bench: OpenBench) 
         await bench.store.commands.resume("global", "ann")
         await bench.settle(60)
         assert bench.world.things == {"lamp"}
+
+
+async def test_an_outage_at_the_hold_time_is_no_refusal(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        bench.world.unavailable = "the API does not answer"
+        await bench.settle(3600)
+        assert (await bench.incident()).outcome is IncidentOutcome.MITIGATED
+        bench.world.unavailable = None
+        await bench.settle(60)
+        assert bench.world.things == {"lamp"}
+
+
+async def test_a_second_temporary_change_of_a_kind_is_refused_while_the_first_is_held(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        bench.world.things = {"oven"}
+        await bench.receive(bench.alert(pod="another"))
+        await bench.settle(30)
+        second = max(await bench.incidents(), key=lambda incident: incident.opened_at)
+        assert second.outcome is IncidentOutcome.DENIED
+        assert second.reason.startswith("held: ")
+        assert bench.world.things == {"oven"}
+
+
+async def test_a_temporary_change_that_cannot_be_read_blocks_no_other(
+    open_bench: OpenBench,
+) -> None:
+    services = [
+        a_service(parameters={"hold": "10m"}),
+        a_service("cart", parameters={"hold": "11m"}),
+    ]
+    async with open_bench(World(things={"orders:lamp", "cart:lamp"}), services, undo=True) as bench:
+        alerts = [bench.alert(), bench.alert(service="cart")]
+        await bench.receive(*alerts)
+        await bench.settle(45)
+        await bench.receive(*(resolved(alert, bench.clock) for alert in alerts))
+        await bench.settle()
+        (orders,) = [i for i in await bench.incidents() if i.service == "orders"]
+
+        async def spoil(connection: AsyncConnection) -> None:
+            broken = update(t.mitigations).where(t.mitigations.c.incident_id == orders.id)
+            await connection.execute(broken.values(before=["of a later version"]))
+
+        await bench.store.database.write(spoil)
+        await bench.settle(900)
+        assert bench.world.things == {"cart:lamp"}
+        by_service = {i.service: i for i in await bench.incidents()}
+        assert by_service["orders"].outcome is IncidentOutcome.ESCALATED
+        assert "cannot be read by this version" in by_service["orders"].reason

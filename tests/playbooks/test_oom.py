@@ -44,6 +44,7 @@ from remediator.workloads import (
     Termination,
     Workload,
     WorkloadEvent,
+    effect_of,
 )
 from tests.kubernetes_fixtures import Cluster, until
 
@@ -143,6 +144,8 @@ class Given:
     """Bytes by pod, as the cluster measures them; None where it measures nothing."""
     written: tuple[PodLog, ...] | None = ()
     """None where logs cannot be read."""
+    place: Room | None = field(default_factory=lambda: Room(quota=None, nodes=3))
+    """None where nodes cannot be read."""
 
     async def probe(self) -> Sense:
         return Sense(name="workload", state=SenseState.OK)
@@ -169,7 +172,9 @@ class Given:
         return self.written
 
     async def room(self, target: Target) -> Room:
-        raise NotImplementedError
+        if self.place is None:
+            raise BackendRefused("main: no right to list nodes")
+        return self.place
 
     async def autoscaler(self, target: Target) -> Autoscaler | None:
         return None
@@ -250,6 +255,62 @@ async def test_without_a_cap_no_limit_is_raised() -> None:
     assert "memory_max is not set" in proposal.reason
 
 
+def room_of(nodes: int, spare: int | None, quota: int | None = None) -> Room:
+    return Room(quota=quota, nodes=nodes, spare_memory=spare)
+
+
+@pytest.mark.parametrize(
+    ("request_", "room", "said"),
+    [
+        (None, room_of(0, None), "the nodes have no room for one more pod"),
+        (128 * MI, room_of(0, None), "the nodes have no room for one more pod"),
+        (None, room_of(5, 900 * MI, quota=0), "the quotas have no room for one more pod"),
+        (None, room_of(2, 255 * MI), "no node has room for one pod of the new size: 256Mi more"),
+        (256 * MI, room_of(2, 0), "no node has room for one pod of the new size"),
+    ],
+)
+async def test_memory_is_not_raised_where_a_larger_pod_would_find_no_place(
+    request_: int | None, room: Room, said: str
+) -> None:
+    pods = Given((pod_of("a", killed=RECENT),), found=asking_for(request_), place=room)
+    proposal = await proposed(pods, {})
+    assert proposal.mitigations == ()
+    assert f"it is not raised: {said}" in proposal.reason
+
+
+@pytest.mark.parametrize(
+    ("request_", "room"),
+    [(None, room_of(1, 256 * MI)), (128 * MI, room_of(1, 0)), (None, room_of(1, None, quota=1))],
+)
+async def test_memory_is_raised_where_one_larger_pod_has_a_place(
+    request_: int | None, room: Room
+) -> None:
+    pods = Given((pod_of("a", killed=RECENT),), found=asking_for(request_), place=room)
+    assert (await proposed(pods, {})).mitigations
+
+
+async def test_where_the_room_is_unknown_memory_is_raised_and_that_is_said() -> None:
+    (plan,) = (await proposed(Given((pod_of("a", killed=RECENT),), place=None), {})).mitigations
+    assert "unknown room: main: no right to list nodes" in plan.reason
+
+
+@pytest.mark.parametrize(("request_", "said"), [(256 * MI, True), (128 * MI, False)])
+async def test_it_is_said_what_is_raised_and_that_the_next_release_undoes_it(
+    request_: int, *, said: bool
+) -> None:
+    pods = Given((pod_of("a", killed=RECENT),), found=asking_for(request_))
+    (plan,) = (await proposed(pods, {})).mitigations
+    assert ("so is the request, which equals it" in plan.reason) == said
+    assert "put that into the manifest or chart, or the next release undoes it" in plan.reason
+
+
+def asking_for(memory: int | None) -> Workload:
+    found = workload_of()
+    (container,) = found.containers
+    asking = container.model_copy(update={"memory_request": memory})
+    return found.model_copy(update={"containers": (asking,)})
+
+
 async def test_a_kill_of_long_ago_or_of_another_kind_raises_nothing() -> None:
     old = pod_of("a", killed=timedelta(hours=2))
     crashed = pod_of("b", killed=RECENT, reason="Error")
@@ -269,7 +330,9 @@ async def test_a_leak_is_given_memory_once_and_then_a_human() -> None:
 
 
 async def test_a_leak_that_an_earlier_incident_gave_memory_to_gets_no_more() -> None:
-    marked = workload_of(annotations={EFFECT: "inc-0/OOM/0/set_memory/kubernetes/main"})
+    others = {EFFECT: "inc-1/HighLatency/0/scale/kubernetes/main"}  # a later one, of another kind
+    marks = {effect_of("set_memory"): "inc-0/OOM/0/set_memory/kubernetes/main", **others}
+    marked = workload_of(annotations=marks)
     pods = Given((pod_of("a", killed=RECENT), pod_of("b")), found=marked)
     assert (await proposed(pods, {"b": GROWING})).mitigations == ()
     assert (await proposed(pods, {"b": flat(0.3)})).mitigations

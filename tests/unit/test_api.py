@@ -204,6 +204,9 @@ class Recorder:
     async def cancel(self, incident_id: str, by: str, reason: str) -> None:
         self.note("cancel", incident_id, by, reason)
 
+    async def acknowledge(self, incident_id: str, by: str) -> None:
+        self.note("acknowledge", incident_id, by)
+
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
     ) -> None:
@@ -485,7 +488,7 @@ async def test_every_route_of_the_api_needs_the_right_role(server: Server) -> No
         "maintenance",
         "resume",
         "replay",
-        *(f"incidents/inc-1/{v}" for v in ("approve", "cancel")),
+        *(f"incidents/inc-1/{v}" for v in ("approve", "cancel", "acknowledge")),
     ]
     ended = ["maintenance/mnt-1"]
     kinds = (("GET", reads, INGEST), ("POST", writes, VIEWER), ("DELETE", ended, VIEWER))
@@ -599,7 +602,7 @@ async def test_an_unknown_playbook_names_the_known_ones(server: Server) -> None:
         ({"alerts": []}, 422, "holds no alert"),
         ({"alerts": None}, 400, "no list `alerts`"),
         ({"alerts": [{}]}, 422, "alerts[0].status is missing"),
-        ({"event": {"event_type": "incident.triggered"}}, 422, "not supported yet"),
+        ({"event": {"event_type": "incident.triggered"}}, 422, "event.data.id"),
     ],
 )
 async def test_a_replay_that_cannot_be_says_why(

@@ -195,6 +195,8 @@ class Service:
             return WINDOW
         if path == "/replay":
             return {"incidents": [ID], "dry_run": True}
+        if path == f"/incidents/{ID}/approve":
+            return self.incidents[-1]
         if method == "GET" and path == f"/incidents/{ID}":
             return self.incidents.pop(0) if len(self.incidents) > 1 else self.incidents[0]
         if method == "GET" and path in LISTS:

@@ -23,6 +23,12 @@ def document() -> sa.types.TypeEngine[Any]:
 def upgrade() -> None:
     """Apply it."""
     op.create_table(
+        "clicks",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("at", instant(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_clicks")),
+    )
+    op.create_table(
         "deliveries",
         sa.Column("id", sa.String(length=40), nullable=False),
         sa.Column("source", sa.String(length=20), nullable=False),
@@ -73,6 +79,7 @@ def upgrade() -> None:
         sa.Column("owner", sa.String(length=100), nullable=True),
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
+        sa.Column("progressed_at", instant(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_incidents")),
     )
     op.create_index(
@@ -87,6 +94,9 @@ def upgrade() -> None:
         postgresql_where=sa.text("due_at IS NOT NULL"),
     )
     op.create_index("ix_incidents_opened", "incidents", ["opened_at", "id"], unique=False)
+    op.create_index(
+        "ix_incidents_service", "incidents", ["system", "service", "opened_at"], unique=False
+    )
     op.create_index(
         "ix_incidents_still_open",
         "incidents",
@@ -126,6 +136,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("scope", name=op.f("pk_pauses")),
     )
     op.create_table(
+        "signing_secrets",
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("verified_at", instant(), nullable=True),
+        sa.Column("told_at", instant(), nullable=True),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_signing_secrets")),
+    )
+    op.create_table(
         "alerts",
         sa.Column("id", sa.String(length=40), nullable=False),
         sa.Column("incident_id", sa.String(length=40), nullable=False),
@@ -148,6 +165,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_alerts")),
     )
     op.create_index(op.f("ix_alerts_incident_id"), "alerts", ["incident_id"], unique=False)
+    op.create_index(
+        "ix_alerts_reported",
+        "alerts",
+        ["group_key"],
+        unique=False,
+        sqlite_where=sa.text("source = 'pagerduty'"),
+        postgresql_where=sa.text("source = 'pagerduty'"),
+    )
     op.create_index(
         "ux_alerts_latest",
         "alerts",
@@ -174,6 +199,91 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_dead_letters_delivery_id"), "dead_letters", ["delivery_id"], unique=False
     )
+    op.create_table(
+        "escalations",
+        sa.Column("incident_id", sa.String(length=40), nullable=False),
+        sa.Column("since", instant(), nullable=True),
+        sa.Column("level", sa.Integer(), nullable=False),
+        sa.Column("acknowledged_at", instant(), nullable=True),
+        sa.Column("acknowledged_by", sa.String(length=200), nullable=True),
+        sa.Column("echoed", sa.Boolean(), nullable=False),
+        sa.Column("ended_at", instant(), nullable=True),
+        sa.Column("due_at", instant(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["incident_id"], ["incidents.id"], name=op.f("fk_escalations_incident_id")
+        ),
+        sa.PrimaryKeyConstraint("incident_id", name=op.f("pk_escalations")),
+    )
+    op.create_index(
+        "ix_escalations_due",
+        "escalations",
+        ["due_at"],
+        unique=False,
+        sqlite_where=sa.text("due_at IS NOT NULL"),
+        postgresql_where=sa.text("due_at IS NOT NULL"),
+    )
+    op.create_table(
+        "tellings",
+        sa.Column("id", sa.String(length=400), nullable=False),
+        sa.Column("incident_id", sa.String(length=40), nullable=False),
+        sa.Column("channel", sa.String(length=200), nullable=False),
+        sa.Column("word", sa.String(length=20), nullable=False),
+        sa.Column("subject", sa.String(length=100), nullable=False),
+        sa.Column("state", sa.String(length=10), nullable=False),
+        sa.Column("due_at", instant(), nullable=True),
+        sa.Column("lease_until", instant(), nullable=True),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.Column("last_error", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["incident_id"], ["incidents.id"], name=op.f("fk_tellings_incident_id")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_tellings")),
+    )
+    op.create_index(op.f("ix_tellings_incident_id"), "tellings", ["incident_id"], unique=False)
+    op.create_index(
+        "ix_tellings_due",
+        "tellings",
+        ["channel", "due_at"],
+        unique=False,
+        sqlite_where=sa.text("due_at IS NOT NULL"),
+        postgresql_where=sa.text("due_at IS NOT NULL"),
+    )
+    op.create_table(
+        "events",
+        sa.Column("delivery_id", sa.String(length=40), nullable=False),
+        sa.Column("id", sa.String(length=128), nullable=False),
+        sa.Column("webhook", sa.String(length=128), nullable=True),
+        sa.Column("kind", sa.String(length=60), nullable=False),
+        sa.Column("status", sa.String(length=10), nullable=True),
+        sa.Column("again", sa.Boolean(), nullable=False),
+        sa.Column("incident", sa.String(length=64), nullable=True),
+        sa.Column("key", sa.Text(), nullable=True),
+        sa.Column("agent", document(), nullable=True),
+        sa.Column("at", instant(), nullable=False),
+        sa.Column("alerts", document(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("applied", sa.Boolean(), nullable=False),
+        sa.Column("due_at", instant(), nullable=True),
+        sa.Column("lease_until", instant(), nullable=True),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("attempts", sa.Integer(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["delivery_id"], ["deliveries.id"], name=op.f("fk_events_delivery_id")
+        ),
+        sa.PrimaryKeyConstraint("delivery_id", name=op.f("pk_events")),
+        sa.UniqueConstraint("id", name=op.f("uq_events_id")),
+        sa.UniqueConstraint("webhook", name=op.f("uq_events_webhook")),
+    )
+    op.create_index(
+        "ix_events_due",
+        "events",
+        ["due_at"],
+        unique=False,
+        sqlite_where=sa.text("due_at IS NOT NULL"),
+        postgresql_where=sa.text("due_at IS NOT NULL"),
+    )
+    op.create_index(op.f("ix_events_incident"), "events", ["incident"], unique=False)
     op.create_table(
         "findings",
         sa.Column(
@@ -224,6 +334,7 @@ def upgrade() -> None:
         sa.Column("service", sa.Text(), nullable=False),
         sa.Column("playbook", sa.Text(), nullable=False),
         sa.Column("target_key", sa.Text(), nullable=False),
+        sa.Column("kind", sa.String(length=100), nullable=False),
         sa.Column("mitigation", document(), nullable=False),
         sa.Column("mode", sa.String(length=10), nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
@@ -239,6 +350,8 @@ def upgrade() -> None:
         sa.Column("expires_at", instant(), nullable=True),
         sa.Column("finished_at", instant(), nullable=True),
         sa.Column("decided_by", sa.String(length=200), nullable=True),
+        sa.Column("approvals_needed", sa.Integer(), nullable=False),
+        sa.Column("approvals", document(), nullable=False),
         sa.Column("verdict", sa.String(length=20), nullable=True),
         sa.Column("evidence", sa.Text(), nullable=False),
         sa.ForeignKeyConstraint(

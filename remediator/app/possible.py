@@ -1,0 +1,104 @@
+"""What a playbook could do on a service as it is configured, and why not the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from remediator.app.backends import Backends, Key
+from remediator.app.checked import usable
+from remediator.catalogue import EnabledPlaybook, Service
+from remediator.model import Mode, Target
+from remediator.playbook import Playbook
+from remediator.ports import Breakers, Migrations
+
+MADE_ON: Mapping[str, str] = {
+    "end_sessions": "postgres",
+    "cancel_queries": "postgres",
+    "end_queries": "postgres",
+    "reset_breaker": "http",
+    "set_migration": "http",
+    "scale": "kubernetes",
+    "restart_rollout": "kubernetes",
+    "undo_rollout": "kubernetes",
+    "evict_pod": "kubernetes",
+    "set_memory": "kubernetes",
+    "unlink_prefix": "redis",
+}
+"""The kind of backend that each lever belongs to."""
+_SHAPES: Mapping[str, tuple[type, str]] = {
+    "reset_breaker": (Breakers, "breakers"),
+    "set_migration": (Migrations, "migrations"),
+}
+"""What the reader must be for a lever, and the key of the backend that makes it so."""
+
+
+@dataclass(frozen=True)
+class Possible:
+    """The levers of one playbook on one service."""
+
+    levers: tuple[str, ...]
+    never: Mapping[str, str] = field(default_factory=dict)
+    """Why each of the others cannot be pulled."""
+
+    def __str__(self) -> str:
+        """Say both in one sentence."""
+        could = f"could {', '.join(self.levers)}" if self.levers else "could do nothing"
+        never = ", ".join(f"{lever} ({why})" for lever, why in self.never.items())
+        return f"{could}; never {never}" if never else could
+
+
+def acts(enabled: EnabledPlaybook) -> bool:
+    """Say whether its mode lets it change anything."""
+    return bool({Mode.APPROVE, Mode.AUTO} & set(enabled.modes.values()))
+
+
+def possible(
+    service: Service, enabled: EnabledPlaybook, playbook: Playbook[Any], backends: Backends
+) -> Possible:
+    """Sort the playbook's levers into those that it may come to pull and the others.
+
+    A writer is asked for only where the mode lets it act, and a backend that could not be opened
+    speaks against nothing: that is an error of its own.
+    """
+    never = dict(playbook.impossible())
+    for lever in playbook.levers - never.keys():
+        why = _hindrance(lever, usable(service, type(playbook)), backends, writes=acts(enabled))
+        if why is not None:
+            never[lever] = why
+    said = {lever: never[lever] for lever in sorted(never.keys() & playbook.levers)}
+    return Possible(tuple(sorted(playbook.levers - said.keys())), said)
+
+
+def _hindrance(
+    lever: str, targets: Mapping[str, Target], backends: Backends, *, writes: bool
+) -> str | None:
+    kind = MADE_ON.get(lever)
+    found = [
+        _on(lever, target, backends, writes=writes)
+        for target in targets.values()
+        if kind in (None, target.kind)
+    ]
+    if not found:
+        return f"no target of kind {kind or 'any'}"
+    return None if None in found else found[0]
+
+
+def _on(lever: str, target: Target, backends: Backends, *, writes: bool) -> str | None:
+    """Say what stands against pulling ``lever`` on ``target``, or None."""
+    key: Key = (target.kind, target.name)
+    name = f"{target.kind} {target.name}"
+    if key in backends.unopened:
+        return None
+    if target.kind == "kubernetes" and "deployment" not in target.locator:
+        return f"the target {target.role} names no deployment"
+    shape = _SHAPES.get(lever)
+    if shape is not None and not isinstance(backends.readers.get(key), shape[0]):
+        return f"{shape[1]} is not set for {name}"
+    writers = backends.levers.get(key, ())
+    if writes and not writers:
+        return f"no writer for {name}"
+    if writes and not any(lever in writer.kinds for writer in writers):
+        return f"the writer of {name} does not make it"
+    return None

@@ -1,0 +1,205 @@
+"""``remediator rbac``: the Roles that our accounts in a cluster need, and not a right more.
+
+Readers read wherever a target is. Writers may do what the enabled playbooks propose, and only in
+those namespaces where one of them may change something: in mode approve or auto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import yaml
+
+from remediator.adapters.kubernetes_client import Right
+from remediator.adapters.kubernetes_rights import (
+    EVENTS,
+    OPTIONAL,
+    QUOTAS,
+    READS,
+    RIGHTS,
+    rights_for,
+)
+from remediator.app.checked import load, usable
+from remediator.catalogue import Catalogue
+from remediator.errors import ConfigError
+from remediator.model import Mode
+from remediator.playbook import PlaybookSet
+from remediator.settings import Settings
+
+KIND = "kubernetes"
+ROOM = frozenset(right for right in OPTIONAL if right.everywhere)
+"""What the reader may be given in the whole cluster, to count the room on its nodes."""
+
+Levers = dict[str, frozenset[str]]
+"""Kinds of change that may be made, by namespace; none where it is only read."""
+
+_GROUP = "rbac.authorization.k8s.io"
+_ACTING = frozenset({Mode.APPROVE, Mode.AUTO})
+
+
+class Account(NamedTuple):
+    """A ServiceAccount of the service."""
+
+    namespace: str
+    name: str
+
+    @classmethod
+    def named(cls, text: str) -> Self:
+        """Read ``NAMESPACE/NAME``; ``ConfigError`` for anything else."""
+        namespace, _, name = text.partition("/")
+        if not namespace or not name or "/" in name:
+            raise ConfigError(f"{text!r} should be NAMESPACE/NAME of a ServiceAccount")
+        return cls(namespace, name)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What roles are asked for."""
+
+    reader: Account
+    writer: Account
+    cluster: str | None = None
+    """Its name in ``backends.kubernetes``; None where there is only one."""
+    namespaces: Sequence[str] = ()
+    """Only these; none means every one that holds a target."""
+
+
+def roles(settings: Settings, wanted: Wanted) -> str:
+    """Return Roles and RoleBindings as YAML, a ClusterRole that may be left out at the end.
+
+    Raises ``ConfigError`` when the configuration is wrong or holds nothing that was asked for.
+    """
+    levers = _levers(settings, wanted)
+    parts = [_document(found) for space in levers for found in _roles(space, levers[space], wanted)]
+    parts.append(_OPTIONAL_PART + "---\n".join(map(_document, _room(wanted.reader))))
+    return "---\n".join(parts)
+
+
+def chart_values(settings: Settings, wanted: Wanted) -> str:
+    """Return the same as values of the chart, as YAML; ``ConfigError`` as for ``roles``."""
+    levers = _levers(settings, wanted)
+    spaces = {space: {"levers": sorted(kinds)} for space, kinds in levers.items()}
+    values = {
+        "rbac": {"namespaces": spaces},
+        "writer": {"enabled": any(levers.values())},
+    }
+    return _document(values)
+
+
+def reader_rights() -> frozenset[Right]:
+    """Return what the reader is given in a namespace; it can do without some of it."""
+    return READS | {EVENTS} | (OPTIONAL - ROOM)
+
+
+def writer_rights(kinds: Collection[str]) -> frozenset[Right]:
+    """Return what the writer needs in a namespace for changes of these kinds.
+
+    Listing quotas it can do without, but then it cannot see that they leave no room.
+    """
+    return rights_for(kinds) | ({QUOTAS} if "scale" in kinds else frozenset())
+
+
+def rules(rights: Iterable[Right]) -> list[dict[str, list[str]]]:
+    """Write rights as the rules of a Role, one a resource."""
+    verbs: dict[tuple[str, str], set[str]] = {}
+    for right in rights:
+        verbs.setdefault((right.group, right.resource), set()).add(right.verb)
+    return [
+        {"apiGroups": [group], "resources": [resource], "verbs": sorted(verbs[group, resource])}
+        for group, resource in sorted(verbs)
+    ]
+
+
+def levers_by_namespace(
+    catalogue: Catalogue, playbooks: PlaybookSet, cluster: str
+) -> dict[str, frozenset[str]]:
+    """Return what the enabled playbooks may change in each namespace that holds a target."""
+    found: dict[str, frozenset[str]] = {}
+    for service in catalogue.services:
+        for target in service.targets.values():
+            if (target.kind, target.name) == (KIND, cluster):
+                found.setdefault(target.locator["namespace"], frozenset())
+        for enabled in service.playbooks.values():
+            cls = playbooks.get(enabled.name)
+            if cls is None or not _ACTING & set(enabled.modes.values()):
+                continue
+            for target in usable(service, cls).values():
+                if (target.kind, target.name) == (KIND, cluster):
+                    found[target.locator["namespace"]] |= cls.levers & RIGHTS.keys()
+    return dict(sorted(found.items()))
+
+
+def _levers(settings: Settings, wanted: Wanted) -> Levers:
+    catalogue, playbooks = load(settings)
+    cluster = _cluster(settings, wanted.cluster)
+    found = levers_by_namespace(catalogue, playbooks, cluster)
+    if not found:
+        raise ConfigError(f"no service has a target in the cluster {cluster}: no right is needed")
+    unknown = [name for name in wanted.namespaces if name not in found]
+    if unknown:
+        known = ", ".join(found)
+        raise ConfigError(
+            f"no target is in namespace {', '.join(unknown)}; targets are in: {known}"
+        )
+    return {name: found[name] for name in found if name in (wanted.namespaces or found)}
+
+
+def _cluster(settings: Settings, asked: str | None) -> str:
+    names = sorted(settings.backends.kubernetes)
+    known = ", ".join(names) or "none"
+    if asked is not None and asked not in names:
+        raise ConfigError(f"there is no cluster {asked!r} in backends.kubernetes; known: {known}")
+    if asked is None and len(names) != 1:
+        raise ConfigError(f"say which cluster with --cluster; backends.kubernetes has: {known}")
+    return asked or names[0]
+
+
+# --- as objects -------------------------------------------------------------------------------
+
+
+_OPTIONAL_PART = (
+    "# Optional, in the whole cluster: lets the reader count the room on the nodes. Without it\n"
+    "# that room is unknown to it, and the findings say so.\n"
+)
+
+
+def _roles(namespace: str, kinds: frozenset[str], wanted: Wanted) -> Iterator[Mapping[str, Any]]:
+    given = [("remediator-reader", wanted.reader, reader_rights())]
+    if kinds:
+        given.append(("remediator-writer", wanted.writer, writer_rights(kinds)))
+    for name, account, rights in given:
+        metadata = {"name": name, "namespace": namespace}
+        yield {**_head("Role", metadata), "rules": rules(rights)}
+        yield _binding("Role", metadata, account)
+
+
+def _room(reader: Account) -> Iterator[Mapping[str, Any]]:
+    metadata = {"name": "remediator-room"}
+    yield {**_head("ClusterRole", metadata), "rules": rules(ROOM)}
+    yield _binding("ClusterRole", metadata, reader)
+
+
+def _binding(kind: str, metadata: Mapping[str, str], account: Account) -> Mapping[str, Any]:
+    return {
+        **_head(f"{kind}Binding", metadata),
+        "roleRef": {"apiGroup": _GROUP, "kind": kind, "name": metadata["name"]},
+        "subjects": [{"kind": "ServiceAccount", **account._asdict()}],
+    }
+
+
+def _head(kind: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    return {"apiVersion": f"{_GROUP}/v1", "kind": kind, "metadata": dict(metadata)}
+
+
+def _document(content: Mapping[str, Any]) -> str:
+    text: str = yaml.dump(content, Dumper=_Plain, sort_keys=False, default_flow_style=False)
+    return text
+
+
+class _Plain(yaml.SafeDumper):
+    """Writes a value that stands twice twice, instead of an anchor."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True

@@ -1,0 +1,95 @@
+"""Who may approve, and how many of them must: as the file has it, and what is wrong with it. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from remediator.access import Permission, Role, permits
+from remediator.configfile import Key
+from remediator.mistakes import did_you_mean
+from remediator.model import Risk
+from remediator.sections import Name, Section
+
+Complaint = tuple[Key, str]
+People = Annotated[tuple[Name, ...], Field(min_length=1)]
+"""Names of persons."""
+Number = Annotated[int, Field(strict=True, ge=1, le=10)]
+
+
+def _slack_user(text: str) -> str:
+    if not re.fullmatch(r"[UW][A-Z0-9]{1,30}", text):
+        raise ValueError("should be Slack's id of a user, such as U024BE7LH, not a name")
+    return text
+
+
+SlackUser = Annotated[str, AfterValidator(_slack_user)]
+
+
+class Approver(Section):
+    """A person, known by one name whichever way the yes comes."""
+
+    name: Name
+    """The person's name; that of their credential where they have one. Unique."""
+    slack: SlackUser | None = None
+    """Slack's id of the user, such as `U024BE7LH`: in the profile, "Copy member ID"."""
+    role: Role = Role.OPERATOR
+    """`operator` and `admin` may approve, reject, pause and take over in Slack."""
+
+    @property
+    def decides(self) -> bool:
+        """Whether the role lets the person decide."""
+        return permits(self.role, Permission.OPERATE)
+
+
+class ApprovalsByRisk(Section):
+    """How many different persons must approve, by the risk of what is proposed."""
+
+    low: Number | None = None
+    """For mitigations of low risk; left out: as one level up."""
+    medium: Number | None = None
+    """For mitigations of medium risk; left out: as one level up."""
+    high: Number | None = None
+    """For mitigations of high risk; left out: as one level up."""
+
+    def over(self, needed: Mapping[Risk, int]) -> dict[Risk, int]:
+        """Return ``needed`` with what is set here in its place."""
+        return {risk: getattr(self, risk) or number for risk, number in needed.items()}
+
+
+def approver_complaints(approvers: Iterable[Approver]) -> Iterator[Complaint]:
+    """Yield the approvers who cannot be told apart."""
+    known = list(approvers)
+    names = Counter(one.name for one in known)
+    users = Counter(one.slack for one in known if one.slack)
+    for position, one in enumerate(known):
+        if names[one.name] > 1:
+            yield ("approvers", position, "name"), "is the name of another approver too"
+        if one.slack and users[one.slack] > 1:
+            yield ("approvers", position, "slack"), "is the Slack user of another approver too"
+
+
+def naming_complaints(named: Iterable[str], key: Key, deciders: list[str]) -> Iterator[Complaint]:
+    """Yield the names in the list at ``key`` that belong to none of the ``deciders``."""
+    for position, name in enumerate(named):
+        if name not in deciders:
+            hint = did_you_mean(name, deciders)
+            yield (*key, position), f"there is no operator or admin called {name!r}; {hint}"
+
+
+def number_complaints(
+    needed: Mapping[Risk, int], may: Iterable[str], key: Key
+) -> Iterator[Complaint]:
+    """Yield the numbers that can never be reached by those who ``may`` approve at ``key``."""
+    people = sorted(set(may))
+    most = max(needed.values())
+    if most > max(len(people), 1):
+        who = f"only {', '.join(people)}" if people else "nobody"
+        yield (
+            (*key, "approvals"),
+            f"{most} different persons must approve, but {who} may; add to approvers, or ask for fewer",
+        )

@@ -1,0 +1,188 @@
+"""ESCALATE: call humans, level after level, until one of them has what needs one.
+
+One loop decides who is told; one loop a channel tells it, so that a channel that hangs holds up
+neither the others nor the next level. One message a second goes to a channel at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import timedelta
+
+import structlog
+
+from remediator.catalogue import Escalation, Service
+from remediator.errors import OwnershipLost, PermanentError, TemporaryError
+from remediator.maintenance import running
+from remediator.model import Mode
+from remediator.ports import Notifier
+from remediator.report.escalation import NOTES, compose, next_step, notes_due
+from remediator.store import Store
+from remediator.store.database import patiently
+from remediator.store.escalations import Message, Standing, Step, Telling
+from remediator.summons import Channel, Summons, Word
+from remediator.views import IncidentView
+from remediator.work import Surroundings
+
+SEND_TIMEOUT = 30.0
+"""Seconds that a channel may take; less than the lease of a message."""
+ATTEMPTS = 12
+"""Times that a message is tried: for about half an hour, with the pauses between."""
+LABEL = "pagerduty_incident"
+"""Label with the id of the incident of PagerDuty's that an alert came from."""
+_LONGEST = 300.0
+"""Seconds between two attempts, unless the channel asks for more."""
+_SILENT = frozenset({Mode.OBSERVE, Mode.SHADOW})
+
+_log = structlog.get_logger(__name__)
+
+
+class Escalating:
+    """Calls humans over ``channels``, by the levels of the catalogue."""
+
+    def __init__(
+        self,
+        store: Store,
+        around: Surroundings,
+        channels: Mapping[str, Channel],
+        count: Callable[[str, str], None],
+    ) -> None:
+        """``count`` takes a channel's name and ``told``, ``delayed`` or ``failed``."""
+        self._store = store
+        self._around = around
+        self._channels = dict(channels)
+        self._count = count
+        self._due: frozenset[str] = frozenset()
+
+    @property
+    def loops(self) -> Iterator[Callable[[], Awaitable[bool]]]:
+        """What is to be run again and again, each on its own."""
+        yield self.decide
+        for name in self._channels:
+            yield functools.partial(self.send, name)
+
+    async def decide(self) -> bool:
+        """Decide about what is due, and see what is to be sent; return whether there is more."""
+        due = await self._store.escalations.due()
+        self._due = due.channels
+        return due.deciding and bool(await self._store.escalations.advance(self._next))
+
+    def _next(self, standing: Standing) -> Step:
+        incident, now = standing.incident, standing.now
+        planned = self._around.catalogue.windows(incident, now, now)
+        window = running([*planned, *standing.windows], now)
+        service = self._around.catalogue.service(incident.system, incident.service)
+        plan = self._plan(service)
+        if service is not None and self._is_silent(service, incident.playbook):
+            plan = Escalation()
+        return next_step(standing, self._reachable(plan), window)
+
+    def _plan(self, service: Service | None) -> Escalation:
+        return self._around.catalogue.escalation if service is None else service.escalation
+
+    def _reachable(self, plan: Escalation) -> Escalation:
+        """Leave out channels that are not there: what nobody sends would wait for ever."""
+        levels = tuple(
+            level.model_copy(
+                update={"notify": tuple(n for n in level.notify if n in self._channels)}
+            )
+            for level in plan.levels
+        )
+        return plan.model_copy(update={"levels": levels})
+
+    def _is_silent(self, service: Service, playbook: str | None) -> bool:
+        enabled = service.playbooks.get(playbook or "")
+        return enabled is not None and set(enabled.modes.values()) <= _SILENT
+
+    # --- one message --------------------------------------------------------------------------
+
+    async def send(self, name: str) -> bool:
+        """Send one message that is due to the channel ``name``; the next one comes in a while."""
+        if name not in self._due:
+            return False
+        telling = await self._store.escalations.claim(name)
+        if telling is not None:
+            try:
+                await self._send(telling)
+            except OwnershipLost as error:
+                _log.warning("message_lost", reason=str(error))
+        return False
+
+    async def _send(self, telling: Telling) -> None:
+        view = await self._store.records.incident(telling.incident_id)
+        if view is None:  # a message refers to its incident, so there is one
+            return
+        plan = self._plan(self._around.catalogue.service(view.system, view.service))
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await self._channels[telling.channel].tell(compose(view, telling, plan))
+        except TimeoutError:
+            await self._later(telling, f"no answer within {SEND_TIMEOUT:g} s", None)
+        except TemporaryError as error:
+            await self._later(telling, str(error), error.retry_after)
+        except PermanentError as error:
+            await self._give_up(telling, str(error))
+        except Exception as error:  # noqa: BLE001 - a fault of ours may not silence a channel
+            _log.exception("message_failed", channel=telling.channel)
+            await self._later(telling, f"failed: {type(error).__name__}", None)
+        else:
+            await patiently(lambda: self._store.escalations.told(telling))
+            self._count(telling.channel, "told")
+
+    async def _later(self, telling: Telling, reason: str, after: float | None) -> None:
+        if telling.attempts + 1 >= ATTEMPTS:
+            await self._give_up(telling, f"{reason}; tried {ATTEMPTS} times")
+            return
+        seconds = min(2.0 ** min(telling.attempts, 10), _LONGEST) if after is None else after
+        _log.warning(
+            "message_delayed", channel=telling.channel, reason=reason, again_in=round(seconds)
+        )
+        await self._store.escalations.failed(telling, reason, timedelta(seconds=seconds))
+        self._count(telling.channel, "delayed")
+
+    async def _give_up(self, telling: Telling, reason: str) -> None:
+        _log.error(
+            "message_given_up",
+            channel=telling.channel,
+            incident_id=telling.incident_id,
+            reason=reason,
+        )
+        await self._store.escalations.given_up(telling, reason)
+        self._count(telling.channel, "failed")
+
+    # --- the incidents of PagerDuty's that alerts came from -------------------------------------
+
+    async def note(self, view: IncidentView) -> None:
+        """Ask for what should stand by now in the incidents of PagerDuty's behind ``view``."""
+        if NOTES not in self._channels:
+            return
+        service = self._around.catalogue.service(view.system, view.service)
+        enabled = service.playbooks.get(view.playbook or "") if service is not None else None
+        acts = enabled is not None and Mode.AUTO in enabled.modes.values()
+        theirs = await self._store.escalations.reported(view.id, LABEL)
+        resolves = service is not None and service.pagerduty_resolve and theirs.alone
+        words = notes_due(view, acts=acts, resolves=resolves)
+        messages = [
+            Message(channel=NOTES, word=word, subject=one)
+            for one in theirs.incidents
+            for word in words
+        ]
+        if messages:
+            await self._store.escalations.ask(view.id, messages)
+
+
+class ChatChannel:
+    """Calls by a new message in the chat: an edit of the old one wakes nobody."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        """Send with ``notifier``, which also looks after the incident's own message."""
+        self._notifier = notifier
+
+    async def tell(self, summons: Summons) -> None:
+        """Post it; its detail is in the thread of the incident's own message."""
+        if summons.word is not Word.LEVEL:
+            return
+        call = {"headline": summons.headline, "final": False}
+        await self._notifier.send(summons.report.model_copy(update=call), None)

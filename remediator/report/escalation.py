@@ -1,0 +1,233 @@
+"""Which level of an escalation is due, who is told, and when it stops. Pure.
+
+Level follows level at its time. An acknowledgement holds them up for a time; then the next one is
+told at once, or the last one again. It ends when the alert resolves or a later incident has it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from remediator.catalogue import Escalation, Level
+from remediator.maintenance import Window
+from remediator.model import (
+    IncidentOutcome,
+    IncidentState,
+    Phase,
+    format_duration,
+)
+from remediator.report.summary import summarise
+from remediator.store.escalations import Message, Standing, Step, Telling
+from remediator.summons import Summons, Word
+from remediator.views import AlertView, IncidentView, Report
+
+PAGERDUTY = "pagerduty"
+"""The channel that is also told when somebody has the incident, and when it is over."""
+NOTES = "pagerduty/notes"
+"""The channel of what is written to the incidents of PagerDuty's that alerts came from."""
+LOOK_AGAIN = timedelta(seconds=30)
+"""Time between two looks at whether the alert still fires, when nothing else is due."""
+_LONGEST_HEADLINE = 1024
+
+
+def next_step(standing: Standing, plan: Escalation, window: Window | None) -> Step:
+    """Decide what comes next; ``window`` is the maintenance that runs: nobody is called in it."""
+    if not standing.fires:
+        return _end(standing)
+    if not plan.levels:
+        return _step(standing, ended=True)
+    if window is not None:
+        return _step(standing, due_at=min(window.until, standing.now + LOOK_AGAIN))
+    if standing.acknowledged_at is None:
+        return _levels(standing, plan)
+    over = standing.acknowledged_at + plan.acknowledged_for
+    if standing.now < over:
+        soon = min(over, standing.now + LOOK_AGAIN)
+        return _step(standing, due_at=soon, messages=_acknowledged(standing))
+    return _resumed(standing, plan)
+
+
+def _step(
+    standing: Standing,
+    *,
+    due_at: datetime | None = None,
+    ended: bool = False,
+    messages: tuple[Message, ...] = (),
+    events: tuple[tuple[str, str], ...] = (),
+) -> Step:
+    """Stay at the level."""
+    return Step(
+        level=standing.level,
+        since=standing.since,
+        due_at=due_at,
+        ended=ended,
+        messages=messages,
+        events=events,
+    )
+
+
+def _end(standing: Standing) -> Step:
+    if not standing.told and standing.acknowledged_at is None and standing.level == 0:
+        return _step(standing, ended=True)  # nobody was called, so nothing has to be said
+    if standing.successor is not None:
+        reason = f"the alert is with the later incident {standing.successor}"
+        return _step(standing, ended=True, events=(("escalation ended", reason),))
+    resolved = Message(channel=PAGERDUTY, word=Word.RESOLVED, subject="")
+    return _step(
+        standing,
+        ended=True,
+        messages=(resolved,) if PAGERDUTY in standing.told else (),
+        events=(("escalation ended", "the alert resolved"),),
+    )
+
+
+def _acknowledged(standing: Standing) -> tuple[Message, ...]:
+    """Tell PagerDuty that somebody has it, unless it was PagerDuty that told us."""
+    if standing.acknowledged_at is None or standing.echoed or PAGERDUTY not in standing.told:
+        return ()
+    at = standing.acknowledged_at.isoformat()
+    return (Message(channel=PAGERDUTY, word=Word.ACKNOWLEDGED, subject=at),)
+
+
+def _resumed(standing: Standing, plan: Escalation) -> Step:
+    """Go on at the next level, at once; where every level was told, at the last one again."""
+    level = plan.levels[min(standing.level, len(plan.levels) - 1)]
+    rest = standing.model_copy(
+        update={"since": standing.now - level.after, "acknowledged_at": None}
+    )
+    held = format_duration(plan.acknowledged_for)
+    reason = f"{standing.acknowledged_by} has had it for {held}, and the alert still fires"
+    step = _levels(rest, plan, again=True)
+    events = (("acknowledgement over", reason), *step.events)
+    return step.model_copy(update={"lapsed": True, "events": events})
+
+
+def _levels(standing: Standing, plan: Escalation, *, again: bool = False) -> Step:
+    """Tell every level whose time has come."""
+    messages: list[Message] = []
+    events: list[tuple[str, str]] = []
+    number = standing.level
+    while _is_due(standing, plan, number) or (again and number == standing.level):
+        level = plan.levels[min(number, len(plan.levels) - 1)]
+        messages += _calls(level, number)
+        event = f"level {number + 1} of {len(plan.levels)}"
+        if number >= len(plan.levels):
+            event = f"level {len(plan.levels)} once more"
+        events.append((event, f"nobody has it yet; told: {', '.join(level.notify)}"))
+        number += 1
+    due_at = standing.now + LOOK_AGAIN
+    if number < len(plan.levels):
+        due_at = min(due_at, standing.since + plan.levels[number].after)
+    return Step(
+        level=number,
+        since=standing.since,
+        due_at=due_at,
+        messages=tuple(messages),
+        events=tuple(events),
+    )
+
+
+def _is_due(standing: Standing, plan: Escalation, number: int) -> bool:
+    if number >= len(plan.levels):
+        return False
+    return standing.since + plan.levels[number].after <= standing.now
+
+
+def _calls(level: Level, number: int) -> Iterable[Message]:
+    for name in dict.fromkeys(level.notify):
+        yield Message(channel=name, word=Word.LEVEL, subject=str(number))
+
+
+# --- the incidents of PagerDuty's that alerts came from ------------------------------------------
+
+
+def notes_due(view: IncidentView, *, acts: bool, resolves: bool) -> tuple[Word, ...]:
+    """List what should stand in PagerDuty by now; each is written once, however often it is due.
+
+    ``acts`` says that the playbook may change something by itself, ``resolves`` that an incident
+    may be resolved there: no other sender's alert fires. What waits for an approval is not
+    acknowledged, because somebody has to see it. What only waits for PagerDuty to say that it
+    resolved was measured to be good, so it is resolved; nobody else would.
+    """
+    if view.dry_run or view.replay_of is not None or view.playbook is None:
+        return ()
+    closed = view.state is IncidentState.CLOSED
+    changing = view.phase in {Phase.ACT, Phase.VERIFY, Phase.REVERT, Phase.SETTLE}
+    wanted = {
+        Word.ACKNOWLEDGED: not closed and (changing or (acts and view.phase is not Phase.APPROVAL)),
+        Word.FOUND: bool(view.findings) and (closed or view.phase is not Phase.DIAGNOSE),
+        Word.DONE: closed,
+        Word.RESOLVED: resolves
+        and (view.outcome is IncidentOutcome.MITIGATED or view.phase is Phase.SETTLE),
+    }
+    return tuple(word for word, due in wanted.items() if due)
+
+
+# --- what is said ------------------------------------------------------------------------------
+
+
+def compose(view: IncidentView, telling: Telling, plan: Escalation) -> Summons:
+    """Say what ``telling`` is to say, with every secret masked."""
+    report = summarise(view)
+    headline = report.headline
+    if telling.word is Word.LEVEL:
+        headline = f"{_stage(int(telling.subject), plan)}. {headline}"
+    return Summons(
+        word=telling.word,
+        subject=telling.subject,
+        report=report,
+        headline=headline[:_LONGEST_HEADLINE],
+        text="\n".join(_lines(report, telling.word)),
+        severity=severity(report.incident),
+        links=_links(report.incident.alerts),
+    )
+
+
+def _lines(report: Report, word: Word) -> Iterable[str]:
+    if word is Word.FOUND:
+        return report.found
+    end = (f"Did it help? {report.helped}", f"Next: {report.next_step}")
+    if word is Word.DONE:
+        return (*report.done, *end)
+    take = f"If you have it: `remediator acknowledge {report.incident.id}`."
+    return (*report.happened, *report.found, *report.done, *end, take)
+
+
+def _stage(number: int, plan: Escalation) -> str:
+    """Say which level it is; the plan may have become shorter meanwhile."""
+    count = len(plan.levels)
+    if number >= count:
+        return "Still needs a human"
+    return f"Escalation level {number + 1} of {count}"
+
+
+def severity(view: IncidentView) -> str:
+    """Return the worst severity of the incident's alerts, in PagerDuty's four words."""
+    words = {_severity(alert) for alert in view.alerts}
+    return next((word for word in _SEVERITIES if word in words), "error")
+
+
+def _severity(alert: AlertView) -> str | None:
+    label = alert.labels.get("severity", alert.labels.get("priority", "")).strip().lower()
+    return next((word for word, known in _SEVERITIES.items() if label in known), None)
+
+
+_SEVERITIES = {
+    "critical": {"critical", "crit", "page", "emergency", "fatal", "disaster", "p0", "p1", "sev1"},
+    "error": {"error", "err", "high", "major", "p2", "sev2"},
+    "warning": {"warning", "warn", "medium", "minor", "p3", "sev3"},
+    "info": {"info", "informational", "low", "none", "notice", "debug", "p4", "sev4"},
+}
+
+
+def _links(alerts: Iterable[AlertView]) -> dict[str, str]:
+    """Return the web addresses that the alerts' annotations name for humans."""
+    found: dict[str, str] = {}
+    for alert in alerts:
+        for name in ("runbook_url", "dashboard_url", "dashboard"):
+            url = alert.annotations.get(name, "")
+            if re.fullmatch(r"https?://[\x21-\x7e]{1,1000}", url):
+                found.setdefault(name.removesuffix("_url"), url)
+    return found

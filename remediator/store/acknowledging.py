@@ -1,0 +1,93 @@
+"""Where an escalation begins, and who has it: written with what causes it, in one transaction."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import AwareDatetime
+from sqlalchemy import exists, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.errors import Refused
+from remediator.model import AlertStatus, IncidentId, IncidentOutcome, IncidentState, Value
+from remediator.store import tables as t
+
+NEEDS_A_HUMAN = frozenset(
+    {IncidentOutcome.ESCALATED, IncidentOutcome.DENIED, IncidentOutcome.REVERTED}
+)
+"""Outcomes after which a person has to act, as long as the alert fires."""
+_LONGEST = 200
+"""Characters of a person's name in the store."""
+
+
+class Acknowledged(Value):
+    """That somebody has an incident."""
+
+    incident_id: IncidentId
+    by: str
+    at: AwareDatetime
+    anew: bool
+    """Whether this is news; what another system tells of it once more is not."""
+
+
+async def begin_escalation(
+    connection: AsyncConnection,
+    incident: str,
+    outcome: IncidentOutcome | None,
+    now: datetime,
+    by: str | None = None,
+) -> None:
+    """Let the levels begin where a closed incident needs a human and its alert fires.
+
+    ``by`` has it from the beginning, such as who turned its plan down.
+    """
+    if outcome not in NEEDS_A_HUMAN or not await _wanted(connection, incident):
+        return
+    values: dict[str, Any] = {"since": now, "due_at": now}
+    if by is not None:
+        values |= {"acknowledged_at": now, "acknowledged_by": by[:_LONGEST]}
+    await _put(connection, incident, values)
+
+
+async def _wanted(connection: AsyncConnection, incident: str) -> bool:
+    fires = exists().where(
+        t.alerts.c.incident_id == t.incidents.c.id, t.alerts.c.status == AlertStatus.FIRING
+    )
+    query = select(t.incidents.c.id).where(
+        t.incidents.c.id == incident, t.incidents.c.dry_run.is_(False), fires
+    )
+    return (await connection.execute(query)).scalar() is not None
+
+
+async def _put(connection: AsyncConnection, incident: str, values: dict[str, Any]) -> None:
+    row = update(t.escalations).where(t.escalations.c.incident_id == incident)
+    if not (await connection.execute(row.values(**values))).rowcount:
+        fresh = {"incident_id": incident, "level": 0}
+        await connection.execute(insert(t.escalations).values(**fresh | values))
+
+
+async def acknowledge(
+    connection: AsyncConnection, incident_id: str, by: str, now: datetime, *, echo: bool
+) -> Acknowledged:
+    """Note that ``by`` has the incident; ``Refused`` when there is nothing that waits for anyone.
+
+    An ``echo`` of what somebody did before, in another system, changes nothing.
+    """
+    query = select(t.incidents).where(t.incidents.c.id == incident_id).with_for_update()
+    incident = (await connection.execute(query)).mappings().first()
+    if incident is None:
+        raise Refused(404, f"there is no incident {incident_id}")
+    mine = t.escalations.c.incident_id == incident_id
+    standing = select(t.escalations).where(mine).with_for_update()
+    row = (await connection.execute(standing)).mappings().first()
+    is_open = incident["state"] == IncidentState.OPEN
+    if not is_open and (row is None or row["since"] is None or row["ended_at"] is not None):
+        raise Refused(409, f"incident {incident_id} waits for nobody: it is {incident['outcome']}")
+    if row is not None and row["acknowledged_at"] is not None and echo:
+        at, who = row["acknowledged_at"], row["acknowledged_by"]
+        return Acknowledged(incident_id=IncidentId(incident_id), by=who, at=at, anew=False)
+    who = by[:_LONGEST]
+    values = {"acknowledged_at": now, "acknowledged_by": who, "echoed": echo}
+    await _put(connection, incident_id, values | ({} if is_open else {"due_at": now}))
+    return Acknowledged(incident_id=IncidentId(incident_id), by=who, at=now, anew=True)

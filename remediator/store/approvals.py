@@ -1,0 +1,111 @@
+"""The plan that waits for people: what may still be decided about it, and who agreed.
+
+Everything here runs inside an operator's order, so inside one serial transaction.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.errors import Refused
+from remediator.model import Approval, Consent, IncidentState, MitigationState
+from remediator.store import tables as t
+from remediator.store.database import Database
+
+_REMEMBERED = timedelta(hours=1)
+"""Longer than a signed request is accepted."""
+_LONGEST = 200
+"""Characters of the names of those who decided, in the store."""
+
+
+class Clicks:
+    """Remembers the requests of a chat for an hour, so that a repeated one is seen."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def take(self, click: str) -> bool:
+        """Keep the digest of a signed request; False when it was taken before."""
+
+        async def operation(connection: AsyncConnection) -> bool:
+            now = await self._database.now(connection)
+            await connection.execute(delete(t.clicks).where(t.clicks.c.at < now - _REMEMBERED))
+            known = await connection.scalar(select(t.clicks.c.id).where(t.clicks.c.id == click))
+            if known is None:
+                await connection.execute(insert(t.clicks), {"id": click, "at": now})
+            return known is None
+
+        return await self._database.write(operation, serial=True)
+
+
+async def open_incident(connection: AsyncConnection, incident_id: str) -> Any:
+    """Return the row of an open incident, locked; ``Refused`` (404, 409) for any other."""
+    query = select(t.incidents).where(t.incidents.c.id == incident_id).with_for_update()
+    row = (await connection.execute(query)).mappings().first()
+    if row is None:
+        raise Refused(404, f"there is no incident {incident_id}")
+    if row["state"] != IncidentState.OPEN:
+        raise Refused(409, f"incident {incident_id} is closed: {row['outcome']}, {row['reason']}")
+    return row
+
+
+async def waiting_plan(
+    connection: AsyncConnection, incident_id: str, plan_hash: str | None, now: datetime
+) -> Any:
+    """Return the row of the plan that waits; ``Refused`` when it is over, or is another one."""
+    incident = await open_incident(connection, incident_id)
+    query = select(t.mitigations).where(
+        t.mitigations.c.incident_id == incident_id,
+        t.mitigations.c.state == MitigationState.AWAITING_APPROVAL,
+    )
+    row = (await connection.execute(query)).mappings().first()
+    if row is None:
+        raise Refused(
+            409, f"incident {incident_id} waits for no approval: it is at {incident['phase']}"
+        )
+    if row["expires_at"] is not None and row["expires_at"] <= now:
+        raise Refused(409, f"the plan expired at {row['expires_at'].isoformat()}")
+    if plan_hash is not None and plan_hash != row["plan_hash"]:
+        raise Refused(409, f"the plan has changed: it is {row['plan_hash']} now; look at it again")
+    return row
+
+
+async def agree(connection: AsyncConnection, plan: Any, approval: Approval) -> Consent:
+    """Add one person's yes; enough of them let the plan go ahead.
+
+    ``Refused`` for a person who has agreed already: the next one must be somebody else.
+    """
+    given = [Approval.model_validate(one) for one in plan["approvals"]]
+    needed = plan["approvals_needed"]
+    if approval.by in {one.by for one in given}:
+        left = needed - len(given)
+        raise Refused(409, f"{approval.by} has approved this plan already; {left} more must agree")
+    given.append(approval)
+    consent = Consent(given=len(given), needed=needed)
+    values: dict[str, Any] = {"approvals": [one.model_dump(mode="json") for one in given]}
+    if not consent.missing:
+        names = ", ".join(one.by for one in given)
+        values |= {"state": MitigationState.APPROVED, "decided_by": names[:_LONGEST]}
+    await _write(connection, plan, values)
+    return consent
+
+
+async def turn_down(connection: AsyncConnection, plan: Any, by: str, now: datetime) -> None:
+    """End the plan: one person's no is enough, whoever agreed before."""
+    values = {"state": MitigationState.REJECTED, "decided_by": by[:_LONGEST], "finished_at": now}
+    await _write(connection, plan, values)
+
+
+def said_of(consent: Consent) -> str:
+    """Say how far it has come, for the journal: ``approved``, or ``approved, 1 of 2``."""
+    many = consent.needed > 1
+    return f"approved, {consent.given} of {consent.needed}" if many else "approved"
+
+
+async def _write(connection: AsyncConnection, plan: Any, values: dict[str, Any]) -> None:
+    this = t.mitigations.c.id == plan["id"]
+    await connection.execute(update(t.mitigations).where(this).values(**values))

@@ -1,0 +1,361 @@
+"""Who has to be told that a human is needed: one row an incident, one more for each message.
+
+The incident's row says which level comes next and who has acknowledged. It is decided about in
+one transaction, so that no level begins twice. A message to one channel is a row of its own,
+claimed and fenced as notices are: a channel that fails holds up no other one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from datetime import datetime, timedelta
+from typing import Any
+
+from pydantic import AwareDatetime
+from sqlalchemy import Select, and_, exists, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.maintenance import Window
+from remediator.model import (
+    AlertStatus,
+    Incident,
+    IncidentId,
+    IncidentState,
+    Source,
+    Value,
+)
+from remediator.store import tables as t
+from remediator.store.claims import claim_due, write_claimed
+from remediator.store.database import Database
+from remediator.store.windows import windows_over
+from remediator.summons import Word
+
+LEASE = timedelta(seconds=60)
+"""Longer than a channel may take; what is claimed and never finished is sent again after it."""
+AT_ONCE = 50
+"""Escalations that are decided about in one transaction."""
+_MOST_ALERTS = 500
+"""Alerts of one incident that are asked whether they fire."""
+_STEP = "escalation"
+
+
+class Standing(Value):
+    """How an escalation stands, as the decision about it needs it."""
+
+    incident: Incident
+    since: AwareDatetime
+    """What the times of the levels are counted from."""
+    level: int
+    """The level that comes next, counted from 0."""
+    acknowledged_at: AwareDatetime | None
+    acknowledged_by: str | None
+    echoed: bool
+    """Whether PagerDuty itself told us of the acknowledgement."""
+    fires: bool
+    """Whether an alert of the incident fires and nobody else works on it."""
+    successor: IncidentId | None
+    """A later incident that has the alert now; None while ``fires``."""
+    told: frozenset[str]
+    """Channels that a level was told to, or will be."""
+    windows: tuple[Window, ...]
+    """Ordered maintenance windows over it that run now."""
+    now: AwareDatetime
+
+
+class Message(Value):
+    """What one channel is to be told, once."""
+
+    channel: str
+    word: Word
+    subject: str
+    """What tells it from others of the same word: the level, or an incident of PagerDuty's."""
+
+
+class Step(Value):
+    """What was decided about an escalation."""
+
+    level: int
+    since: AwareDatetime
+    due_at: AwareDatetime | None
+    lapsed: bool = False
+    """Whether the acknowledgement does not count any more."""
+    ended: bool = False
+    messages: tuple[Message, ...] = ()
+    events: tuple[tuple[str, str], ...] = ()
+    """Lines for the journal: event and reason."""
+
+
+class Due(Value):
+    """What is to be done now."""
+
+    deciding: bool
+    """Whether there is an escalation to decide about."""
+    channels: frozenset[str]
+    """Those that there is a message to."""
+
+
+class Reported(Value):
+    """What of an incident PagerDuty told us."""
+
+    incidents: tuple[str, ...]
+    """Its own incidents, by their ids."""
+    alone: bool
+    """Whether no alert of another sender fires."""
+
+
+class Telling(Value):
+    """One message, claimed to be sent."""
+
+    id: str
+    incident_id: IncidentId
+    channel: str
+    word: Word
+    subject: str
+    epoch: int
+    attempts: int
+
+
+class Escalations:
+    """Decides who is told next, hands out what is to be told, takes what became of it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def due(self) -> Due:
+        """Say what there is to do; reads only, and little where nobody is called."""
+        async with self._database.read() as connection:
+            now = await self._database.now(connection)
+            first = select(func.min(t.escalations.c.due_at))
+            at = (await connection.execute(first)).scalar()
+            channels = select(t.tellings.c.channel).where(t.tellings.c.due_at <= now).distinct()
+            return Due(
+                deciding=at is not None and at <= now,
+                channels=frozenset(await connection.scalars(channels)),
+            )
+
+    async def advance(self, decide: Callable[[Standing], Step]) -> int:
+        """Decide about what is due, and write it; return how many there were."""
+
+        async def operation(connection: AsyncConnection) -> int:
+            now = await self._database.now(connection)
+            due = select(t.escalations).where(t.escalations.c.due_at <= now)
+            due = due.order_by(t.escalations.c.due_at).limit(AT_ONCE)
+            due = due.with_for_update(skip_locked=True)
+            rows = (await connection.execute(due)).mappings().all()
+            for row in rows:
+                step = decide(await _standing(connection, row, now))
+                await _write_step(connection, row["incident_id"], step, now)
+            return len(rows)
+
+        return await self._database.write(operation)
+
+    async def reported(self, incident: IncidentId, label: str) -> Reported:
+        """Say which incidents of PagerDuty's, by their ``label``, the incident came from.
+
+        A label of that name in an alert of another sender names nothing.
+        """
+        mine = t.alerts.c.incident_id == incident
+        theirs = t.alerts.c.source == Source.PAGERDUTY
+        fires = mine & ~theirs & (t.alerts.c.status == AlertStatus.FIRING)
+        query = select(t.alerts.c.labels).where(mine, theirs).limit(_MOST_ALERTS)
+        async with self._database.read() as connection:
+            every = (await connection.scalars(query)).all()
+            others = (await connection.execute(select(exists().where(fires)))).scalar()
+        named = sorted({labels[label] for labels in every if labels.get(label)})
+        return Reported(incidents=tuple(named), alone=not others)
+
+    async def ask(self, incident: IncidentId, messages: Collection[Message]) -> None:
+        """Have ``messages`` sent, each once however often it is asked for."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            await _ask(connection, incident, messages, now)
+
+        await self._database.write(operation)
+
+    async def claim(self, channel: str) -> Telling | None:
+        """Claim the oldest message that is due to ``channel``, of incidents with none under way.
+
+        What nobody needs to be told any more, because somebody has the incident, is dropped.
+        """
+
+        async def operation(connection: AsyncConnection) -> Telling | None:
+            now = await self._database.now(connection)
+            await connection.execute(_drop(channel, now))
+            postgres = self._database.is_postgres
+            free = (t.tellings.c.channel == channel) & ~_under_way(now)
+            claim = claim_due(t.tellings, now, LEASE, 1, skip_locked=postgres, where=free)
+            columns = (t.tellings.c[name] for name in Telling.model_fields)
+            row = (await connection.execute(claim.returning(*columns))).mappings().first()
+            return None if row is None else Telling.model_validate(dict(row))
+
+        return await self._database.write(operation)
+
+    async def told(self, telling: Telling) -> None:
+        """Record that it was sent."""
+        event = _event(telling, "told to" if telling.word is Word.LEVEL else "sent to")
+        await self._finish(telling, {"state": "told", "last_error": ""}, event, "")
+
+    async def given_up(self, telling: Telling, reason: str) -> None:
+        """Record that it cannot be sent, for humans to see where they look anyway."""
+        values = {"state": "failed", "last_error": reason, "attempts": telling.attempts + 1}
+        await self._finish(telling, values, _event(telling, "not told to"), reason)
+
+    async def failed(self, telling: Telling, reason: str, again_in: timedelta) -> None:
+        """Record why it was not sent, and when it is tried again."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            values = {"last_error": reason, "due_at": now + again_in}
+            await _write(connection, telling, values | {"attempts": telling.attempts + 1})
+
+        await self._database.write(operation)
+
+    async def _finish(
+        self, telling: Telling, values: dict[str, Any], event: str, reason: str
+    ) -> None:
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            await _write(connection, telling, values | {"due_at": None})
+            await _journal(connection, telling.incident_id, [(event, reason)], now)
+
+        await self._database.write(operation)
+
+
+def _event(telling: Telling, how: str) -> str:
+    what = f"level {int(telling.subject) + 1}" if telling.word is Word.LEVEL else telling.word
+    return f"{what} {how} {telling.channel}"[:60]
+
+
+# --- one decision ------------------------------------------------------------------------------
+
+
+async def _standing(connection: AsyncConnection, row: Any, now: datetime) -> Standing:
+    query = select(t.incidents).where(t.incidents.c.id == row["incident_id"])
+    found = (await connection.execute(query)).mappings().one()
+    incident = Incident.model_validate({name: found[name] for name in Incident.model_fields})
+    fires, successor = await _alerts(connection, incident)
+    told = select(t.tellings.c.channel).where(
+        t.tellings.c.incident_id == incident.id, t.tellings.c.word == Word.LEVEL
+    )
+    return Standing(
+        incident=incident,
+        **{name: row[name] for name in ("since", "level", "echoed")},
+        acknowledged_at=row["acknowledged_at"],
+        acknowledged_by=row["acknowledged_by"],
+        fires=fires,
+        successor=successor,
+        told=frozenset(await connection.scalars(told)),
+        windows=tuple(await windows_over(connection, incident, now, now)),
+        now=now,
+    )
+
+
+async def _alerts(
+    connection: AsyncConnection, incident: Incident
+) -> tuple[bool, IncidentId | None]:
+    """Say whether the incident's alerts fire, and if not, which later incident has one of them."""
+    later: IncidentId | None = None
+    for row in (await connection.execute(_latest_of(incident))).mappings():
+        if row["status"] == AlertStatus.RESOLVED:
+            continue
+        elsewhere = row["incident_id"] not in (None, incident.id) and incident.replay_of is None
+        if not (elsewhere and (row["state"] == IncidentState.OPEN or row["escalated"])):
+            return True, None
+        later = later or row["incident_id"]
+    return False, later
+
+
+def _latest_of(incident: Incident) -> Select[Any]:
+    """Read the latest episode of each alert that fires in ``incident``, and who has it."""
+    mine, latest = t.alerts.alias("mine"), t.alerts.alias("latest")
+    of_it = and_(latest.c.fingerprint == mine.c.fingerprint, latest.c.latest)
+    escalated = exists().where(
+        t.escalations.c.incident_id == latest.c.incident_id, t.escalations.c.since.is_not(None)
+    )
+    return (
+        select(
+            latest.c.status, latest.c.incident_id, t.incidents.c.state, escalated.label("escalated")
+        )
+        .select_from(
+            mine.outerjoin(latest, of_it).outerjoin(
+                t.incidents, t.incidents.c.id == latest.c.incident_id
+            )
+        )
+        .where(mine.c.incident_id == incident.id, mine.c.status == AlertStatus.FIRING)
+        .limit(_MOST_ALERTS)
+    )
+
+
+async def _write_step(
+    connection: AsyncConnection, incident: IncidentId, step: Step, now: datetime
+) -> None:
+    values: dict[str, Any] = {"level": step.level, "since": step.since, "due_at": step.due_at}
+    if step.lapsed:
+        values |= {"acknowledged_at": None, "acknowledged_by": None, "echoed": False}
+    if step.ended:
+        values |= {"ended_at": now, "due_at": None}
+    row = update(t.escalations).where(t.escalations.c.incident_id == incident)
+    await connection.execute(row.values(**values))
+    await _ask(connection, incident, step.messages, now)
+    await _journal(connection, incident, step.events, now)
+
+
+# --- messages ----------------------------------------------------------------------------------
+
+
+async def _ask(
+    connection: AsyncConnection, incident: str, messages: Iterable[Message], now: datetime
+) -> None:
+    places: Counter[str] = Counter()
+    for message in messages:
+        key = f"{incident}/{message.channel}/{message.word}/{message.subject}"
+        known = select(t.tellings.c.id).where(t.tellings.c.id == key)
+        if (await connection.execute(known)).first() is not None:
+            continue
+        row = message.model_dump() | {"id": key, "incident_id": incident, "state": "waiting"}
+        # to each channel in this order, where nothing fails
+        due = now + timedelta(microseconds=places[message.channel])
+        places[message.channel] += 1
+        row |= {"due_at": due, "epoch": 0, "attempts": 0, "last_error": ""}
+        await connection.execute(insert(t.tellings), row)
+
+
+def _drop(channel: str, now: datetime) -> Any:
+    """Return what takes out levels of ``channel`` that are due and not wanted any more."""
+    over = or_(t.escalations.c.ended_at.is_not(None), t.escalations.c.acknowledged_at.is_not(None))
+    settled = select(t.escalations.c.incident_id).where(over)
+    idle = or_(t.tellings.c.lease_until.is_(None), t.tellings.c.lease_until <= now)
+    return (
+        update(t.tellings)
+        .where(t.tellings.c.channel == channel, t.tellings.c.word == Word.LEVEL)
+        .where(t.tellings.c.due_at <= now, idle, t.tellings.c.incident_id.in_(settled))
+        .values(due_at=None, state="dropped", epoch=t.tellings.c.epoch + 1)
+    )
+
+
+def _under_way(now: datetime) -> Any:
+    """Say whether another message about the same incident is being sent to the same channel."""
+    other = t.tellings.alias("other")
+    return exists().where(
+        other.c.incident_id == t.tellings.c.incident_id,
+        other.c.channel == t.tellings.c.channel,
+        other.c.due_at.is_not(None),
+        other.c.lease_until > now,
+    )
+
+
+async def _write(connection: AsyncConnection, telling: Telling, values: dict[str, Any]) -> None:
+    # a higher epoch: a write whose answer was lost is not made twice
+    finished = values | {"lease_until": None, "epoch": telling.epoch + 1}
+    await write_claimed(connection, t.tellings, telling.id, telling.epoch, finished)
+
+
+async def _journal(
+    connection: AsyncConnection, incident: str, lines: Iterable[tuple[str, str]], now: datetime
+) -> None:
+    common = {"incident_id": incident, "at": now, "step": _STEP, "data": {}}
+    rows = [common | {"event": event[:60], "reason": reason} for event, reason in lines]
+    if rows:
+        await connection.execute(insert(t.journal), rows)

@@ -1,0 +1,470 @@
+"""Who is called, when, and what stops it: on both databases, by a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from remediator.app.heard_back import hear
+from remediator.catalogue import Escalation, Level, Service
+from remediator.errors import OwnershipLost, PermanentError, Refused, TemporaryError
+from remediator.maintenance import MaintenanceOrder
+from remediator.model import Alert, IncidentOutcome, Mode, SenderEvent
+from remediator.report.escalating import ATTEMPTS, Escalating
+from remediator.store import tables as t
+from remediator.summons import Summons, Word
+from remediator.testing import World
+from tests.store_fixtures import Bench, OpenBench, a_service, resolved
+
+LEVELS = (
+    Level(after=timedelta(0), notify=("slack",)),
+    Level(after=timedelta(minutes=10), notify=("pagerduty", "mail")),
+    Level(after=timedelta(minutes=30), notify=("mail",)),
+)
+PLAN = Escalation(levels=LEVELS, acknowledged_for=timedelta(minutes=30))
+
+
+@dataclass
+class Heard:
+    """A channel that remembers what it was told, and fails as the test says."""
+
+    said: list[Summons] = field(default_factory=list)
+    trouble: Exception | None = None
+
+    async def tell(self, summons: Summons) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+        self.said.append(summons)
+
+    @property
+    def words(self) -> list[str]:
+        return [f"level {s.subject}" if s.word is Word.LEVEL else s.word for s in self.said]
+
+
+@dataclass
+class Calling:
+    """The loops of one process, a turn at a time, and the channels that they tell."""
+
+    bench: Bench
+    slack: Heard = field(default_factory=Heard)
+    pagerduty: Heard = field(default_factory=Heard)
+    mail: Heard = field(default_factory=Heard)
+    counted: list[tuple[str, str]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        channels = {"slack": self.slack, "pagerduty": self.pagerduty, "mail": self.mail}
+        self.escalating = Escalating(
+            self.bench.store,
+            self.bench.around,
+            channels,
+            lambda channel, result: self.counted.append((channel, result)),
+        )
+
+    async def turn(self) -> None:
+        """Let every loop go until nothing is to be decided."""
+        decide, *sends = self.escalating.loops
+        while await decide():
+            pass
+        for send in sends:
+            await send()
+
+    async def after(self, minutes: float) -> None:
+        """Let time pass, in steps about as small as the service's own."""
+        end = self.bench.clock.now + timedelta(minutes=minutes)
+        while self.bench.clock.now < end:
+            self.bench.clock.advance(min(timedelta(minutes=1), end - self.bench.clock.now))
+            await self.turn()
+
+    async def escalate(self) -> Alert:
+        """Let an incident end in a way that needs a human; return its alert."""
+        alert = self.bench.alert()
+        await self.bench.receive(alert)
+        await self.bench.settle()
+        assert (await self.bench.incident()).outcome is IncidentOutcome.ESCALATED
+        await self.turn()
+        return alert
+
+    @property
+    def said(self) -> dict[str, list[str]]:
+        return {
+            "slack": self.slack.words,
+            "pagerduty": self.pagerduty.words,
+            "mail": self.mail.words,
+        }
+
+    async def journal(self) -> list[str]:
+        newest = (await self.bench.incidents())[-1]
+        return [f"{e.event}: {e.reason}" for e in newest.timeline if e.step == "escalation"]
+
+
+def served(mode: Mode = Mode.AUTO, plan: Escalation = PLAN) -> Service:
+    return a_service(mode=mode).model_copy(update={"escalation": plan})
+
+
+@pytest.fixture
+async def calling(open_bench: OpenBench) -> AsyncIterator[Calling]:
+    """A service whose playbook finds nothing to do, so that a human is needed at once."""
+    async with open_bench(World(), [served()]) as bench:
+        yield Calling(bench)
+
+
+# --- nobody answers ---------------------------------------------------------------------------
+
+
+async def test_level_after_level_is_told_at_its_time(calling: Calling) -> None:
+    await calling.escalate()
+    assert calling.said == {"slack": ["level 0"], "pagerduty": [], "mail": []}
+    await calling.after(9)
+    assert calling.said == {"slack": ["level 0"], "pagerduty": [], "mail": []}
+    await calling.after(1)
+    assert calling.said == {"slack": ["level 0"], "pagerduty": ["level 1"], "mail": ["level 1"]}
+    await calling.after(120)
+    assert calling.said == {
+        "slack": ["level 0"],
+        "pagerduty": ["level 1"],
+        "mail": ["level 1", "level 2"],
+    }
+
+
+async def test_a_call_says_what_is_known_and_what_to_do(calling: Calling) -> None:
+    await calling.escalate()
+    (call,) = calling.slack.said
+    assert call.headline.startswith("Escalation level 1 of 3. ▲ Closed: shop/orders")
+    assert "nothing is on" in call.text
+    assert f"`remediator acknowledge {call.report.incident.id}`" in call.text
+
+
+async def test_levels_that_came_due_while_the_service_was_down_are_told_when_it_is_back(
+    calling: Calling,
+) -> None:
+    await calling.bench.receive(calling.bench.alert())
+    await calling.bench.settle()
+    calling.bench.clock.advance(timedelta(minutes=11))
+    await calling.turn()
+    assert calling.said == {"slack": ["level 0"], "pagerduty": ["level 1"], "mail": ["level 1"]}
+
+
+async def test_the_journal_says_who_was_called(calling: Calling) -> None:
+    await calling.escalate()
+    assert await calling.journal() == [
+        "level 1 of 3: nobody has it yet; told: slack",
+        "level 1 told to slack: ",
+    ]
+
+
+@pytest.mark.parametrize("mode", [Mode.SHADOW, Mode.OBSERVE])
+async def test_nobody_is_called_where_the_mode_changes_nothing(
+    open_bench: OpenBench, mode: Mode
+) -> None:
+    async with open_bench(World(unavailable="it is gone"), [served(mode)]) as bench:
+        calling = Calling(bench)
+        await bench.receive(bench.alert())
+        await bench.settle(3600)
+        await calling.after(60)
+        assert calling.said == {"slack": [], "pagerduty": [], "mail": []}
+
+
+async def test_nobody_is_called_for_a_dry_run(calling: Calling) -> None:
+    await calling.bench.receive(calling.bench.alert(), replay_of="manual", dry_run=True)
+    await calling.bench.settle()
+    await calling.after(60)
+    assert calling.said == {"slack": [], "pagerduty": [], "mail": []}
+
+
+async def test_nobody_is_called_without_levels(open_bench: OpenBench) -> None:
+    async with open_bench(World(), [served(plan=Escalation())]) as bench:
+        calling = Calling(bench)
+        await calling.escalate()
+        await calling.after(60)
+        assert calling.said == {"slack": [], "pagerduty": [], "mail": []}
+        assert await calling.journal() == []
+
+
+async def test_nobody_is_called_during_maintenance(calling: Calling) -> None:
+    bench = calling.bench
+    await bench.receive(bench.alert())
+    await bench.settle()
+    order = MaintenanceOrder(scope="global", lasts=timedelta(minutes=20))
+    await bench.store.commands.start_maintenance(order, "alice")
+    await calling.after(19)
+    assert calling.said == {"slack": [], "pagerduty": [], "mail": []}
+    await calling.after(2)
+    assert calling.said == {"slack": ["level 0"], "pagerduty": ["level 1"], "mail": ["level 1"]}
+
+
+# --- what stops it ----------------------------------------------------------------------------
+
+
+async def test_an_acknowledgement_stops_the_levels_and_they_go_on_when_it_is_over(
+    calling: Calling,
+) -> None:
+    await calling.escalate()
+    await calling.after(5)
+    incident = (await calling.bench.incident()).id
+    await calling.bench.store.commands.acknowledge(incident, "alice")
+    await calling.after(29)
+    assert calling.said == {"slack": ["level 0"], "pagerduty": [], "mail": []}
+    await calling.after(2)
+    assert calling.said == {"slack": ["level 0"], "pagerduty": ["level 1"], "mail": ["level 1"]}
+    over = "acknowledgement over: alice has had it for 30m, and the alert still fires"
+    assert over in await calling.journal()
+    await calling.after(21)
+    assert calling.mail.words == ["level 1", "level 2"], "20 minutes after level 1, as planned"
+
+
+async def test_the_last_level_is_told_again_when_an_acknowledgement_is_over(
+    calling: Calling,
+) -> None:
+    await calling.escalate()
+    await calling.after(40)
+    incident = (await calling.bench.incident()).id
+    await calling.bench.store.commands.acknowledge(incident, "alice")
+    await calling.after(120)
+    assert calling.mail.words == ["level 1", "level 2", "level 3"]
+    assert "level 3 once more: nobody has it yet; told: mail" in await calling.journal()
+
+
+async def test_pagerduty_hears_of_an_acknowledgement_made_elsewhere(calling: Calling) -> None:
+    await calling.escalate()
+    await calling.after(10)
+    incident = (await calling.bench.incident()).id
+    await calling.bench.store.commands.acknowledge(incident, "alice")
+    await calling.after(5)
+    assert calling.pagerduty.words == ["level 1", "acknowledged"]
+
+
+async def test_pagerduty_does_not_hear_its_own_acknowledgement_again(calling: Calling) -> None:
+    await calling.escalate()
+    await calling.after(10)
+    incident = (await calling.bench.incident()).id
+    commands = calling.bench.store.commands
+    assert (await commands.acknowledge(incident, "bob", from_pagerduty=True)).anew
+    assert not (await commands.acknowledge(incident, "bob", from_pagerduty=True)).anew
+    await calling.after(30)
+    assert calling.pagerduty.words == ["level 1"]
+
+
+@pytest.mark.parametrize("kind", ["acknowledged", "resolved"])
+async def test_what_a_person_does_in_pagerduty_stops_the_levels(
+    calling: Calling, kind: str
+) -> None:
+    await calling.escalate()
+    await calling.after(10)
+    incident = (await calling.bench.incident()).id
+    person = {"id": "PU1", "type": "user_reference", "name": "Ann"}
+    told = SenderEvent(
+        id="e1",
+        kind=kind,
+        key=f"remediator/{incident}",
+        agent=person | {"type": "inbound_integration_reference"},
+        at=calling.bench.clock.now,
+    )
+    await hear(calling.bench.store.commands, told)
+    assert "acknowledged" not in [e.event for e in (await calling.bench.incident()).timeline]
+    by_ann = told.model_copy(update={"agent": person})
+    await hear(calling.bench.store.commands, by_ann)
+    await hear(calling.bench.store.commands, by_ann.model_copy(update={"key": "remediator/x"}))
+    await calling.after(25)
+    assert calling.said == {"slack": ["level 0"], "pagerduty": ["level 1"], "mail": ["level 1"]}
+    taken = [e for e in (await calling.bench.incident()).timeline if e.event == "acknowledged"]
+    assert [line.reason for line in taken] == ["pagerduty:Ann"]
+
+
+async def test_the_end_of_the_alert_ends_it_and_pagerduty_hears_of_it(calling: Calling) -> None:
+    alert = await calling.escalate()
+    await calling.after(10)
+    await calling.bench.receive(resolved(alert, calling.bench.clock))
+    await calling.after(60)
+    assert calling.said == {
+        "slack": ["level 0"],
+        "pagerduty": ["level 1", "resolved"],
+        "mail": ["level 1"],
+    }
+    assert "escalation ended: the alert resolved" in await calling.journal()
+
+
+async def test_an_incident_that_has_the_alert_now_ends_the_escalation_of_the_old_one(
+    calling: Calling,
+) -> None:
+    alert = await calling.escalate()
+    calling.bench.clock.advance(timedelta(minutes=5))
+    calling.bench.world.things = {"lamp"}
+    await calling.bench.receive(alert.model_copy(update={"starts_at": calling.bench.clock.now}))
+    await calling.after(60)
+    newer, _ = await calling.bench.incidents()
+    assert calling.said == {"slack": ["level 0"], "pagerduty": [], "mail": []}
+    ended = f"escalation ended: the alert is with the later incident {newer.id}"
+    assert ended in await calling.journal()
+
+
+async def test_who_turns_a_plan_down_has_the_incident(open_bench: OpenBench) -> None:
+    async with open_bench(World(things={"lamp"}), [served(Mode.APPROVE)]) as bench:
+        calling = Calling(bench)
+        await bench.receive(bench.alert())
+        await bench.settle()
+        incident = await bench.incident()
+        await bench.store.commands.reject(incident.id, None, "alice", "not now")
+        await calling.after(29)
+        assert calling.said == {"slack": [], "pagerduty": [], "mail": []}
+        await calling.after(2)
+        assert calling.slack.words == ["level 0"], "the alert still fires"
+
+
+async def test_a_plan_that_nobody_approves_begins_the_levels(open_bench: OpenBench) -> None:
+    async with open_bench(World(things={"lamp"}), [served(Mode.APPROVE)]) as bench:
+        calling = Calling(bench)
+        await bench.receive(bench.alert())
+        await bench.settle()
+        await calling.turn()
+        assert calling.said == {"slack": [], "pagerduty": [], "mail": []}
+        await bench.settle(3700)
+        await calling.turn()
+        assert "level 0" in calling.slack.words
+
+
+async def test_an_incident_that_was_taken_while_it_was_open_is_not_escalated_for_a_time(
+    open_bench: OpenBench,
+) -> None:
+    async with open_bench(World(things={"lamp"}), [served(Mode.APPROVE)]) as bench:
+        calling = Calling(bench)
+        await bench.receive(bench.alert(severity="critical"))
+        await bench.settle()
+        incident = await bench.incident()
+        await bench.store.commands.acknowledge(incident.id, "slack:U1")
+        await bench.settle(360)
+        assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
+        await calling.after(20)
+        assert calling.said == {"slack": [], "pagerduty": [], "mail": []}
+
+
+async def test_what_waits_for_nobody_cannot_be_acknowledged(calling: Calling) -> None:
+    commands = calling.bench.store.commands
+    with pytest.raises(Refused, match="there is no incident"):
+        await commands.acknowledge("inc-000000000000-0000000000", "alice")
+    alert = await calling.escalate()
+    await calling.bench.receive(resolved(alert, calling.bench.clock))
+    await calling.after(1)
+    incident = (await calling.bench.incident()).id
+    with pytest.raises(Refused, match="waits for nobody") as caught:
+        await commands.acknowledge(incident, "alice")
+    assert caught.value.status == 409
+
+
+# --- channels that fail -----------------------------------------------------------------------
+
+
+async def test_a_channel_that_fails_holds_up_neither_the_others_nor_the_next_level(
+    calling: Calling,
+) -> None:
+    calling.slack.trouble = calling.pagerduty.trouble = TemporaryError("not now")
+    await calling.escalate()
+    await calling.after(10)
+    assert calling.said == {"slack": [], "pagerduty": [], "mail": ["level 1"]}
+    calling.pagerduty.trouble = None
+    await calling.after(5)
+    assert calling.pagerduty.words == ["level 1"]
+
+
+async def test_a_message_that_is_never_taken_is_given_up_and_said_so(calling: Calling) -> None:
+    calling.slack.trouble = TemporaryError("not now")
+    await calling.escalate()
+    await calling.after(60)
+    assert calling.counted.count(("slack", "delayed")) == ATTEMPTS - 1
+    assert calling.counted.count(("slack", "failed")) == 1
+    said = f"level 1 not told to slack: not now; tried {ATTEMPTS} times"
+    assert said in await calling.journal()
+
+
+async def test_a_refused_message_is_not_tried_again(calling: Calling) -> None:
+    calling.slack.trouble = PermanentError("no such channel")
+    await calling.escalate()
+    calling.slack.trouble = None
+    await calling.after(5)
+    assert calling.slack.words == []
+    assert "level 1 not told to slack: no such channel" in await calling.journal()
+
+
+async def test_a_level_that_waits_is_not_told_any_more_once_somebody_has_it(
+    calling: Calling,
+) -> None:
+    calling.slack.trouble = TemporaryError("not now")
+    await calling.escalate()
+    incident = (await calling.bench.incident()).id
+    await calling.bench.store.commands.acknowledge(incident, "alice")
+    calling.slack.trouble = None
+    await calling.after(10)
+    assert calling.slack.words == []
+
+
+# --- crashes and replicas ---------------------------------------------------------------------
+
+
+async def test_a_message_whose_sender_died_is_sent_by_another_one(calling: Calling) -> None:
+    bench = calling.bench
+    await bench.receive(bench.alert())
+    await bench.settle()
+    assert await calling.escalating.decide()
+    dead = await bench.store.escalations.claim("slack")
+    assert dead is not None
+    await calling.turn()
+    assert calling.slack.words == [], "it is being sent"
+    bench.clock.advance(timedelta(seconds=61))
+    await calling.turn()
+    assert calling.slack.words == ["level 0"]
+    with pytest.raises(OwnershipLost):
+        await bench.store.escalations.told(dead)
+    await calling.after(5)
+    assert calling.slack.words == ["level 0"]
+
+
+async def test_two_replicas_tell_each_level_once(open_bench: OpenBench, store_url: str) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("SQLite serves one process")
+    async with open_bench(World(), [served()]) as bench, open_bench(World(), [served()]) as other:
+        first, second = Calling(bench), Calling(other)
+        await first.bench.receive(first.bench.alert())
+        await first.bench.settle()
+        for _ in range(70):
+            await asyncio.gather(first.turn(), second.turn())
+            bench.clock.advance(timedelta(seconds=30))
+        assert sorted(first.slack.words + second.slack.words) == ["level 0"]
+        assert sorted(first.pagerduty.words + second.pagerduty.words) == ["level 1"]
+        assert sorted(first.mail.words + second.mail.words) == ["level 1", "level 2"]
+
+
+async def test_the_row_is_written_with_the_end_of_the_incident_or_not_at_all(
+    calling: Calling,
+) -> None:
+    await calling.bench.receive(calling.bench.alert())
+    database = calling.bench.store.database
+
+    async def standing() -> tuple[Any, ...]:
+        async with database.read() as connection:
+            closed = select(t.incidents.c.closed_at)
+            since = select(t.escalations.c.since)
+            return (await connection.scalar(closed), await connection.scalar(since))
+
+    assert await standing() == (None, None)
+    await calling.bench.settle()
+    closed, since = await standing()
+    assert closed == since is not None
+
+
+async def test_a_message_that_is_asked_for_twice_is_sent_once(calling: Calling) -> None:
+    await calling.escalate()
+    incident = (await calling.bench.incident()).id
+
+    async def spoil(connection: Any) -> None:
+        again = {"level": 0, "due_at": calling.bench.clock.now}
+        await connection.execute(t.escalations.update().values(**again))
+
+    await calling.bench.store.database.write(spoil)
+    await calling.turn()
+    assert calling.slack.words == ["level 0"]
+    assert incident in calling.slack.said[0].text
