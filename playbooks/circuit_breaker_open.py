@@ -62,6 +62,7 @@ _EXACT = ("breaker", "pair")
 """Labels that say which breaker is meant."""
 _MAYBE = "name"
 """A label that does so only where its value is a listed breaker: it is also used for others."""
+_MANUAL = re.compile(r"(?i)manual|maintenance|operator|activat|emergency|human|do not|don't")
 _HEALTHY = frozenset({"UP", "OK", "HEALTHY", "PASS"})
 
 
@@ -101,9 +102,7 @@ class BreakerParameters(CallsGate):
     """Probes of the upstream that must succeed one after the other (runbooks: 2)."""
     probe_gap: Duration = timedelta(seconds=2)
     """Time between two probes."""
-    manual_reasons: tuple[re.Pattern[str], ...] = (
-        re.compile(r"(?i)manual|maintenance|operator|activat|emergency|human|do not|don't"),
-    )
+    manual_reasons: tuple[re.Pattern[str], ...] = (_MANUAL,)
     """Regular expressions: an open breaker whose reason one of them finds was opened by a human."""
     multi_threshold: int = Field(default=2, ge=2)
     """Number of open breakers from which on there is a common cause (runbooks: 2)."""
@@ -162,10 +161,10 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
             return Proposal(reason=f"The circuit breakers cannot be read: {reason}")
         if listing.many(self.parameters.multi_threshold):
             return Proposal(reason=f"{listing.common_cause()} None is reset; {_EMERGENCY}.")
-        if context.alerts and not any(map(_fires, context.alerts)):
+        if context.alerts and not _firing(context):
             said = "No alert of the incident fires any more; nothing is reset."
             return Proposal(reason=said, wait=self.parameters.look_again)
-        unlisted = _unlisted(context, listing)
+        unlisted = sorted(_labelled(context, *_EXACT) - {b.name for b in listing.breakers})
         if unlisted:
             listed = listed_names(unlisted)
             reason = f"The alert names {listed}, which the service does not list"
@@ -247,15 +246,15 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
 
     # --- choosing ------------------------------------------------------------------------------
 
-    def _chosen(self, plans: list[Mitigation], hindrances: list[Hindrance], note: str) -> Proposal:
+    def _chosen(self, plans: list[Mitigation], others: list[Hindrance], note: str) -> Proposal:
         """Propose one plan, a migration's stop first; else wait if all that hinders may pass."""
-        said = [*(hindrance.said for hindrance in hindrances), *([note] if note else [])]
+        said = [*(hindrance.said for hindrance in others), *([note] if note else [])]
         if plans:
             best = min(plans, key=lambda plan: plan.kind != SET)
             return Proposal(mitigations=(best,), reason=" ".join([best.reason, *said]))
-        if not hindrances:
+        if not others:
             said.insert(0, "No circuit breaker is open; the alert has not noticed yet.")
-        passes = all(hindrance.passes for hindrance in hindrances)
+        passes = all(hindrance.passes for hindrance in others)
         wait = self.parameters.look_again if passes else None
         return Proposal(reason=" ".join(said), wait=wait)
 
@@ -284,8 +283,7 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
             return Hindrance(said=f"{said} Somebody is at work on it; nothing is changed.")
         if moving:
             return _stop(context, moving)
-        cause = self._cause(context, findings, name)
-        return cause or self._reset(context, findings, breaker)
+        return self._cause(context, findings, name) or self._reset(context, findings, breaker)
 
     def _reset(self, context: Context, findings: Findings, breaker: Breaker) -> Mitigation:
         name = breaker.name
@@ -374,18 +372,12 @@ def _endpoint(context: Context, upstream: Upstream) -> Endpoint:
     return endpoint
 
 
-def _fires(alert: Alert) -> bool:
-    return alert.status is AlertStatus.FIRING
+def _firing(context: Context) -> list[Alert]:
+    return [alert for alert in context.alerts if alert.status is AlertStatus.FIRING]
 
 
 def _labelled(context: Context, *labels: str) -> set[str]:
-    firing = filter(_fires, context.alerts)
-    return {alert.labels.get(label, "") for alert in firing for label in labels} - {""}
-
-
-def _unlisted(context: Context, listing: BreakerList) -> list[str]:
-    listed = {breaker.name for breaker in listing.breakers}
-    return sorted(_labelled(context, *_EXACT) - listed)
+    return {a.labels.get(label, "") for a in _firing(context) for label in labels} - {""}
 
 
 def _tried(context: Context) -> set[tuple[str, str]]:
@@ -395,12 +387,12 @@ def _tried(context: Context) -> set[tuple[str, str]]:
 def _moving(findings: Findings, breaker: Breaker) -> Migration | None:
     """Return the migration of the pair of the breaker's name, where one is under way."""
     listing = findings.evidence("migrations", MigrationList)
-    under_way = listing.moving if listing is not None else ()
-    return next((one for one in under_way if one.pair == breaker.name), None)
+    return listing.under_way(breaker.name) if listing is not None else None
 
 
 def _stop(context: Context, moving: Migration) -> Mitigation:
-    name = moving.pair
-    why = f"Breaker {name} is open while {moving.percentage:g} % of {name} is migrated:"
-    why = f"{why} the migration goes back to 0 % before the breaker is touched."
+    why = (
+        f"Breaker {moving.pair} is open while {moving.percentage:g} % of {moving.pair} is migrated:"
+        " the migration goes back to 0 % before the breaker is touched."
+    )
     return MigrationList.stop(context.targets["admin"], (moving,), why, Risk.LOW)

@@ -74,9 +74,8 @@ class LatencyParameters(ConnectionBounds, ReleaseBounds, ScaleBounds, CacheBound
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Self:
-        deadline = self.verification.deadline
-        if self.settling >= deadline:
-            raise ValueError(f"settle should be below verification's deadline ({deadline})")
+        if self.settling >= self.verification.deadline:
+            raise ValueError("settle should be below verification's deadline")
         return self
 
     @property

@@ -15,7 +15,6 @@ from pydantic import ConfigDict, Field, JsonValue
 from remediator.maintenance import Plan, Window, scopes_of
 from remediator.model import Bound, Duration, Incident, Limits, Mode, Risk, Target, Value
 
-
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 _NO_WAIT = timedelta(0)
 LEVERS: Mapping[str, Limits] = {

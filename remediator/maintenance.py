@@ -23,7 +23,8 @@ _SHIFT = timedelta(hours=3)
 """More than any clock is put forward or back at once."""
 _NONE = timedelta(0)
 _BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
-_FIELDS = 5
+_NAMES = ("minute", "hour", "day of the month", "month", "day of the week")
+_FIELDS = len(_NAMES)
 _CHANCE = re.compile(r"(^|,)[hr](\(|/|,|$)")
 """What the parser takes for a time of its own choice."""
 _SOME_TIME = datetime(2000, 1, 1)  # noqa: DTZ001 - wall-clock time, before a zone is known
@@ -175,12 +176,23 @@ def parse_cron(text: str) -> str:
     if len(fields) != _FIELDS or any(map(_CHANCE.search, fields)):
         raise ValueError(_CRON)
     cron = " ".join(fields)
+    if not _comes_true(cron):
+        alone = (["*"] * n + [one] + ["*"] * (_FIELDS - 1 - n) for n, one in enumerate(fields))
+        named = zip(_NAMES, alone, strict=True)
+        wrong = [name for name, parts in named if not _comes_true(" ".join(parts))]
+        if not wrong:
+            raise ValueError(f"has a day that is in none of its months: {_CRON}")
+        raise ValueError(f"has a wrong {' and a wrong '.join(wrong)}: {_CRON}")
+    return cron
+
+
+def _comes_true(cron: str) -> bool:
     try:
         croniter(cron, _SOME_TIME, datetime).get_next()
         croniter(cron, _SOME_TIME, datetime).get_prev()
-    except ValueError as error:
-        raise ValueError(_CRON) from error
-    return cron
+    except ValueError:
+        return False
+    return True
 
 
 def parse_zone(text: str) -> str:

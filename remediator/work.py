@@ -85,9 +85,14 @@ class Surroundings:
     ledger: Ledger
     monotonic: Callable[[], float] = time.monotonic
 
-    async def paused(self, incident: Incident) -> Halt | None:
-        """Say why nothing may be changed right now: a window, planned or ordered, or a pause."""
+    async def paused(self, incident: Incident, before: datetime | None = None) -> Halt | None:
+        """Say why nothing may be changed right now: a window, planned or ordered, or a pause.
+
+        Or that ``before`` is over by the store's clock: ours may have stood still meanwhile.
+        """
         now, halt = await self.ledger.paused(incident)
+        if before is not None and now >= before:
+            return Halt(reason="the time in which it might be applied was over")
         return longest(self._planned(incident, now), halt)
 
     def whole(self, incident: Incident, standing: Standing) -> Standing:

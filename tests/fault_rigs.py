@@ -298,6 +298,7 @@ async def deployed(kubeconfig: Path, folder: Path, known: Monitoring) -> AsyncIt
         cluster = Cluster(admin, kubeconfig, folder)
         body = {"metadata": {"name": cluster.namespace}}
         await admin.send(Change("POST", "/api/v1/namespaces", body), dry_run=False)
+        await cluster.node("roomy")
         pods, over = Pods(cluster), asyncio.Event()
         await pods.begin()
         known.readings[cluster.namespace] = pods.series

@@ -383,6 +383,29 @@ class Cluster:
         body = {"metadata": {"name": "orders", **metadata}, "spec": spec}
         await self.create("/apis/autoscaling/v1", "horizontalpodautoscalers", body)
 
+    async def node(
+        self,
+        name: str,
+        *,
+        taints: list[dict[str, str]] | None = None,
+        ready: bool = True,
+        **spec: Any,
+    ) -> None:
+        """Add a node of two cores and 4 GiB, with this namespace as its label ``test``."""
+        called = f"{name}-{self.namespace}"
+        size = {"cpu": "2", "memory": "4Gi", "pods": "10"}
+        condition = {"type": "Ready", "status": "True" if ready else "Unknown"}
+        condition |= {"reason": "", "message": ""}
+        body = {
+            "metadata": {"name": called, "labels": {"test": self.namespace}},
+            "spec": spec,
+            "status": {"allocatable": size, "capacity": size, "conditions": [condition]},
+        }
+        await self.admin.send(Change("POST", f"{_CORE}/nodes", body), dry_run=False)
+        # the API server taints every new node, and no controller is there to take that back
+        change = Change("PATCH", f"{_CORE}/nodes/{called}", {"spec": {"taints": taints or []}})
+        await self.admin.send(change, dry_run=False)
+
     async def minimum(self) -> int:
         """Read the autoscaler's minimum."""
         path = self.path("/apis/autoscaling/v1", "horizontalpodautoscalers", "orders")

@@ -246,12 +246,14 @@ def _meant(mitigation: Mitigation) -> tuple[str, list[re.Pattern[str]]]:
 
 
 def _patterns(given: object) -> list[re.Pattern[str]]:
+    texts = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
     try:
-        if not isinstance(given, list):
-            raise TypeError
-        return [re.compile(reason) for reason in given]
-    except (TypeError, re.error):
-        raise BackendRefused(f"{RESET}: {MANUAL} are not regular expressions") from None
+        patterns = [re.compile(text) for text in texts]
+    except re.error:
+        patterns = []
+    if not isinstance(given, list) or len(patterns) < len(given):
+        raise BackendRefused(f"{RESET}: {MANUAL} should be a list of regular expressions")
+    return patterns
 
 
 _LEFT_ALONE = {

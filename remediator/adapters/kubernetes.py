@@ -53,6 +53,7 @@ from remediator.adapters.kubernetes_pods import (
 )
 from remediator.adapters.kubernetes_rights import (
     ALL_PODS,
+    COUNTING_QUOTAS,
     EVENTS,
     LOGS,
     NODES,
@@ -354,7 +355,7 @@ class KubernetesLever(Cluster):
             return prepared(mitigation, scene)
 
     async def _quotas_if_allowed(self, mitigation: Mitigation) -> list[Object] | None:
-        if mitigation.kind not in ("scale", "set_memory"):
+        if mitigation.kind not in COUNTING_QUOTAS:
             return None
         try:
             return await self._quotas(mitigation.target)

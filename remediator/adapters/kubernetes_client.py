@@ -205,10 +205,9 @@ class KubernetesClient:
                 load: Callable[..., None] = config.load_incluster_config  # it is not typed
                 load(client_configuration=into)
         except _UNUSABLE as error:
-            source = self._kubeconfig or "the pod's service account (set kubeconfig outside of one)"
-            # the library's texts may repeat the file: only the kind of the error is told
-            kind = type(error).__name__
-            raise ConfigError(f"{self._name}: cannot connect with {source}: {kind}") from error
+            source = self._kubeconfig or "the pod's service account"
+            why = _unusable(self._kubeconfig)
+            raise ConfigError(f"{self._name}: cannot connect with {source}: {why}") from error
 
     async def _call(
         self, method: str, path: str, query: Mapping[str, str], body: dict[str, Any] | None
@@ -277,6 +276,23 @@ class KubernetesClient:
                 return BackendRefused(text)
             case _:
                 return BackendUnavailable(text)
+
+
+def _unusable(kubeconfig: Path | None) -> str:
+    """Say what is wrong with the file; the library's own texts may repeat its content."""
+    if kubeconfig is None:
+        return "this is no pod of a cluster; set kubeconfig"
+    try:
+        content = yaml.safe_load(kubeconfig.read_text())
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except (yaml.YAMLError, ValueError):
+        return "it is not YAML"
+    if content is None:
+        return "it is empty"
+    if not isinstance(content, Mapping) or not content.keys() >= {"clusters", "contexts", "users"}:
+        return "it is no kubeconfig: that has clusters, contexts and users"
+    return "look at its current-context, and the cluster and user which that names"
 
 
 async def _first(content: aiohttp.StreamReader, most: int) -> bytes:

@@ -27,6 +27,8 @@ USAGE = Right("list", "metrics.k8s.io", "pods")
 QUOTAS = Right("list", "", "resourcequotas")
 NODES = Right("list", "", "nodes", everywhere=True)
 ALL_PODS = Right("list", "", "pods", everywhere=True)
+COUNTING_QUOTAS = frozenset({"scale", "set_memory"})
+"""Kinds of change for which the writer counts quotas where it may list them."""
 OPTIONAL = frozenset({LOGS, USAGE, QUOTAS, NODES, ALL_PODS})
 """Without one of these the reader knows less, and says so; it is not impaired."""
 

@@ -126,21 +126,15 @@ def _one_down(preparation: Preparation, effect: str, live: Object, way: _Descent
     present, old = int(str(figure)), int(str(way.shall_be[field]))
     waited = bounds.step_pause if way.last is None else way.at - way.last.at
     # a mark of a time to come is of a clock that was ahead: nobody waits for that
-    if -SKEW <= waited < bounds.step_pause:  # the last answer was lost, or we are early
+    if -min(SKEW, bounds.step_pause) <= waited < bounds.step_pause:  # an answer was lost
         left = min(bounds.step_pause - waited, bounds.step_pause)
-        said = words.lowered(preparation, _asked(preparation, field), present)
-        return _lowering(f"{said} before", old, left)
+        return _lowering(f"{words.lowered(preparation, present)} before", old, left)
     wanted = max(old, present - max(1, int(present * bounds.step_down)))
     if wanted == old:
         return _all(preparation, effect, live)
     change = _change(preparation, lowered(effect, wanted, way.at), live, {field: wanted})
-    said = words.lowered(preparation, present, wanted)
+    said = words.lowered(preparation, wanted, present)
     return Step(change, _lowering(said, old, bounds.step_pause))
-
-
-def _asked(preparation: Preparation, field: str) -> int:
-    change = preparation.before["change"]
-    return int(str(change[field])) if isinstance(change, Mapping) else 0
 
 
 def _lowering(said: str, old: int, pause: timedelta) -> Outcome:

@@ -33,10 +33,10 @@ def put_back(preparation: Preparation, live: Object) -> str:
     return f"put back: {_from_to(preparation, now, undo)}"
 
 
-def lowered(preparation: Preparation, old: int, new: int) -> str:
-    """Say what one step of taking back changes."""
-    (field,) = _spec(preparation.before["change"])
-    return _from_to(preparation, {field: old}, {field: new})
+def lowered(preparation: Preparation, new: int, old: int | None = None) -> str:
+    """Say what taking back in steps has changed: since ``old``, or since all stood."""
+    ((field, asked),) = _spec(preparation.before["change"]).items()
+    return _from_to(preparation, {field: asked if old is None else old}, {field: new})
 
 
 def _from_to(preparation: Preparation, old: _Spec, new: _Spec) -> str:

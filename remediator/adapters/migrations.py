@@ -117,7 +117,8 @@ class MigrationLever:
             raise BackendRefused(f"{self._name}: no migration is listed for {', '.join(unknown)}")
         above = tuple(i for i in mitigation.items if figure < live[i.key] < FINISHED)
         if not above:
-            raise BackendRefused(f"{self._name}: already so, or done: {_shown(live, pairs)}")
+            so = "finished" if any(live[pair] >= FINISHED for pair in pairs) else "already so"
+            raise BackendRefused(f"{self._name}: {so}: {_shown(live, pairs)}")
         return Preparation(
             mitigation=mitigation.model_copy(update={"items": above}),
             before={"percentages": {item.key: live[item.key] for item in above}},

@@ -70,7 +70,9 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     unread = _unread_secrets(settings, environ)
     refusals = [*_credentials(settings, environ), *_chat(settings, environ)]
     refusals += look_at_channels(settings, catalogue, environ)
-    read = f"{settings.place()}: {_count(len(catalogue.services), 'service')}"
+    place = settings.place()
+    file = place.base / Path(place.name).name if place.base.is_absolute() else "no file"
+    read = f"{file}: {_count(len(catalogue.services), 'service')}"
     lines = [*_without_playbook(settings.playbooks.folders, playbooks)]
     try:
         lines.append(await _store(settings, environ))
@@ -93,8 +95,8 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     return CheckReport((("ok", "configuration", read), *whole), startable)
 
 
-def _position(settings: Settings, line: Line) -> tuple[str, int]:
-    """Return where in the file the subject of ``line`` stands."""
+def _position(settings: Settings, line: Line) -> int:
+    """Return the line of the file in which the subject of ``line`` stands; 0 for none."""
     word, _, name = line[1].removesuffix(_WRITER).partition(" ")
     system, _, service = word.partition("/")
     key: tuple[str, ...] = (word,)
@@ -104,8 +106,7 @@ def _position(settings: Settings, line: Line) -> tuple[str, int]:
         key = ("systems", system, "services", service)
         inner = ("targets", name.removeprefix(_TARGET))
         key += inner if name.startswith(_TARGET) else ("playbooks", name)
-    place = settings.place(*key)
-    return ("", place.line) if place.line else (place.name, 0)
+    return settings.place(*key).line
 
 
 # --- the file and its secrets -----------------------------------------------------------------
@@ -251,13 +252,14 @@ def _playbook(
     reached: _Reached,
 ) -> Iterator[tuple[Level, str]]:
     needed, optional = _needs(service, type(playbook), reached)
-    found = possible(service, enabled, playbook, reached.backends)
     writes = acts(enabled)
     hindered = [f"see {', '.join(needed)}"] if needed else []
     lacking, spare = _without_writer(service, type(playbook), reached)
     if writes and lacking:
         named = ", ".join(lacking)
         hindered.append(f"its mode may change {named}, but no writer is configured for it")
+    asked = writes and not lacking
+    found = possible(service, playbook, reached.backends, writes=asked)
     if hindered:
         yield "error", f"cannot act: {'; '.join(hindered)}; once that is mended: {found}"
     else:

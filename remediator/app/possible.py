@@ -55,16 +55,16 @@ def acts(enabled: EnabledPlaybook) -> bool:
 
 
 def possible(
-    service: Service, enabled: EnabledPlaybook, playbook: Playbook[Any], backends: Backends
+    service: Service, playbook: Playbook[Any], backends: Backends, *, writes: bool
 ) -> Possible:
     """Sort the playbook's levers into those that it may come to pull and the others.
 
-    A writer is asked for only where the mode lets it act, and a backend that could not be opened
-    speaks against nothing: that is an error of its own.
+    A writer is asked for only if it ``writes``, and a backend that could not be opened speaks
+    against nothing: that is an error of its own.
     """
     never = dict(playbook.impossible())
     for lever in playbook.levers - never.keys():
-        why = _hindrance(lever, usable(service, type(playbook)), backends, writes=acts(enabled))
+        why = _hindrance(lever, usable(service, type(playbook)), backends, writes=writes)
         if why is not None:
             never[lever] = why
     said = {lever: never[lever] for lever in sorted(never.keys() & playbook.levers)}

@@ -14,6 +14,7 @@ import yaml
 
 from remediator.adapters.kubernetes_client import Right
 from remediator.adapters.kubernetes_rights import (
+    COUNTING_QUOTAS,
     EVENTS,
     OPTIONAL,
     QUOTAS,
@@ -98,7 +99,7 @@ def writer_rights(kinds: Collection[str]) -> frozenset[Right]:
 
     Listing quotas it can do without, but then it cannot see that they leave no room.
     """
-    return rights_for(kinds) | ({QUOTAS} if "scale" in kinds else frozenset())
+    return rights_for(kinds) | ({QUOTAS} if COUNTING_QUOTAS & set(kinds) else frozenset())
 
 
 def rules(rights: Iterable[Right]) -> list[dict[str, list[str]]]:

@@ -51,10 +51,9 @@ def serve(*, config: Config = None) -> None:
 
     def on_ready(running: Running) -> None:
         generated = (running.state_dir / "operator-token").exists()
-        typer.echo(f"Listening on {running.url}")
-        typer.echo(_standing(settings))
-        if first and generated:
-            typer.echo(_welcome(running))
+        said = [f"Listening on {running.url}", _standing(settings)]
+        said += [_welcome(running)] if first and generated else []
+        typer.echo("\n".join(said))
 
     asyncio.run(app.serve(settings, on_ready=on_ready))
 
@@ -206,6 +205,7 @@ def version_line() -> str:
 def settings_of(config: Path | None) -> Settings:
     """Read the configuration, or raise ``ConfigError`` with all that is wrong with it."""
     from remediator.configfile import WrongFile  # noqa: PLC0415 - only here
+    from remediator.settings import load_settings  # noqa: PLC0415 - loads the settings
 
     try:
         return load_settings(config, os.environ, Path.cwd())

@@ -94,6 +94,10 @@ class MigrationList(Value):
         """Return those that are under way; at 100 % one is finished, and there is no way back."""
         return tuple(one for one in self.migrations if 0 < one.percentage < FINISHED)
 
+    def under_way(self, pair: str) -> Migration | None:
+        """Return the migration of ``pair`` while it is under way."""
+        return next((one for one in self.moving if one.pair == pair), None)
+
     def finished(self, *pairs: str) -> str:
         """Say which, of ``pairs`` or of all, are finished, so that a human thinks of it."""
         done = [m.pair for m in self.migrations if m.percentage >= FINISHED]

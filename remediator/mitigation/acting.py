@@ -86,7 +86,7 @@ async def _reserve_and_pull(
         work.lever(mitigation),
         reserved,
         deadline,
-        lambda: work.around.paused(incident),
+        lambda: work.around.paused(incident, reserved.apply_before),
         work.around.monotonic,
     )
     return _after(work, reserved, outcome)

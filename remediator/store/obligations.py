@@ -28,7 +28,7 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.claims import claim_due, write_claimed
 from remediator.store.database import Database
-from remediator.store.ledger import entry_of
+from remediator.store.ledger import close_entries, entry_of
 from remediator.store.queue import close_unread, incident_of, request_notice
 
 _log = structlog.get_logger(__name__)
@@ -175,6 +175,7 @@ async def _record(
             .values(state=MitigationState.REVERTED)
         )
     else:
+        await close_entries(connection, owed.incident.id, now)
         await connection.execute(
             update(t.incidents)
             .where(t.incidents.c.id == owed.incident.id)

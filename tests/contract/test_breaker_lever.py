@@ -76,6 +76,12 @@ async def test_admins_states_are_read() -> None:
     assert second.state is BreakerState.CLOSED
 
 
+async def test_admins_breaker_without_a_reason_counts_as_opened_by_a_human() -> None:
+    async with breaker_service() as service, reader_for(service, "admin") as reader:
+        service.listing = [{"pair": "a", "open": True}, {"pair": "b", "open": True, "reason": " "}]
+        assert {b.state for b in await reader.breakers()} == {BreakerState.FORCED_OPEN}
+
+
 async def test_state_that_is_not_told_is_unknown() -> None:
     async with breaker_service() as service, reader_for(service, "admin") as reader:
         service.listing = [{"pair": "BTCUSDT", "open": "no"}, {"pair": "ETHUSDT"}]

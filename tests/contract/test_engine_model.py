@@ -409,7 +409,9 @@ class Engine(RuleBasedStateMachine):
         for _ in range(4):
             claims = [await replica.one() for replica in idle]
             steps = [r.step(c) for r, c in zip(idle, claims, strict=True) if c is not None]
-            await asyncio.gather(*steps)
+            ends = await asyncio.gather(*steps, return_exceptions=True)
+            for failure in (end for end in ends if end is not None):
+                raise failure  # only now: no step may be left running
 
     async def _later(self, replica: Replica, seconds: int, fate: Point | None) -> None:
         await self._pass(timedelta(seconds=seconds))

@@ -267,6 +267,7 @@ async def test_what_was_done_is_said_in_words(cluster: Cluster, lever: Kubernete
     scale = await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
     assert (await lever.apply(scale, "scaled")).detail == "replicas 2 -> 4"
     assert (await lever.revert(scale, "scaled")).detail == "put back: replicas 4 -> 2"
+    await cluster.settle()
     memory = await lever.prepare(
         plan(cluster, "set_memory", container="app", limit=GI // 2, cap=GI)
     )

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from remediator.adapters.kubernetes import KubernetesReader
-from remediator.adapters.kubernetes_client import Change
 from remediator.adapters.kubernetes_room import demand_of, may_take
 from remediator.errors import BackendRefused
 from remediator.workloads import Room
@@ -15,7 +14,6 @@ from tests.kubernetes_fixtures import QUOTAS, READ_ONLY, Cluster
 
 CORE = "/api/v1"
 IMAGE = "registry.invalid/app:1"
-READY = {"type": "Ready", "status": "True", "reason": "", "message": ""}
 
 
 async def deploy(cluster: Cluster, replicas: int = 1, **spec: Any) -> None:
@@ -25,29 +23,6 @@ async def deploy(cluster: Cluster, replicas: int = 1, **spec: Any) -> None:
     labels = {"metadata": {"labels": {"app": "orders"}}}
     whole = {"containers": [container], "nodeSelector": {"test": cluster.namespace}, **spec}
     await cluster.deploy(replicas, template={**labels, "spec": whole})
-
-
-async def node(
-    cluster: Cluster,
-    name: str,
-    *,
-    taints: list[dict[str, str]] | None = None,
-    ready: bool = True,
-    **spec: Any,
-) -> None:
-    """Add a node of two cores and 4 GiB that this test's pods may want."""
-    called = f"{name}-{cluster.namespace}"
-    size = {"cpu": "2", "memory": "4Gi", "pods": "10"}
-    condition = {**READY, "status": "True" if ready else "Unknown"}
-    body = {
-        "metadata": {"name": called, "labels": {"test": cluster.namespace}},
-        "spec": spec,
-        "status": {"allocatable": size, "capacity": size, "conditions": [condition]},
-    }
-    await cluster.admin.send(Change("POST", f"{CORE}/nodes", body), dry_run=False)
-    # the API server taints every new node, and no controller is there to take that back
-    change = Change("PATCH", f"{CORE}/nodes/{called}", {"spec": {"taints": taints or []}})
-    await cluster.admin.send(change, dry_run=False)
 
 
 async def place(cluster: Cluster, pod: str, on: str, **requests: str) -> None:
@@ -66,7 +41,7 @@ async def test_what_is_left_is_counted_on_each_node_and_never_summed(cluster: Cl
     """Three quarters of a core on two nodes are room for two pods, and not for three."""
     await deploy(cluster)
     for name in ("a", "b"):
-        await node(cluster, name)
+        await cluster.node(name)
         await place(cluster, f"on-{name}", name, cpu="1250m")
     found = await room(cluster)
     assert (found.quota, found.nodes) == (None, 2)
@@ -77,7 +52,7 @@ async def test_the_memory_left_beside_one_more_pod_is_that_of_the_best_node_alon
 ) -> None:
     await deploy(cluster)
     for name, taken in (("a", "3Gi"), ("b", "3500Mi"), ("full", "0")):
-        await node(cluster, name)
+        await cluster.node(name)
         await place(cluster, f"on-{name}", name, memory=taken, cpu="2" if name == "full" else "0")
     assert (await room(cluster)).spare_memory == (1024 - 256) << 20
     await place(cluster, "more-on-a", "a", cpu="2")
@@ -87,7 +62,7 @@ async def test_the_memory_left_beside_one_more_pod_is_that_of_the_best_node_alon
 
 async def test_the_scarcest_resource_of_a_node_counts(cluster: Cluster) -> None:
     await deploy(cluster)
-    await node(cluster, "a")
+    await cluster.node("a")
     assert (await room(cluster)).nodes == 4
     await place(cluster, "big", "a", memory="3600Mi")
     assert (await room(cluster)).nodes == 1
@@ -97,7 +72,7 @@ async def test_the_scarcest_resource_of_a_node_counts(cluster: Cluster) -> None:
 
 async def test_pods_that_have_ended_ask_for_nothing(cluster: Cluster) -> None:
     await deploy(cluster)
-    await node(cluster, "a")
+    await cluster.node("a")
     await place(cluster, "job", "a", cpu="2")
     assert (await room(cluster)).nodes == 0
     await cluster.report("job", {"phase": "Succeeded"})
@@ -107,25 +82,25 @@ async def test_pods_that_have_ended_ask_for_nothing(cluster: Cluster) -> None:
 async def test_only_nodes_that_may_take_the_pods_are_counted(cluster: Cluster) -> None:
     toleration = {"key": "team", "operator": "Equal", "value": "shop", "effect": "NoSchedule"}
     await deploy(cluster, tolerations=[toleration])
-    await node(cluster, "down", ready=False)
-    await node(cluster, "cordoned", unschedulable=True)
-    await node(cluster, "other", taints=[{"key": "team", "value": "x", "effect": "NoSchedule"}])
-    await node(cluster, "drained", taints=[{"key": "off", "effect": "NoExecute"}])
+    await cluster.node("down", ready=False)
+    await cluster.node("cordoned", unschedulable=True)
+    await cluster.node("other", taints=[{"key": "team", "value": "x", "effect": "NoSchedule"}])
+    await cluster.node("drained", taints=[{"key": "off", "effect": "NoExecute"}])
     assert (await room(cluster)).nodes == 0
-    await node(cluster, "soft", taints=[{"key": "off", "effect": "PreferNoSchedule"}])
-    await node(cluster, "ours", taints=[{"key": "team", "value": "shop", "effect": "NoSchedule"}])
+    await cluster.node("soft", taints=[{"key": "off", "effect": "PreferNoSchedule"}])
+    await cluster.node("ours", taints=[{"key": "team", "value": "shop", "effect": "NoSchedule"}])
     assert (await room(cluster)).nodes == 8
 
 
 async def test_a_node_of_another_label_has_no_room(cluster: Cluster) -> None:
     await deploy(cluster, nodeSelector={"test": cluster.namespace, "disk": "fast"})
-    await node(cluster, "a")
+    await cluster.node("a")
     assert (await room(cluster)).nodes == 0
 
 
 async def test_the_quota_and_the_nodes_have_to_have_room(cluster: Cluster) -> None:
     await deploy(cluster, 2)
-    await node(cluster, "a")
+    await cluster.node("a")
     await cluster.quota({"requests.cpu": "2500m", "pods": "9"})
     found = await room(cluster)
     assert (found.quota, found.nodes, found.pods) == (3, 4, 3)
@@ -135,7 +110,7 @@ async def test_the_quota_and_the_nodes_have_to_have_room(cluster: Cluster) -> No
 
 async def test_a_quota_with_scopes_is_left_out(cluster: Cluster) -> None:
     await deploy(cluster)
-    await node(cluster, "a")
+    await cluster.node("a")
     await cluster.quota({"pods": "0"}, "scoped", "BestEffort")
     found = await room(cluster)
     assert (found.quota, found.nodes) == (None, 4)
@@ -145,7 +120,7 @@ async def test_without_a_right_the_room_is_refused_and_the_right_is_named(
     cluster: Cluster,
 ) -> None:
     await deploy(cluster)
-    await node(cluster, "a")
+    await cluster.node("a")
     kubeconfig = await cluster.account("reader", *READ_ONLY)
     async with KubernetesReader(kubeconfig, name="main") as reader:
         with pytest.raises(BackendRefused, match="our account may not list"):
@@ -212,7 +187,7 @@ def test_a_node_affinity_that_is_required_holds(rule: dict[str, Any], taken: boo
     found = {
         "metadata": {"name": "a", "labels": {"zone": "a", "size": "8"}},
         "spec": {},
-        "status": {"conditions": [READY]},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}]},
     }
     terms = {"nodeSelectorTerms": [{"matchExpressions": [rule]}]}
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}

@@ -179,6 +179,34 @@ async def test_pair_that_is_there_already_is_left_out_and_all_of_them_are_refuse
     assert service.moved == []
 
 
+async def test_finished_migration_is_never_lowered() -> None:
+    async with lever_with(BTCUSDT=100, ETHUSDT=25) as (service, lever):
+        with pytest.raises(BackendRefused, match="finished: BTCUSDT is at 100 %"):
+            await lever.prepare(stop_of("BTCUSDT"))
+        preparation = await lever.prepare(stop_of("BTCUSDT", "ETHUSDT"))
+        assert [item.key for item in preparation.mitigation.items] == ["ETHUSDT"]
+        service.migrations["ETHUSDT"] = 100
+        assert (await lever.apply(preparation, "key")).state is NOT_APPLIED
+    assert service.moved == []
+
+
+async def test_after_five_seconds_no_further_pair_is_begun() -> None:
+    async with breaker_service() as service:
+        service.migrations = dict.fromkeys(("a", "b", "c", "d"), 25.0)
+
+        def clock() -> float:
+            return 3.0 * len(service.moved)
+
+        token = {"name": "http pay", "token": WRITER}
+        async with MigrationLever(service.url, **token, clock=clock) as lever:
+            preparation = await lever.prepare(stop_of("a", "b", "c", "d"))
+            outcome = await lever.apply(preparation, "key")
+    assert [item.state for item in outcome.items] == [APPLIED, APPLIED, NOT_APPLIED, NOT_APPLIED]
+    assert outcome.state is APPLIED
+    assert "not begun: c, 5 s have passed" in outcome.detail
+    assert service.migrations == {"a": 0, "b": 0, "c": 25, "d": 25}
+
+
 async def test_what_a_human_lowered_meanwhile_is_never_raised() -> None:
     async with lever_with(BTCUSDT=25) as (service, lever):
         preparation = await lever.prepare(stop_of("BTCUSDT", parameters={"percentage": 10}))

@@ -266,3 +266,8 @@ async def test_check_asks_for_the_rights_that_are_printed_and_for_no_others(
     report = await check(load_settings(path, {"HOME": str(tmp_path)}, tmp_path), {})
     (level,) = [level for level, subject, _ in report.lines if subject.endswith("(writer)")]
     assert level == ("ok" if enough else "error")
+    found = [(how, said) for how, subject, said in report.lines if " target " in subject]
+    ((how, said),) = found  # the deployment that the configuration names was never made
+    assert how == "error"
+    assert "not found" in said
+    assert any("cannot act: see" in said and "target workload" in said for *_, said in report.lines)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from remediator.adapters.migrations import HttpAdmin, MigrationLever
 from remediator.adapters.prometheus import PrometheusMetrics, PrometheusServer
 from remediator.errors import BackendUnavailable
 from remediator.model import (
+    AlertStatus,
     Assessment,
     FindingStatus,
     Mitigation,
@@ -221,7 +222,7 @@ async def test_one_that_a_human_must_see_is_not_waited_for_with_one_that_heals()
     async with scene_of(payments="HALF_OPEN", search="FORCED_OPEN") as scene:
         reason = await scene.refused()
     assert "payments is half-open" in reason
-    assert "search was forced open" in reason
+    assert "search counts as opened by a human" in reason
 
 
 async def test_time_between_two_looks_can_be_set() -> None:
@@ -233,7 +234,7 @@ async def test_time_between_two_looks_can_be_set() -> None:
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        ("FORCED_OPEN", "forced open by a human"),
+        ("FORCED_OPEN", "counts as opened by a human"),
         ("DISABLED", "disabled by a human"),
         ("SOMETHING_NEW", "a state that we do not know"),
     ],
@@ -242,6 +243,53 @@ async def test_breaker_that_is_not_simply_open_is_left_alone(state: str, said: s
     async with scene_of(payments=state) as scene:
         assert said in await scene.refused()
         assert scene.service.probes == 0
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Manual activation by ann",
+        "planned MAINTENANCE",
+        "operator: do not touch",
+        "activated",
+        "",
+        None,
+    ],
+)
+async def test_breaker_that_a_human_opened_is_left_to_a_human(reason: str | None) -> None:
+    """T-36: the admin's list marks it by its reason alone; without one nobody knows."""
+    async with scene_of("admin") as scene:
+        scene.service.listing = [
+            {"pair": "payments", "open": True, "reason": reason},
+            {"pair": "search", "open": False},
+        ]
+        refusal = await scene.refused()
+    assert "payments counts as opened by a human" in refusal
+    assert (reason or "no reason is given") in refusal
+    assert scene.service.probes == 0
+
+
+async def test_all_that_an_emergency_stop_opened_is_left_alone() -> None:
+    async with scene_of("admin") as scene:
+        scene.service.listing = [
+            {"pair": pair, "open": True, "reason": "Manual activation: emergency"} for pair in FIVE
+        ]
+        assert "counts as opened by a human" in await scene.refused()
+
+
+async def test_reasons_of_humans_can_be_set_and_count_at_the_lever_too() -> None:
+    automatic = {"pair": "payments", "open": True, "reason": "error rate"}
+    async with scene_of("admin", payments="OPEN") as scene:
+        scene.service.listing = [automatic | {"reason": "Handbremse"}]
+        assert "Handbremse" in await scene.refused(manual_reasons=["(?i)handbremse"])
+        scene.service.listing = [automatic]
+        (plan,) = (await scene.look()).proposal.mitigations
+        preparation = await scene.levers["reset_breaker"].prepare(plan)
+        scene.service.listing = [automatic | {"reason": "Manual activation by ann"}]
+        outcome = await scene.levers["reset_breaker"].apply(preparation, "key")
+        assert outcome.state is MitigationState.NOT_APPLIED
+        assert "Manual activation by ann" in outcome.detail
+    assert scene.service.posts == []
 
 
 async def test_breaker_whose_upstream_is_not_configured_is_not_reset() -> None:
@@ -421,6 +469,17 @@ async def test_migration_that_goes_on_again_is_for_a_human() -> None:
         assert "is at 25 % again" in await scene.refused()
 
 
+async def test_finished_migration_is_not_lowered_and_a_human_is_told() -> None:
+    async with scene_of(migrations={"payments": 100, "search": 100}, payments="OPEN") as scene:
+        proposal = (await scene.look()).proposal
+        (plan,) = proposal.mitigations
+        scene.service.health = [503]
+        waiting = await scene.waits()
+    assert plan.kind == "reset_breaker"
+    for reason in (proposal.reason, waiting):
+        assert "Migrated to 100 %, which only a human takes back: payments." in reason
+
+
 @pytest.mark.parametrize("migrations", [{}, {"search": 50.0}, {"payments": 0.0}, {"PAYMENTS": 9.0}])
 async def test_pair_that_is_not_migrated_is_no_hindrance(migrations: dict[str, float]) -> None:
     async with scene_of(migrations=migrations, payments="OPEN") as scene:
@@ -484,6 +543,20 @@ async def test_label_selects_among_the_listed_breakers(label: str) -> None:
         run = await scene.look(multi_threshold=3)
     (plan,) = run.proposal.mitigations
     assert [item.key for item in plan.items] == ["search"]
+
+
+async def test_breaker_is_named_by_a_firing_alert_only() -> None:
+    async with scene_of(payments="OPEN", search="CLOSED") as scene:
+        playbook = playbook_of()
+        context = context_for(playbook, targets=TARGETS, ports=scene.ports, now=NOW, since=NOW)
+        over = firing_alert("CircuitBreakerOpen", {"pair": "payments"}, NOW)
+        over = over.model_copy(update={"status": AlertStatus.RESOLVED, "ends_at": NOW})
+        live = firing_alert("CircuitBreakerOpen", {"pair": "search"}, NOW)
+        for alerts, said in (((over, live), "search is closed"), ((over,), "No alert")):
+            seen = replace(context, alerts=alerts)
+            proposal = playbook.propose(seen, await playbook.diagnose(seen))
+            assert proposal.mitigations == ()
+            assert said in proposal.reason
 
 
 @pytest.mark.parametrize("value", ["paymentz", "PAYMENTS", "../reset-all", "pay*"])
@@ -572,6 +645,7 @@ async def test_finding_tells_which_are_open_and_how_many_calls_failed() -> None:
         {"multi_threshold": 1},
         {"force": True},
         {"look_again": "0s"},
+        {"manual_reasons": ["("]},
         {"error_for": "10s"},
         {"error_limit": 1},
         {"error_query": 'x{pair="{breaker}"}'},

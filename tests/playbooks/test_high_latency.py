@@ -102,7 +102,7 @@ async def test_with_nothing_wrong_nothing_is_proposed_and_everything_is_ruled_ou
         "No query that may be touched runs for more than 300 s.",
         "The server uses 10 of 100 connections",
         "The CPU is 30% used",
-        "No pair is migrated.",
+        "No pair is being migrated.",
         "No release is proven to be the cause: no earlier revision is kept.",
         "The cache is not proven to be the cause: The cache is 10% full",
     ):
@@ -412,10 +412,40 @@ async def test_without_a_database_its_connections_are_no_obstacle() -> None:
     ids=["nothing", "a pod missing", "no limit", "stale"],
 )
 async def test_unmeasured_cpu_ends_the_search(unmeasured: dict[str, Any]) -> None:
-    slow = Slow(workload=Cluster(**unmeasured), admin=Admin(pairs={"BTC-USD": 20}))
-    proposal = await slow.proposed()
-    assert proposal.mitigations == ()
-    assert "unknown: cpu:" in proposal.reason
+    for pairs in ({}, {"BTC-USD": 0.0}, {"BTC-USD": 100.0}):
+        cluster = Cluster(kept=RELEASED, **unmeasured)
+        slow = Slow(workload=cluster, cache=Cache(), admin=Admin(pairs=pairs))
+        proposal = await slow.proposed()
+        assert proposal.mitigations == ()
+        assert proposal.wait is not None
+        assert "unknown: cpu:" in proposal.reason
+        assert "set cpu_query, or scale: false" in proposal.reason
+
+
+async def test_unmeasured_cpu_keeps_no_migration_going_and_still_nothing_is_scaled() -> None:
+    """AOB-04: a migration under way is its own evidence."""
+    slow = Slow(workload=Cluster(measured=0), admin=Admin(pairs={"BTC-USD": 20}))
+    plan = await plan_of(slow)
+    assert plan.kind == "set_migration"
+    assert "set cpu_query, or scale: false" in (await slow.proposed()).reason
+    tried = await replace(slow, tried=(plan,)).proposed()
+    assert tried.mitigations == ()
+    assert "unknown: cpu:" in tried.reason
+
+
+async def test_only_a_migration_under_way_is_lowered() -> None:
+    admin = Admin(pairs={"BTC-USD": 100, "ETH-USD": 40, "XRP-USD": 0})
+    plan = await plan_of(Slow(admin=admin))
+    assert [item.key for item in plan.items] == ["ETH-USD"]
+    assert "Migrated to 100 %, which only a human takes back: BTC-USD." in plan.reason
+    done = await Slow(admin=Admin(pairs={"BTC-USD": 100})).proposed()
+    assert done.mitigations == ()
+    assert "only a human takes back: BTC-USD" in done.reason
+
+
+async def test_unit_of_the_latency_stands_behind_its_figures() -> None:
+    slow = Slow(prometheus=Prometheus({"latency": 4185.0}), parameters={"latency_unit": "ms"})
+    assert "The latency is 4185 ms, the limit 0.5 ms." in (await slow.proposed()).reason
 
 
 @pytest.mark.parametrize(("share", "kinds"), [(0.69, []), (0.7, ["scale"]), (None, []), (-1.0, [])])
@@ -711,6 +741,8 @@ async def test_the_plan_for_a_release_pins_the_kept_replica_set() -> None:
         {"scale_cap": 0},
         {"max_kills": 6},
         {"settle": "15m"},
+        {"settle": "7m", "verification": {"deadline": "6m"}},
+        {"latency_unit": "milliseconds"},
         {"cache_prefix": ""},
         {"cache_gap": "4s"},
         {"hold": "0s"},

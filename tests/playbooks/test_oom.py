@@ -761,6 +761,7 @@ async def test_whatever_is_seen_the_bounds_hold(
 
 async def test_a_killed_container_gets_its_memory_on_a_real_cluster(cluster: Cluster) -> None:
     """The whole way: seen by the reader, raised by the lever, judged by the playbook."""
+    await cluster.node("roomy")
     await cluster.deploy(2)
     name = (await cluster.pods())[0]["metadata"]["name"]
     content = json.loads((SAMPLES / "k8s_1.20_pods_crashloop_oom.json").read_text())

@@ -339,6 +339,36 @@ async def test_a_playbook_that_is_not_there_names_those_that_are(
     assert "no playbook 'Nope'; known are: PoolExhausted" in ended.err
 
 
+async def test_the_playbooks_are_shown_without_a_service(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    monkeypatch.setenv("REMEDIATOR_URL", f"http://127.0.0.1:{unused_tcp_port}")
+    monkeypatch.setenv("REMEDIATOR_STATE_DIR", str(tmp_path))
+    monkeypatch.setenv("REMEDIATOR_CONFIG", "")
+    monkeypatch.chdir(tmp_path)
+    ended = await run("playbooks", "OOM")
+    assert ended.code == 0
+    assert "this is what the files say" in ended.err
+    assert "set_memory: medium risk; way back: the earlier limit" in ended.out
+    assert "``" not in ended.out
+    (tmp_path / "remediator.yaml").write_text("mode: shadow\n")
+    ended = await run("playbooks", "--json", "--config", "remediator.yaml")
+    assert (ended.code, ended.err) == (0, "")
+    assert "PoolExhausted" in [item["name"] for item in json.loads(ended.out)["items"]]
+
+
+async def test_a_long_reason_stands_on_the_page_of_an_incident_once(
+    service: Service, run: Run
+) -> None:
+    reason = "3 sessions are idle in a transaction for more than 2 s; 2 of them block others."
+    plan = {**MITIGATION, "reason": reason}
+    event = {**EVENT, "reason": reason}
+    service.incidents = [{**CLOSED, "reason": reason, "mitigations": [plan], "timeline": [event]}]
+    ended = await run("incidents", ID)
+    assert ended.out.count(reason) == 1
+    assert not any(line.endswith(" ") for line in ended.out.splitlines())
+
+
 async def test_one_incident_reads_from_alert_to_verdict(service: Service, run: Run) -> None:
     service.incidents = [CLOSED]
     ended = await run("incidents", ID)
@@ -450,23 +480,33 @@ async def test_approve_shows_the_plan_and_sends_its_hash(service: Service, run: 
 
 async def test_maintenance_is_started_listed_and_ended(service: Service, run: Run) -> None:
     started = await run("maintenance", "start", "all", "--for", "2h", "--reason", "disks")
-    assert service.asked[-1] == (
-        "POST",
-        "/maintenance",
-        {},
-        {"scope": "global", "for": "2h", "reason": "disks"},
-    )
+    order = {"scope": "global", "for": "2h", "reason": "disks"}
+    assert ("POST", "/maintenance", {}, order) in service.asked
     assert "until 2026-11-21 02:40:00 UTC" in started.out
     assert "remediator maintenance end mnt-1" in started.out
     listed = await run("maintenance", "list")
     assert (listed.code, service.asked[-1][:2]) == (0, ("GET", "/maintenance"))
-    for text in ("mnt-1", "shop", "now", "2026-11-21 02:40", "disks", "ann"):
+    for text in ("mnt-1", "shop", "now", "2026-11-21 02:40:00", "disks", "ann"):
         assert text in listed.out
     assert "\x1b" not in listed.out
     as_json = await run("maintenance", "list", "--json")
     assert json.loads(as_json.out)["items"] == [WINDOW]
     ended = await run("maintenance", "end", "mnt-1")
-    assert (ended.code, service.asked[-1][:2]) == (0, ("DELETE", "/maintenance/mnt-1"))
+    assert (ended.code, service.asked[-2][:2]) == (0, ("DELETE", "/maintenance/mnt-1"))
+    assert ended.out == "Ended the maintenance window mnt-1 of shop.\n"
+
+
+async def test_the_end_of_maintenance_that_really_holds_is_told(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = WINDOW | {"id": "mnt-2", "scope": "global", "until": "2026-11-21T04:00:00Z"}
+    elsewhere = WINDOW | {"id": "mnt-3", "scope": "bank", "until": "2026-11-22T04:00:00Z"}
+    monkeypatch.setitem(LISTS, "/maintenance", [WINDOW, other, elsewhere])
+    still = "shop is still in maintenance until 2026-11-21 04:00:00 UTC because of mnt-2 of global."
+    started = await run("maintenance", "start", "shop", "--for", "2h")
+    assert started.out.splitlines()[-1] == still
+    ended = await run("maintenance", "end", "mnt-1")
+    assert ended.out.splitlines()[-1] == still
 
 
 async def test_approve_refuses_another_plan_than_the_one_named(service: Service, run: Run) -> None:
@@ -809,7 +849,7 @@ async def test_a_secret_that_is_missing_hides_no_other_backend(
     assert ended.err == "remediator: the configuration is wrong; see above\n"
 
 
-@pytest.mark.parametrize("kubeconfig", [None, "{}", "[", "clusters: []"])
+@pytest.mark.parametrize("kubeconfig", [None, "", "{}", "[", "clusters: []"])
 async def test_a_kubeconfig_that_cannot_be_used_hides_no_other_backend(
     checked: Checked, tmp_path: Path, scene: Scene, kubeconfig: str | None
 ) -> None:
@@ -821,7 +861,10 @@ async def test_a_kubeconfig_that_cannot_be_used_hides_no_other_backend(
     }
     ended = await checked(more={"backends": backends})
     assert ended.code == 2
-    assert "error  kubernetes main: " in ended.out
+    why = {None: "no such file", "": "is empty", "[": "is not YAML"}.get(kubeconfig, "no kubecon")
+    assert why in next(
+        s for s in ended.out.splitlines() if s.startswith("error  kubernetes main: ")
+    )
     assert "backends.kubernetes.main: " in ended.out
     assert "ok  postgres orders-db: can be read" in ended.out
     assert "ok  shop/orders PoolExhausted: mode auto" in ended.out
@@ -831,6 +874,27 @@ async def test_parts_that_do_not_fit_together_are_exit_code_2(checked: Checked) 
     ended = await checked(more={"listen": "0.0.0.0:8080"})
     assert ended.code == 2
     assert "credentials" in ended.err
+
+
+async def test_all_that_is_wrong_with_file_and_playbooks_is_told_at_once(
+    run: Run, tmp_path: Path
+) -> None:
+    wrong = {"HighLatency": {"latencyquery": "up", "scale_cap": 0}, "OOM": {}}
+    orders = {"match": {"service": "orders"}, "playbooks": wrong}
+    system: dict[str, Any] = {"maintenance": [{"cron": "0 25 * * *", "duration": "1h"}]}
+    system |= {"match": {"system": "shop"}, "services": {"orders": orders}}
+    file = tmp_path / "remediator.yaml"
+    file.write_text(yaml.safe_dump({"mode": "aut", "systems": {"shop": system}}))
+    ended = await run("check", "--config", str(file))
+    assert ended.code == 2
+    for text in (
+        "mode: should be observe, shadow, approve, auto",
+        "cron: has a wrong hour: ",
+        "HighLatency.latencyquery: is no parameter of it; did you mean latency_query",
+        "HighLatency.scale_cap: should be greater than or equal to 1",
+        "playbooks.OOM: needs a target 'workload' (kubernetes)",
+    ):
+        assert text in ended.err
 
 
 async def test_check_warns_of_a_playbook_file_without_a_playbook(
@@ -908,4 +972,5 @@ async def test_the_first_start_prints_a_receiver_and_the_commands_work_without_m
         assert await process.wait() == 0
     async with serving(tmp_path) as (printed, _):
         assert printed.split()[:2] == ["Listening", "on"]
+        assert "Mode shadow unless set otherwise; 0 of 0 enabled playbooks may change" in printed
         assert "token" not in printed

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from remediator.access import Permission
 from remediator.adapters.postgres import PostgresLever, PostgresReader
+from remediator.console.api import api_routes
 from remediator.model import Alert, MitigationState, Target
 from remediator.playbook import Playbook, load_playbooks
 from remediator.testing import firing_alert, run_playbook
@@ -58,3 +60,17 @@ async def test_the_playbook_of_the_readme_ends_a_forgotten_transaction(
             playbook, alert=_alert(), targets={"database": TARGET}, ports={"database": reader}
         )
     assert after.proposal.mitigations == ()
+
+
+def test_every_route_of_the_api_is_in_its_table() -> None:
+    table = (ROOT / "docs" / "api.md").read_text()
+    listed = set(re.findall(r"^\| `(\w+ /\S*)` \| (\S+) \|", table, re.MULTILINE))
+    nothing: Any = None
+    routes = api_routes(nothing, nothing, nothing, nothing)
+    least = {Permission.READ: "`viewer`", Permission.OPERATE: "`operator`"}
+    wanted = {
+        (f"{route.method} {route.path}", least[route.permission])
+        for route in routes
+        if route.permission
+    }
+    assert wanted <= listed

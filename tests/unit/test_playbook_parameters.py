@@ -12,7 +12,8 @@ import pytest
 from pydantic import ConfigDict, Field
 
 from remediator.app.parameters import parameters_of
-from remediator.model import Duration, Value
+from remediator.errors import ConfigError
+from remediator.model import Duration, Value, Verification
 from remediator.playbook import Parameters, Playbook, load_playbooks
 
 
@@ -91,3 +92,76 @@ async def test_a_playbook_of_the_operators_own_folder_is_described(tmp_path: Pat
     assert cls is not None
     described = {view.name: view.description for view in parameters_of(cls.parameters_type)}
     assert described["limit"] == "Most of them."
+
+
+# --- what is wrong with them -------------------------------------------------------------------
+
+LATENCY = {"latency_query": "q", "latency_limit": 1}
+
+
+def test_keys_of_verification_are_laid_over_the_playbooks_own_default() -> None:
+    playbook = load_playbooks().build("OOM", {"verification": {"hold": "10m"}})
+    assert playbook.parameters.verification == Verification(
+        interval=timedelta(seconds=30),
+        hold=timedelta(minutes=10),
+        hold_resolved=timedelta(minutes=5),
+        deadline=timedelta(minutes=25),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("HighLatency", {"scale_cpa": 3}, "scale_cpa: unknown key; did you mean scale_cap"),
+        ("HighLatency", {"scale_step": 2}, "scale_step: should be less than or equal to 1"),
+        ("HighLatency", {"hold": "soon"}, "hold: should be a time with its unit, such as 30s"),
+        ("HighLatency", {"hold": "0s"}, "hold: should be greater than 0 s"),
+        ("HighLatency", {"latency_limit": 1}, "latency_query, or latency_path with latency_field"),
+        ("HighLatency", {"latency_query": "q"}, "HighLatency: latency_query needs latency_limit"),
+        (
+            "HighLatency",
+            LATENCY | {"settle": "15m"},
+            "HighLatency: settle should be below verification's deadline",
+        ),
+        (
+            "OOM",
+            {"verification": {"hld": "1m"}},
+            "verification.hld: unknown key; did you mean hold",
+        ),
+        (
+            "OOM",
+            {"verification": {"deadline": "15m"}},
+            "OOM: verification: hold (15m) should be below deadline (15m)",
+        ),
+        (
+            "PoolExhausted",
+            {"verification": {"hold": "10s"}},
+            "verification: interval (15s) should be up to hold (10s)",
+        ),
+        (
+            "CircuitBreakerOpen",
+            {"upstreams": {"pay": {"rol": "bank"}}},
+            "upstreams.pay.rol: unknown key; did you mean role?",
+        ),
+        (
+            "CircuitBreakerOpen",
+            {"manual_reasons": ["("]},
+            "manual_reasons.0: should be a valid regular expression",
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_told_in_the_words_of_the_configuration(
+    name: str, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_playbooks().build(name, given)
+    assert said in str(raised.value)
+    assert ": :" not in str(raised.value)
+    assert "Value error" not in str(raised.value)
+
+
+def test_several_wrong_parameters_are_told_at_once_and_no_value_is_repeated() -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_playbooks().build("HighLatency", {"hold": "s3cret", "max_kills": 6, "x": 1})
+    assert all(key in str(raised.value) for key in ("hold: ", "max_kills: ", "x: unknown key"))
+    assert "s3cret" not in str(raised.value)
