@@ -129,11 +129,11 @@ def open_shop(start_prometheus: Start, start_alertmanager: Start) -> OpenShop:
             stack.push_async_callback(_cancelled, kubelet)
             exporter = await stack.enter_async_context(_exporter(shop))
             alertmanager = await stack.enter_async_context(
-                start_alertmanager(_deliver_to(shop.service))
+                start_alertmanager(deliver_to(shop.service))
             )
             prometheus = await stack.enter_async_context(
                 start_prometheus(
-                    _scrape(exporter, alertmanager.url),
+                    scrape(exporter, alertmanager.url),
                     {"rules.yml": yaml.safe_dump(_groups(shop.rules))},
                 )
             )
@@ -184,7 +184,8 @@ async def _exporter(shop: Shop) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-def _deliver_to(service: Service) -> str:
+def deliver_to(service: Service) -> str:
+    """Configure an Alertmanager to deliver as a newcomer's would, with the generated token."""
     http = {"authorization": {"credentials_file": str(service.state / "token")}}
     url = f"{service.url}/webhooks/alertmanager"
     receiver = {
@@ -201,7 +202,8 @@ def _deliver_to(service: Service) -> str:
     return yaml.safe_dump({"route": route, "receivers": [receiver]})
 
 
-def _scrape(target: str, alertmanager: str) -> str:
+def scrape(target: str, alertmanager: str) -> str:
+    """Configure a Prometheus to scrape ``target`` each second and to alert by ``rules.yml``."""
     there = {"targets": [alertmanager.removeprefix("http://")]}
     return yaml.safe_dump(
         {

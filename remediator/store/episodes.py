@@ -27,6 +27,7 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
+from remediator.store.columns import Instant, Json
 from remediator.store.events import Reported, events_of, reported
 
 _CHUNK = 500
@@ -211,7 +212,7 @@ async def apply(connection: AsyncConnection, decided: Correlation, now: datetime
     await connection.execute(
         update(t.deliveries)
         .where(t.deliveries.c.id == bindparam("done"))
-        .values(triaged_at=now, incidents=bindparam("touching", type_=t.Json)),
+        .values(triaged_at=now, incidents=bindparam("touching", type_=Json)),
         done,
     )
     for delivery, ignored in decided.told.items():
@@ -239,7 +240,7 @@ async def _write_alerts(connection: AsyncConnection, decided: Correlation, now: 
         await connection.execute(
             update(t.alerts)
             .where(t.alerts.c.id == bindparam("resolving"))
-            .values(**again, **resolved, ends_at=bindparam("ended", type_=t.Instant)),
+            .values(**again, **resolved, ends_at=bindparam("ended", type_=Instant)),
             [{"resolving": alert_id, "ended": ends_at} for alert_id, ends_at in decided.left],
         )
 

@@ -16,6 +16,7 @@ from remediator.model import IncidentId, Value
 from remediator.ports import Handle
 from remediator.store import tables as t
 from remediator.store.claims import claim_due, write_claimed
+from remediator.store.columns import Instant
 from remediator.store.database import Database
 
 LEASE = timedelta(seconds=60)
@@ -64,7 +65,7 @@ class Notices:
             later = None if again_in is None else now + again_in
             due = case(
                 (t.notices.c.wanted > notice.wanted, t.notices.c.due_at),
-                else_=literal(later, t.Instant),
+                else_=literal(later, Instant),
             )
             values = {
                 "sent": notice.wanted,

@@ -27,6 +27,7 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.claims import claim_due, write_claimed
+from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.ledger import close_entries, entry_of
 from remediator.store.queue import close_unread, incident_of, request_notice
@@ -184,7 +185,7 @@ async def _record(
                 phase=Phase.DONE,
                 outcome=IncidentOutcome.ESCALATED,
                 reason=reason,
-                closed_at=func.coalesce(t.incidents.c.closed_at, literal(now, t.Instant)),
+                closed_at=func.coalesce(t.incidents.c.closed_at, literal(now, Instant)),
                 due_at=None,
                 epoch=t.incidents.c.epoch + 1,  # whoever works on it may not write any more
             )

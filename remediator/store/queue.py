@@ -35,6 +35,7 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.acknowledging import begin_escalation
 from remediator.store.claims import claim_due, write_claimed
+from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.ledger import Settlement, close_entries, entry_of, insert_entry, settle
 from remediator.store.windows import windows_over
@@ -207,7 +208,7 @@ def _columns(claim: Claim, result: Transition, now: datetime) -> dict[str, Any]:
     if not closes and later != now:  # what goes on at once keeps its place in the queue
         # an event that came while the step ran is not lost: it stays due
         values["due_at"] = case(
-            (t.incidents.c.poked, literal(now, t.Instant)), else_=literal(later, t.Instant)
+            (t.incidents.c.poked, literal(now, Instant)), else_=literal(later, Instant)
         )
     if result.phase is not claim.incident.phase or result.next_round or closes:
         values["phase_since"] = now
@@ -260,7 +261,7 @@ async def correct_notice(connection: AsyncConnection, incident: str, now: dateti
     """Ask for those who were told of the incident to be told how it stands, if there are any."""
     wanted = {
         "wanted": t.notices.c.wanted + 1,
-        "due_at": func.coalesce(t.notices.c.due_at, literal(now, t.Instant)),
+        "due_at": func.coalesce(t.notices.c.due_at, literal(now, Instant)),
     }
     found = await connection.execute(
         update(t.notices).where(t.notices.c.incident_id == incident).values(**wanted)

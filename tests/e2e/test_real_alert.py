@@ -10,6 +10,7 @@ import yaml
 from aiohttp import web
 
 from remediator.demo.slack import LocalSlack
+from tests.monitored_shop import deliver_to, scrape
 from tests.monitoring_fixtures import Start
 from tests.postgres_fixtures import Scene
 from tests.service_fixtures import Service
@@ -58,39 +59,6 @@ async def exporter(dsn: str) -> AsyncIterator[str]:
         await connection.close()
 
 
-def alertmanager_config(service: Service) -> str:
-    """Deliver to the service as its first start tells a newcomer to."""
-    http = {"authorization": {"credentials_file": str(service.state / "token")}}
-    url = f"{service.url}/webhooks/alertmanager"
-    receiver = {
-        "name": "remediator",
-        "webhook_configs": [{"url": url, "send_resolved": True, "http_config": http}],
-    }
-    route = {
-        "receiver": "remediator",
-        "group_by": ["alertname", "system", "service"],
-        "group_wait": "0s",
-        "group_interval": "1s",
-        "repeat_interval": "5s",
-    }
-    return yaml.safe_dump({"route": route, "receivers": [receiver]})
-
-
-def prometheus_config(target: str, alertmanager: str) -> str:
-    return yaml.safe_dump(
-        {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-            "rule_files": ["rules.yml"],
-            "alerting": {
-                "alertmanagers": [
-                    {"static_configs": [{"targets": [alertmanager.removeprefix("http://")]}]}
-                ]
-            },
-            "scrape_configs": [{"job_name": "orders", "static_configs": [{"targets": [target]}]}],
-        }
-    )
-
-
 async def test_a_real_alert_is_mended_resolved_and_told_once(
     service: Service,
     scene: Scene,
@@ -102,9 +70,9 @@ async def test_a_real_alert_is_mended_resolved_and_told_once(
     victim = (await scene.victim()).get_server_pid()
     async with (
         exporter(scene.dsn) as target,
-        start_alertmanager(alertmanager_config(service)) as alertmanager,
+        start_alertmanager(deliver_to(service)) as alertmanager,
         start_prometheus(
-            prometheus_config(target, alertmanager.url), {"rules.yml": yaml.safe_dump(RULES)}
+            scrape(target, alertmanager.url), {"rules.yml": yaml.safe_dump(RULES)}
         ) as prometheus,
     ):
         service.config["backends"]["prometheus"] = {
