@@ -22,6 +22,10 @@ WITHIN = 90.0
 AT_ONCE = 10
 
 
+KILLED = frozenset({-signal.SIGKILL, 255})
+"""Exit codes of a killed process; 255 where its fork server could not tell."""
+
+
 @dataclass
 class Alertmanager:
     """Sends an alert until it is taken, and its end once the service waits for that."""
@@ -92,7 +96,8 @@ async def killed_at(moment: Moment, arrange: Arrange, folder: Path) -> bool:
         incident = await sender.follow(service)
         killed = incident is None
         if killed:
-            assert await service.end(signal.SIGKILL) == -signal.SIGKILL, service.log()
+            ended = await service.end(signal.SIGKILL)
+            assert ended in KILLED, f"{ended}: {service.log()}"
             await service.start()
             incident = await sender.follow(service)
         assert incident is not None, service.log()

@@ -372,8 +372,16 @@ async def test_the_next_pod_waits_until_the_one_that_replaces_the_last_is_ready(
     assert (await lever.apply(preparation, "key")).state is MitigationState.APPLIED
     with pytest.raises(BackendRefused, match=r"in progress|1 of 2 other pods are ready, wait"):
         await lever.prepare(plan(cluster, "evict_pod", item_of(second)))
-    await cluster.settle()
-    await lever.prepare(plan(cluster, "evict_pod", item_of(second)))
+
+    async def goes_on() -> bool:
+        await cluster.settle()
+        try:
+            await lever.prepare(plan(cluster, "evict_pod", item_of(second)))
+        except BackendRefused:  # the controllers have not seen all of it yet
+            return False
+        return True
+
+    await until(goes_on, "the next pod may go")
 
 
 async def test_no_pod_is_evicted_while_another_one_is_not_ready(

@@ -197,6 +197,7 @@ async def test_a_step_whose_answer_was_lost_is_seen_and_continued_from(
         losing(cluster, writer) as lossy,
         KubernetesLever(lossy, name="main", clock=clock) as far,
     ):
+        await cluster.settle()  # a conflict with a controller's write would be what is lost
         lost = await far.revert(preparation, "key", in_steps=True)
         assert (lost.state, await replicas(cluster)) == (MitigationState.UNKNOWN, 8)
         clock.advance(timedelta(seconds=30))
@@ -205,6 +206,7 @@ async def test_a_step_whose_answer_was_lost_is_seen_and_continued_from(
         clock.advance(PAUSE)
         await lever.revert(preparation, "key", in_steps=True)
         clock.advance(PAUSE)
+        await cluster.settle()
         last = await far.revert(preparation, "key", in_steps=True)
         assert (last.state, await replicas(cluster)) == (MitigationState.UNKNOWN, 5)
         assert (await far.revert(preparation, "key", in_steps=True)).state is REVERTED
