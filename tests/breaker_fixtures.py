@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -24,6 +25,7 @@ class BreakerService:
     health: list[int] = field(default_factory=lambda: [200])
     """Statuses of the coming health checks; the last one stays."""
     posts: list[str] = field(default_factory=list)
+    posted_at: list[datetime] = field(default_factory=list)
     probes: int = 0
     created: list[str] = field(default_factory=list)
     effective: bool = True
@@ -102,6 +104,7 @@ class BreakerService:
 
     async def _reset(self, request: web.Request, name: str) -> web.StreamResponse:
         self.posts.append(request.path)
+        self.posted_at.append(datetime.now(UTC))
         if request.headers.get("Authorization") != f"Bearer {WRITER}":
             return web.json_response({}, status=403)
         if request.path.startswith("/actuator/"):

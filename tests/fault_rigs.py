@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -59,6 +59,8 @@ class Fault:
     environ: dict[str, str] = field(default_factory=dict)
     conditional: bool = True
     """Whether the backend itself refuses a second change, so that it may be tried again."""
+    times: Sequence[datetime] = ()
+    """When the backend was asked for the changes, where it says so."""
 
     def alert(self, status: str = "firing") -> dict[str, Any]:
         """Make the alert as Alertmanager would deliver it."""
@@ -168,7 +170,17 @@ def open_breaker(*, effective: bool = True, proxy: LossyProxy | None = None) -> 
             parameters(config, upstreams={"payments": {"role": "bank"}}, probe_gap="10ms")
             labels = {"alertname": "CircuitBreakerOpen", "breaker": "payments"}
             environ = {"READER": READER, "WRITER": WRITER}
-            yield Fault("reset_breaker", config, labels, changes, harm, environ, conditional=False)
+            times = breakers.posted_at
+            yield Fault(
+                "reset_breaker",
+                config,
+                labels,
+                changes,
+                harm,
+                environ,
+                conditional=False,
+                times=times,
+            )
 
     return arrange
 

@@ -69,15 +69,16 @@ async def control_plane(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterat
     assets = Path(os.environ.get("KUBEBUILDER_ASSETS", ""))
     if not (assets / "kube-apiserver").exists():
         missing("neither KUBECONFIG nor KUBEBUILDER_ASSETS leads to a Kubernetes API")
-    async with _ControlPlane(assets, tmp_path_factory.mktemp("kubernetes")) as kubeconfig:
+    async with ControlPlane(assets, tmp_path_factory.mktemp("kubernetes")) as kubeconfig:
         yield kubeconfig
 
 
-class _ControlPlane:
+class ControlPlane:
     """etcd, API server and controllers on loopback, with their state in one folder."""
 
-    def __init__(self, assets: Path, folder: Path) -> None:
-        self._assets, self._folder = assets, folder
+    def __init__(self, assets: Path, folder: Path, *options: str) -> None:
+        """Start the programs in ``assets``; ``options`` are further ones of the API server."""
+        self._assets, self._folder, self._options = assets, folder, options
         self._running: list[asyncio.subprocess.Process] = []
 
     async def __aenter__(self) -> Path:
@@ -135,6 +136,7 @@ class _ControlPlane:
             f"--token-auth-file={tokens}",
             "--authorization-mode=RBAC",
             "--disable-admission-plugins=ServiceAccount",
+            *self._options,
         )
         server = f"https://127.0.0.1:{port}"
         await _until_ready(server, token, self._folder / "kube-apiserver.log")

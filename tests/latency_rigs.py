@@ -27,14 +27,16 @@ SLOW = {"alertname": "HighLatencyP95"}
 AUTOSCALERS = "/apis/autoscaling/v1"
 
 
-def too_few_replicas(kubeconfig: Path, known: Monitoring, reached: Path) -> Arrange:
-    """Two replicas are too few; three would do."""
+def too_few_replicas(
+    kubeconfig: Path, known: Monitoring, reached: Path, *, wanted: int = 3, **given: Any
+) -> Arrange:
+    """Two replicas are too few; three would do. In the end there should be ``wanted``."""
 
     @asynccontextmanager
     async def arrange(folder: Path) -> AsyncIterator[Fault]:
         async with deployed(kubeconfig, folder, known) as pods:
-            pods.wanted = 3
-            config = in_cluster(pods, reached, known, "HighLatency", **_scaling(pods))
+            pods.wanted = wanted
+            config = in_cluster(pods, reached, known, "HighLatency", **_scaling(pods), **given)
             yield Fault("scale", config, SLOW, pods.changes, pods.harm)
 
     return arrange

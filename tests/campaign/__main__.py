@@ -1,0 +1,136 @@
+"""Runs a campaign: ``python -m tests.campaign --seeds 200``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tests.campaign.ground import Ground, a_slot, the_ground
+from tests.campaign.judge import Broken
+from tests.campaign.mutants import MUTANTS, tree_of
+from tests.campaign.plan import Plan, plan_of
+from tests.campaign.replicas import ROOT
+from tests.campaign.report import repeat, report
+from tests.campaign.run import Result, run_seed
+
+MIGRATIONS = "remediator/store/migrations/versions"
+_SEED_WITHIN = 600.0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=25, help="how many; 0: until stopped")
+    parser.add_argument("--first", type=int, default=1, help="the first seed")
+    parser.add_argument("--store", choices=("both", "sqlite", "postgres"), default="both")
+    parser.add_argument("--side-by-side", type=int, default=6, help="set-ups at the same time")
+    parser.add_argument("--report", type=Path, help="write the Markdown report to this file")
+    parser.add_argument(
+        "--upgrade",
+        action="store_true",
+        help="begin every seed with the version before the schema's last change, and replace it",
+    )
+    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="run an engine that is wrong")
+    parser.add_argument("--until-broken", action="store_true", help="stop at the first failure")
+    return parser.parse_args()
+
+
+def _plans(options: argparse.Namespace) -> Iterator[Plan]:
+    numbers = itertools.count(options.first)
+    if options.seeds:
+        numbers = itertools.islice(numbers, options.seeds)  # type: ignore[assignment]
+    for seed in numbers:
+        postgres = options.store == "postgres" or (options.store == "both" and seed % 2 == 0)
+        yield plan_of(seed, postgres=postgres, upgrade=options.upgrade)
+
+
+async def _campaign(options: argparse.Namespace, folder: Path, console: Console) -> list[Result]:
+    tree = tree_of(options.mutant, folder) if options.mutant else ROOT
+    previous = _previous(folder) if options.upgrade else None
+    plans, results = _plans(options), list[Result]()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        bar = progress.add_task("seeds", total=options.seeds or None)
+        async with the_ground(folder, tree, previous) as ground:
+
+            async def work(number: int) -> None:
+                async with a_slot(folder / f"slot-{number}") as slot:
+                    for plan in plans:
+                        if options.until_broken and any(r.broken for r in results):
+                            return
+                        result = await _tried(plan, ground, slot)
+                        results.append(result)
+                        progress.advance(bar)
+                        _say(progress, result)
+
+            async with asyncio.TaskGroup() as group:
+                for number in range(options.side_by_side):
+                    group.create_task(work(number))
+    return results
+
+
+async def _tried(plan: Plan, ground: Ground, slot: object) -> Result:
+    try:
+        async with asyncio.timeout(_SEED_WITHIN):
+            return await run_seed(plan, ground, slot)  # type: ignore[arg-type]
+    except TimeoutError:
+        return Result(plan, broken=[Broken("stuck", f"no end within {_SEED_WITHIN:g} s")])
+
+
+def _say(progress: Progress, result: Result) -> None:
+    if not result.broken:
+        return
+    progress.console.print(f"broken: {repeat(result)}", style="red", highlight=False)
+    for broken in result.broken:
+        progress.console.print(f"  {broken.kind}: {broken.what}", highlight=False, markup=False)
+
+
+def _previous(folder: Path) -> Path:
+    """Unpack the version before the schema's last change."""
+    tree = folder / "previous"
+    tree.mkdir()
+    last = _git("log", "-1", "--format=%H", "--diff-filter=A", "--", MIGRATIONS).decode().strip()
+    archive = folder / "previous.tar"
+    archive.write_bytes(_git("archive", f"{last}^", "remediator", "playbooks"))
+    with tarfile.open(archive) as packed:
+        packed.extractall(tree, filter="data")
+    return tree
+
+
+def _git(*arguments: str) -> bytes:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, check=False, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"an upgrade needs the history of the project: {done.stderr.decode()}")
+    return done.stdout
+
+
+def main() -> int:
+    """Run it; 0 when every promise was kept. With ``--mutant``: 0 when one was not."""
+    options, console = _arguments(), Console(stderr=True)
+    folder = Path(tempfile.mkdtemp(prefix="remediator-campaign-"))
+    began = time.monotonic()
+    results = asyncio.run(_campaign(options, folder, console))
+    text = report(sorted(results, key=lambda r: r.plan.seed), time.monotonic() - began)
+    if options.report is not None:
+        options.report.write_text(text)
+    print(text)
+    broken = any(result.broken for result in results)
+    if broken:
+        console.print(f"what is left of the broken seeds is in {folder}")
+    return int(not broken if options.mutant else broken)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONWARNINGS", "default")
+    sys.exit(main())

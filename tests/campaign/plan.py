@@ -1,0 +1,172 @@
+"""What happens in one seed: which faults, which processes, what is done to them and when. Pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+REPLICAS = 3
+"""Processes on one PostgreSQL; SQLite serves one."""
+SPAN = 14.0
+"""Seconds in which things go wrong."""
+
+
+class Point(NamedTuple):
+    """Right before or right after a commit that does something to a table."""
+
+    after: bool
+    change: str
+    """A verb and a table: ``insert mitigations``."""
+
+    def __str__(self) -> str:
+        return f"{'after' if self.after else 'before'} {self.change}"
+
+
+CHANGES = (
+    "insert deliveries",
+    "insert incidents",
+    "insert alerts",
+    "update deliveries",
+    "update alerts",
+    "update incidents",
+    "insert journal",
+    "insert findings",
+    "insert mitigations",
+    "update mitigations",
+    "insert samples",
+    "insert notices",
+    "update notices",
+    "insert escalations",
+)
+"""What every seed commits."""
+OWED = ("insert obligations", "update obligations", "delete obligations")
+"""What is committed besides where a temporary change is made and taken back."""
+ALWAYS = tuple(Point(after, change) for change in CHANGES for after in (False, True))
+WITH_HOLD = tuple(Point(after, change) for change in OWED for after in (False, True))
+RESERVED = Point(after=True, change="insert mitigations")
+"""Between the reservation and the call."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process does to itself at a point."""
+
+    point: Point
+    nth: int
+    """Which commit of that kind it is, from 1."""
+    stop: float | None
+    """Seconds that it stands still; None: it dies."""
+
+    @property
+    def how(self) -> str:
+        return "dies" if self.stop is None else f"stops for {self.stop:g} s"
+
+
+@dataclass(frozen=True)
+class Happening:
+    """Something that goes wrong, or that an operator does."""
+
+    at: float
+    """Seconds since the beginning."""
+    what: str
+    whom: int
+    """Which replica; for what is about a replica."""
+    lasts: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One seed."""
+
+    seed: int
+    replicas: int
+    """One on SQLite; several on PostgreSQL."""
+    faults: tuple[str, ...]
+    fires: tuple[float, ...]
+    """When the alert of each fault fires, in seconds since the beginning."""
+    budget: int
+    """Mitigations that the whole system may make."""
+    orders: tuple[Order | None, ...]
+    """What each process that is started does to itself, in the order of their starts."""
+    happenings: tuple[Happening, ...]
+    slow_store: float
+    """Seconds by which each message between a replica and its store is late."""
+    cut_over: tuple[float, ...] = ()
+    """When each replica is replaced by one of the new version; empty: all are of one version."""
+
+    @property
+    def postgres(self) -> bool:
+        return self.replicas > 1
+
+
+PLAIN = ("breaker", "breaker", "breaker", "session", "session", "breaker")
+IN_CLUSTER = ("memory", "scale", "evicted")
+_REPLICA = ("kill", "kill", "stop", "stop", "term")
+_STORE = ("store crashes", "store restarts", "store hangs", "store drops connections")
+_AROUND = ("slack away", "slack hangs", "prometheus away", "redis crashes", "redis hangs")
+_NETWORK = ("slow", "answers lost", "answers lost", "connections reset", "black hole")
+
+
+def plan_of(seed: int, *, postgres: bool, upgrade: bool = False) -> Plan:
+    """Work out what happens in ``seed``; the same for the same seed, always."""
+    chance = random.Random(f"{seed}/{postgres}/{upgrade}")
+    faults = _faults(chance)
+    crowd = chance.random() < 0.5
+    fires = tuple(0.0 if crowd else round(chance.uniform(0, 6), 1) for _ in faults)
+    tight = chance.random() < (0.7 if crowd else 0.3)
+    replicas = REPLICAS if postgres else 1
+    return Plan(
+        seed=seed,
+        replicas=replicas,
+        faults=faults,
+        fires=fires,
+        budget=max(len(faults) - chance.randint(2, 3), 1) if tight else 10,
+        orders=_orders(seed, chance, faults, replicas),
+        happenings=_happenings(chance, replicas),
+        slow_store=0.1 if postgres and crowd and tight else 0.0,
+        cut_over=tuple(2.0 + 3.0 * n for n in range(replicas)) if upgrade else (),
+    )
+
+
+def _faults(chance: random.Random) -> tuple[str, ...]:
+    plain = list(PLAIN[: chance.randint(3, 6)])
+    cluster = chance.sample(IN_CLUSTER, chance.choice((0, 1, 1, 2)))
+    cache = ["cache"] if chance.random() < 0.25 else []
+    return (*plain, *cluster, *cache)
+
+
+def _orders(
+    seed: int, chance: random.Random, faults: Sequence[str], replicas: int
+) -> tuple[Order | None, ...]:
+    """Give the first process the seed's own point, in turn; later ones get any, or none."""
+    points = (*ALWAYS, *WITH_HOLD) if "scale" in faults else ALWAYS
+    first = _order(chance, points[seed % len(points)], 1)
+    others = (chance.choice((*points, RESERVED, RESERVED)) for _ in range(3 * replicas))
+    rest = [_order(chance, p, chance.randint(1, 3)) if chance.random() < 0.6 else None for p in others]
+    return (first, *rest)
+
+
+def _order(chance: random.Random, point: Point, nth: int) -> Order:
+    stop = chance.choice((None, None, 0.5, 1.5, 3.0, 6.0))
+    return Order(point, nth, stop)
+
+
+def _happenings(chance: random.Random, replicas: int) -> tuple[Happening, ...]:
+    kinds = [chance.choice(_REPLICA) for _ in range(chance.randint(1, 3))]
+    kinds += [chance.choice(_AROUND), chance.choice(_NETWORK)]
+    if replicas > 1:
+        kinds += [chance.choice(_STORE), chance.choice(_NETWORK)]
+    if chance.random() < 0.4:
+        kinds.append("pause")
+    found = [
+        Happening(
+            at=round(chance.uniform(0.5, SPAN - 5), 1),
+            what=what,
+            whom=chance.randrange(replicas),
+            lasts=round(chance.choice((0.3, 1.0, 2.0, 4.0)), 1),
+        )
+        for what in kinds
+    ]
+    return tuple(sorted(found, key=lambda happening: happening.at))

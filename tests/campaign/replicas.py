@@ -1,0 +1,199 @@
+"""Processes of the service, and who starts them again: as a cluster does, and nothing more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.campaign.plan import Order
+
+ROOT = Path(__file__).resolve().parents[2]
+STARTED_WITHIN = 90.0
+PREFERRED_AFTER = 0.3
+"""Seconds between an end and the next start."""
+_OURS = {-signal.SIGKILL, 0}
+_NO_STORE = 3
+"""Exit code of a process that cannot reach its store when it starts."""
+
+
+class Zygote:
+    """Starts processes of one tree of the service."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._forked: asyncio.Queue[int] = asyncio.Queue()
+        self._asking = asyncio.Lock()
+        self._ended: dict[int, asyncio.Future[int]] = {}
+
+    async def fork(self, task: dict[str, Any]) -> tuple[int, asyncio.Future[int]]:
+        """Start a process; return its id, and what will be its exit code."""
+        assert self._process.stdin is not None
+        async with self._asking:
+            self._process.stdin.write(json.dumps(task).encode() + b"\n")
+            await self._process.stdin.drain()
+            pid = await self._forked.get()
+        return pid, self._end_of(pid)
+
+    def _end_of(self, pid: int) -> asyncio.Future[int]:
+        return self._ended.setdefault(pid, asyncio.get_running_loop().create_future())
+
+    async def listen(self) -> None:
+        """Take what the zygote says, until it ends."""
+        assert self._process.stdout is not None
+        while line := await self._process.stdout.readline():
+            said = json.loads(line)
+            if "pid" in said:
+                self._ended.pop(said["pid"], None)  # an id that is used again
+                self._end_of(said["pid"])
+                self._forked.put_nowait(said["pid"])
+            elif "ended" in said:
+                self._end_of(said["ended"]).set_result(said["status"])
+
+
+@contextlib.asynccontextmanager
+async def zygote_of(tree: Path) -> AsyncIterator[Zygote]:
+    """Run a zygote for the service in ``tree``, which has ``remediator/`` and ``playbooks/``."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "tests.campaign.zygote"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{ROOT}"},
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert json.loads(await process.stdout.readline()) == {"ready": True}
+    zygote = Zygote(process)
+    listening = asyncio.create_task(zygote.listen())
+    try:
+        yield zygote
+    finally:
+        process.stdin.close()
+        await process.wait()
+        await listening
+
+
+@dataclass
+class Replica:
+    """One place where a process of the service runs, and is started again when it ends."""
+
+    name: str
+    folder: Path
+    zygote: Zygote
+    config: Path
+    orders: Callable[[], Order | None]
+    """Gives what the next process does to itself."""
+    url: str = ""
+    pid: int = 0
+    starts: int = 0
+    wrong: list[str] = field(default_factory=list)
+    """Ends that nobody ordered."""
+    successor: Zygote | None = None
+    """The new version, once it is to be used."""
+    started_new: bool = False
+    _ended: asyncio.Future[int] | None = None
+    _read: int = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether a process runs, or stands still."""
+        return self._ended is not None and not self._ended.done()
+
+    async def keep(self) -> None:
+        """Start a process whenever there is none, until cancelled."""
+        while True:
+            code = await self._run()
+            if code not in {*_OURS, _NO_STORE} and not self._refuses_schema(code):
+                self.wrong.append(f"{self.name} ended by itself with {code}: {self.last_words()}")
+            await asyncio.sleep(PREFERRED_AFTER)
+
+    def _refuses_schema(self, code: int) -> bool:
+        """Whether an older version refused, clearly, a schema of the newer one."""
+        refused = code == 2 and self.successor is not None and "schema" in self.last_words()
+        if refused:
+            self.upgrade()
+        return refused
+
+    def upgrade(self) -> None:
+        """Let the next process be of the new version."""
+        assert self.successor is not None
+        self.zygote = self.successor
+
+    async def _run(self) -> int:
+        self.starts += 1
+        self._read = 0
+        for name in ("stdout", "trace"):
+            (self.folder / name).write_text("")
+        order = self.orders()
+        given = None if order is None else {**order.point._asdict(), "nth": order.nth}
+        task = {
+            "folder": str(self.folder),
+            "config": str(self.config),
+            "environ": self._environ(),
+            "order": given and {**given, "stop": order and order.stop},
+        }
+        self.pid, self._ended = await self.zygote.fork(task)
+        self.started_new = self.zygote is self.successor
+        reading = asyncio.create_task(self._listens())
+        try:
+            return await asyncio.shield(self._ended)
+        finally:
+            reading.cancel()
+            self.url = ""
+
+    def _environ(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("REMEDIATOR_")}
+        return kept | {"REMEDIATOR_STATE_DIR": str(self.folder / "state"), **_TOKENS}
+
+    async def _listens(self) -> None:
+        """Learn where it listens."""
+        while True:
+            text = (self.folder / "stdout").read_text()
+            found = re.search(r"http://\S+(?=\s)", text)
+            if found:
+                self.url = found[0]
+                return
+            await asyncio.sleep(0.05)
+
+    def sprung(self) -> list[dict[str, Any]]:
+        """Return what this process did to itself since the last call."""
+        lines = (self.folder / "trace").read_text().splitlines()
+        new, self._read = lines[self._read :], len(lines)
+        return [json.loads(line) for line in new]
+
+    def send(self, number: signal.Signals) -> bool:
+        """Send a signal to the process; whether there was one."""
+        if not self.alive:
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+            return True
+        return False
+
+    def last_words(self) -> str:
+        """Return the end of its log."""
+        return (self.folder / "log").read_text(errors="replace")[-1500:]
+
+    async def end(self) -> None:
+        """Kill what runs."""
+        self.send(signal.SIGKILL)
+        if self._ended is not None:
+            await asyncio.shield(self._ended)
+
+
+OPERATOR, INGEST = "operator-of-the-campaign-0123456789", "ingest-of-the-campaign-0123456789"
+_TOKENS = {
+    "CAMPAIGN_OPERATOR": OPERATOR,
+    "CAMPAIGN_INGEST": INGEST,
+    "READER": "reader-token",
+    "WRITER": "writer-token",
+}

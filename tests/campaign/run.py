@@ -1,0 +1,239 @@
+"""One seed, from its servers to its judgement."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import shutil
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from remediator.demo.slack import LocalSlack
+from tests.campaign.chaos import Chaos
+from tests.campaign.ground import Ground, Slot
+from tests.campaign.judge import Broken, Facts, facts_of, judge
+from tests.campaign.network import link_to
+from tests.campaign.plan import SPAN, Plan
+from tests.campaign.records import Book
+from tests.campaign.replicas import Replica
+from tests.campaign.sender import Sender
+from tests.campaign.world import World, merged, the_world
+
+LEASE = "1s"
+QUIET_WITHIN = 180.0
+"""Seconds after the trouble in which everything has come to an end: the longest lease of an
+unfinished message or taking back is 60 s, and there may be one after the other."""
+GIVES_UP = 75.0
+"""Seconds after the trouble when the alerts of what nobody cured resolve by themselves."""
+
+
+@dataclass
+class Result:
+    """What became of one seed."""
+
+    plan: Plan
+    seconds: float = 0.0
+    quiet_after: float = 0.0
+    """Seconds from the end of the trouble until nothing was going on any more."""
+    broken: list[Broken] = field(default_factory=list)
+    did: Counter[str] = field(default_factory=Counter)
+    springs: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    """Ledger rows by state."""
+    accepted: int = 0
+    changes: int = 0
+    starts: int = 0
+    lost_answers: int = 0
+    messages: int = 0
+
+
+@dataclass
+class _Seed:
+    """What runs during a seed."""
+
+    plan: Plan
+    ground: Ground
+    slot: Slot
+    folder: Path
+    stack: AsyncExitStack
+    world: World
+    slack: LocalSlack
+    book: Book
+    client: httpx.AsyncClient
+    replicas: list[Replica] = field(default_factory=list)
+
+
+async def run_seed(plan: Plan, ground: Ground, slot: Slot) -> Result:
+    """Run a seed; its folder is kept only if a promise was not kept."""
+    folder = slot.folder / f"{'postgres' if plan.postgres else 'sqlite'}-{plan.seed}"
+    folder.mkdir()
+    result, began = Result(plan), time.monotonic()
+    async with AsyncExitStack() as stack:
+        seed = await _prepared(plan, ground, slot, folder, stack)
+        sender = await _trouble(seed, result)
+        trouble_over = time.monotonic()
+        stuck = await _until_quiet(seed, sender)
+        result.quiet_after = time.monotonic() - trouble_over
+        facts = await facts_of(
+            plan, seed.world, seed.slack, sender.accepted, seed.book, ground.cluster
+        )
+        result.broken = [Broken("stuck", stuck)] if stuck else []
+        result.broken += await judge(facts)
+        result.broken += [Broken("wrong", what) for r in seed.replicas for what in r.wrong]
+        result.broken += [Broken("wrong", what) for what in sender.wrong]
+        _count(result, facts, sender, seed)
+        if result.broken:
+            _keep(facts, folder)
+    result.seconds = time.monotonic() - began
+    if not result.broken:
+        shutil.rmtree(folder)
+    return result
+
+
+async def _prepared(
+    plan: Plan, ground: Ground, slot: Slot, folder: Path, stack: AsyncExitStack
+) -> _Seed:
+    world = await stack.enter_async_context(the_world(plan, ground, slot, folder))
+    slack = await stack.enter_async_context(LocalSlack(channel="#campaign"))
+    chance = random.Random(f"more network {plan.seed}")
+    world.links["slack"] = await stack.enter_async_context(link_to(slack.origin, chance))
+    name = f"store_{secrets.token_hex(5)}"
+    dsn = await slot.store.create_database(name) if plan.postgres else ""
+    if plan.postgres:
+        link = world.links["store"] = await stack.enter_async_context(link_to(dsn, chance))
+        link.base_delay = plan.slow_store
+    sqlite = None if plan.postgres else folder / "replica-0/state/remediator.db"
+    client = await stack.enter_async_context(httpx.AsyncClient(timeout=25, verify=False))
+    seed = _Seed(plan, ground, slot, folder, stack, world, slack, Book(sqlite, dsn), client)
+    config = folder / "remediator.yaml"
+    config.write_text(yaml.safe_dump(_configuration(seed)))
+    orders = iter(plan.orders)
+    first = ground.zygote if ground.previous is None or not plan.cut_over else ground.previous
+    for number in range(plan.replicas):
+        own = folder / f"replica-{number}"
+        own.mkdir()
+        replica = Replica(f"replica-{number}", own, first, config, lambda: next(orders, None))
+        replica.successor = ground.zygote if plan.cut_over else None
+        seed.replicas.append(replica)
+    return seed
+
+
+def _configuration(seed: _Seed) -> dict[str, Any]:
+    config = merged(seed.world, seed.plan)
+    (seed.folder / "slack.token").write_text(seed.slack.token)
+    (seed.folder / "redis.url").write_text(seed.slot.shared.url)
+    config |= {
+        "listen": "127.0.0.1:0",
+        "shutdown_within": "5s",
+        "log": {"format": "json"},
+        "store": {"lease": LEASE},
+        "redis": {"url_file": "redis.url"},
+        "credentials": [
+            {"name": "alertmanager", "role": "ingest", "token_env": "CAMPAIGN_INGEST"},
+            {"name": "ann", "role": "operator", "token_env": "CAMPAIGN_OPERATOR"},
+        ],
+        "slack": {
+            "channel": seed.slack.channel,
+            "token_file": "slack.token",
+            "api_url": seed.world.links["slack"].through(seed.slack.api_url),
+        },
+    }
+    if seed.plan.postgres:
+        (seed.folder / "store.dsn").write_text(seed.world.links["store"].through(seed.book.dsn))
+        config["store"]["dsn_file"] = "store.dsn"
+    return config
+
+
+async def _trouble(seed: _Seed, result: Result) -> Sender:
+    """Run the service through everything that happens, and let it heal."""
+    plan, enter = seed.plan, seed.stack.enter_async_context
+    chaos = Chaos(plan, seed.slot, seed.world, seed.replicas, seed.client)
+    for replica in seed.replicas:
+        await enter(_kept(replica))
+    await _one_listens(seed.replicas)
+    sender = Sender(seed.replicas, random.Random(f"sender {plan.seed}"), seed.client)
+    points = await enter(_running(chaos.watch_points()))
+    for part, fires in zip(seed.world.parts, plan.fires, strict=True):
+        await enter(_running(sender.follow(part, fires)))
+    async with _running(sender.make_noise()):
+        ordered = [chaos.run(happening) for happening in plan.happenings]
+        cuts = [
+            chaos.cut_over(*one) for one in zip(seed.replicas, plan.cut_over, strict=False)
+        ]
+        await asyncio.gather(asyncio.sleep(SPAN), *ordered, *cuts)
+        await asyncio.wait_for(chaos.heal(), 60)
+    assert not points.done(), points
+    result.did, result.springs = chaos.did, chaos.springs
+    return sender
+
+
+async def _one_listens(replicas: list[Replica]) -> None:
+    async with asyncio.timeout(90):
+        while not any(replica.url or replica.starts > 1 for replica in replicas):
+            await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def _kept(replica: Replica) -> AsyncIterator[None]:
+    async with _running(replica.keep()):
+        yield
+    await replica.end()
+
+
+@asynccontextmanager
+async def _running(work: Any) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(work)
+    try:
+        yield task
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _until_quiet(seed: _Seed, sender: Sender) -> str:
+    """Wait until nothing is going on any more; say what is, when that takes too long."""
+    began, unrest = time.monotonic(), ""
+    while (passed := time.monotonic() - began) < QUIET_WITHIN:
+        await asyncio.sleep(0.5)
+        sender.over |= {p.service for p in seed.world.parts} - await seed.book.open_services()
+        if passed > GIVES_UP:
+            sender.over |= {part.service for part in seed.world.parts}
+        unrest = await seed.book.quiet()
+        told = {part.service for part in seed.world.parts} <= sender.resolved
+        if not unrest and told:
+            return ""
+    return unrest or "alerts could not be told to be over"
+
+
+def _count(result: Result, facts: Facts, sender: Sender, seed: _Seed) -> None:
+    result.answers = sender.answers
+    result.accepted = len(sender.accepted)
+    result.changes = sum(facts.changes.values())
+    result.outcomes = Counter(
+        str(row["outcome"]) for row in facts.tables["incidents"] if row["outcome"] != "no_match"
+    )
+    result.states = Counter(str(row["state"]) for row in facts.tables["mitigations"])
+    result.starts = sum(replica.starts for replica in seed.replicas)
+    result.lost_answers = sum(link.lost for link in seed.world.links.values())
+    result.messages = len(seed.slack.posted)
+
+
+def _keep(facts: Facts, folder: Path) -> None:
+    """Write down what the store said, for whoever looks for the fault."""
+    with (folder / "facts.txt").open("w") as file:
+        for table, rows in facts.tables.items():
+            file.writelines(f"{table}: {row}\n" for row in rows)
+

@@ -1,0 +1,186 @@
+"""Forks processes of the service from one that has imported everything: a start costs little.
+
+Run as ``python -P -m tests.campaign.zygote`` with the tree of the service first in ``PYTHONPATH``.
+Reads one JSON object a line, forks, and answers with lines ``{"pid": ...}`` and, when a process
+has ended, ``{"ended": PID, "status": ...}``. Watched from outside through SQLAlchemy's events, a
+process kills or stops itself at the commit that its order names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import re
+import select
+import signal
+import sys
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
+
+PRELOADED = (
+    "remediator.cli",
+    "remediator.app",
+    "remediator.adapters.breakers",
+    "remediator.adapters.http",
+    "remediator.adapters.kubernetes",
+    "remediator.adapters.postgres",
+    "remediator.adapters.prometheus",
+    "remediator.adapters.redis",
+    "remediator.adapters.slack",
+    "alembic.command",
+    "aiosqlite",
+    "asyncpg",
+)
+_WRITES = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM) (\w+)")
+
+
+class Trap:
+    """Notes what each commit changes, and springs at one."""
+
+    def __init__(self, trace: Path, order: dict[str, Any] | None) -> None:
+        self._trace, self._order = trace, order
+        self._seen: Counter[str] = Counter()
+
+    def listen(self) -> None:
+        """Watch every engine of this process."""
+        event.listen(Engine, "after_cursor_execute", self._executed)
+        event.listen(Engine, "rollback", self._rolled_back)
+        event.listen(Engine, "commit", self._commits)
+        event.listen(Pool, "checkin", self._given_back)
+
+    def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        found = _WRITES.match(statement)
+        if found is None or not self._changed(connection, cursor):
+            return
+        change = f"{found[1].split()[0].lower()} {found[2]}"
+        connection.info.setdefault("changes", set()).add(change)
+
+    def _changed(self, connection: Connection, cursor: Any) -> bool:
+        made: Any = connection.connection.driver_connection
+        total = getattr(made, "total_changes", None)
+        if total is None:
+            return bool(cursor.rowcount)
+        before = connection.info.get("total", 0)
+        connection.info["total"] = total
+        return bool(total > before)
+
+    def _rolled_back(self, connection: Connection) -> None:
+        connection.info.pop("changes", None)
+
+    def _commits(self, connection: Connection) -> None:
+        changes = connection.info.pop("changes", None)
+        if not changes:
+            return
+        self._seen.update(changes)
+        due = self._due(changes)
+        if due is not None and not due["after"]:
+            self._spring(due)
+        connection.info["sprung"] = due if due is not None and due["after"] else None
+
+    def _due(self, changes: set[str]) -> dict[str, Any] | None:
+        order = self._order
+        if order is None or order["change"] not in changes:
+            return None
+        return order if self._seen[order["change"]] == order["nth"] else None
+
+    def _given_back(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        # the writer gives its connection back before anybody learns of the commit
+        due = record.info.pop("sprung", None)
+        if due is not None:
+            self._spring(due)
+
+    def _spring(self, order: dict[str, Any]) -> None:
+        self._order = None
+        with self._trace.open("a") as trace:
+            trace.write(json.dumps(order) + "\n")
+        os.kill(os.getpid(), signal.SIGKILL if order["stop"] is None else signal.SIGSTOP)
+
+
+def serve(task: dict[str, Any]) -> None:
+    """Become the service."""
+    folder = Path(task["folder"])
+    os.chdir(folder)
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(task["environ"])
+    for number, name in ((0, os.devnull), (1, "stdout"), (2, "log")):
+        mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        file = os.open(name, mode, 0o600)
+        os.dup2(file, number)
+    Trap(folder / "trace", task["order"]).listen()
+    importlib.import_module("remediator.cli").main(["serve", "--config", task["config"]])
+
+
+def main() -> None:
+    """Fork what is asked for until the input ends, then end every process that runs."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    running: set[int] = set()
+    asked = sys.stdin.fileno()
+    waiting, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    _say({"ready": True})
+    text = b""
+    while True:
+        ready, _, _ = select.select([asked, waiting], [], [])
+        if waiting in ready:
+            os.read(waiting, 1 << 10)
+            _reap(running)
+        if asked in ready:
+            data = os.read(asked, 1 << 16)
+            if not data:
+                break
+            *lines, text = (text + data).split(b"\n")
+            for line in lines:
+                running.add(_fork(json.loads(line)))
+    for pid in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _fork(task: dict[str, Any]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        code = 1
+        try:
+            serve(task)
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:  # noqa: BLE001 - said in its log, as an interpreter does
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _say({"pid": pid})
+    return pid
+
+
+def _reap(running: set[int]) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            running.discard(pid)
+            _say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+
+
+def _say(what: dict[str, Any]) -> None:
+    os.write(1, json.dumps(what).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
