@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tests.breaker_fixtures import READER, WRITER, breaker_service
@@ -28,7 +29,12 @@ AUTOSCALERS = "/apis/autoscaling/v1"
 
 
 def too_few_replicas(
-    kubeconfig: Path, known: Monitoring, reached: Path, *, wanted: int = 3, **given: Any
+    kubeconfig: Path,
+    known: Monitoring,
+    reached: Path,
+    *,
+    wanted: int = 3,
+    given: Mapping[str, Any] = MappingProxyType({}),
 ) -> Arrange:
     """Two replicas are too few; three would do. In the end there should be ``wanted``."""
 
@@ -36,7 +42,8 @@ def too_few_replicas(
     async def arrange(folder: Path) -> AsyncIterator[Fault]:
         async with deployed(kubeconfig, folder, known) as pods:
             pods.wanted = wanted
-            config = in_cluster(pods, reached, known, "HighLatency", **_scaling(pods), **given)
+            scaling = _scaling(pods) | dict(given)
+            config = in_cluster(pods, reached, known, "HighLatency", **scaling)
             yield Fault("scale", config, SLOW, pods.changes, pods.harm)
 
     return arrange

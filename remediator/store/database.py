@@ -18,7 +18,13 @@ from typing import Any, TypeVar
 import asyncpg
 import structlog
 from sqlalchemy import Table, event, insert, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -41,9 +47,9 @@ STATEMENT_TIMEOUT = 15.0
 
 _AGAIN = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to write a result while the store is away."""
-_PASSING = ("25006", "40", "53", "55", "57", "58")
-"""Begin of the SQLSTATEs that say nothing about the statement: read-only after a failover,
-deadlock, no resources, lock not to be had, cancelled or shutting down, system error."""
+_OF_THE_STATEMENT = ("0A", "21", "22", "23", "42", "44", "P0")
+"""Begin of the SQLSTATEs that say that a statement would fail again. All others pass: connections
+lost, read-only after a failover, deadlock, no resources, cancelled or shutting down."""
 
 _log = structlog.get_logger(__name__)
 
@@ -194,9 +200,10 @@ def translated() -> Any:
         raise StoreUnavailable(f"the store does not answer: {type(error).__name__}") from error
     except DBAPIError as error:
         state = str(getattr(error.orig, "sqlstate", None) or "")
-        if error.connection_invalidated or state.startswith(_PASSING):
-            raise StoreUnavailable(f"the store cannot take it now ({state or 'lost'})") from error
-        raise
+        again = isinstance(error, IntegrityError | ProgrammingError)
+        if (again or state.startswith(_OF_THE_STATEMENT)) and not error.connection_invalidated:
+            raise
+        raise StoreUnavailable(f"the store cannot take it now ({state or 'lost'})") from error
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise StoreUnavailable(f"the store cannot be reached: {type(error).__name__}") from error
 

@@ -156,7 +156,11 @@ async def _cluster(folder: Path) -> AsyncIterator[Cluster]:
         raise SystemExit("the campaign needs a Kubernetes API: set KUBEBUILDER_ASSETS (envtest)")
     policy, log = folder / "audit.yaml", folder / "audit.log"
     policy.write_text(_AUDIT)
-    options = (f"--audit-policy-file={policy}", f"--audit-log-path={log}", "--audit-log-mode=blocking")
+    options = (
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={log}",
+        "--audit-log-mode=blocking",
+    )
     async with ControlPlane(assets, folder, *options) as kubeconfig:
         yield Cluster(kubeconfig, log)
 

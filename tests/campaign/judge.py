@@ -54,7 +54,12 @@ class Facts:
 
 
 async def facts_of(
-    plan: Plan, world: World, slack: LocalSlack, accepted: Sequence[Accepted], book: Book, seen: Cluster
+    plan: Plan,
+    world: World,
+    slack: LocalSlack,
+    accepted: Sequence[Accepted],
+    book: Book,
+    seen: Cluster,
 ) -> Facts:
     """Read everything."""
     facts = Facts(plan, world, slack, accepted, _patches(seen))
@@ -173,7 +178,9 @@ def _twice_in_the_journal(facts: Facts) -> Verdicts:
     for line in facts.tables["journal"]:
         if line["event"].endswith(": applied"):
             outcomes[line["incident_id"]][line["event"]] += 1
-    made = Counter(row["incident_id"] for row in facts.tables["mitigations"] if row["state"] in COUNTED)
+    made = Counter(
+        row["incident_id"] for row in facts.tables["mitigations"] if row["state"] in COUNTED
+    )
     for incident, events in outcomes.items():
         if events.total() > made[incident]:
             yield "doubled", f"{incident} says {dict(events)}, with {made[incident]} changes"

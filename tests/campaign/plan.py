@@ -144,7 +144,9 @@ def _orders(
     points = (*ALWAYS, *WITH_HOLD) if "scale" in faults else ALWAYS
     first = _order(chance, points[seed % len(points)], 1)
     others = (chance.choice((*points, RESERVED, RESERVED)) for _ in range(3 * replicas))
-    rest = [_order(chance, p, chance.randint(1, 3)) if chance.random() < 0.6 else None for p in others]
+    rest = [
+        _order(chance, p, chance.randint(1, 3)) if chance.random() < 0.6 else None for p in others
+    ]
     return (first, *rest)
 
 

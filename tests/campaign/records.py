@@ -42,9 +42,9 @@ class Book:
 
     async def _read(self, query: str) -> list[dict[str, Any]]:
         if self.sqlite is not None:
-            with closing(sqlite3.connect(f"file:{self.sqlite}?mode=ro", uri=True)) as connection:
-                connection.row_factory = sqlite3.Row
-                return [dict(row) for row in connection.execute(query)]
+            with closing(sqlite3.connect(f"file:{self.sqlite}?mode=ro", uri=True)) as file:
+                file.row_factory = sqlite3.Row
+                return [dict(row) for row in file.execute(query)]
         connection = await asyncpg.connect(self.dsn, timeout=10)
         try:
             return [dict(row) for row in await connection.fetch(query)]

@@ -21,8 +21,8 @@ STARTED_WITHIN = 90.0
 PREFERRED_AFTER = 0.3
 """Seconds between an end and the next start."""
 _OURS = {-signal.SIGKILL, 0}
-_NO_STORE = 3
-"""Exit code of a process that cannot reach its store when it starts."""
+_NO_STORE = "remediator: the store "
+"""How a process begins to say that it cannot reach its store at its start."""
 
 
 class Zygote:
@@ -112,11 +112,14 @@ class Replica:
         """Start a process whenever there is none, until cancelled."""
         while True:
             code = await self._run()
-            if code not in {*_OURS, _NO_STORE} and not self._refuses_schema(code):
+            if code not in _OURS and not self._without_store(code) and not self._too_old(code):
                 self.wrong.append(f"{self.name} ended by itself with {code}: {self.last_words()}")
             await asyncio.sleep(PREFERRED_AFTER)
 
-    def _refuses_schema(self, code: int) -> bool:
+    def _without_store(self, code: int) -> bool:
+        return code == 1 and self.last_words().rpartition("\n{")[2].count(_NO_STORE) > 0
+
+    def _too_old(self, code: int) -> bool:
         """Whether an older version refused, clearly, a schema of the newer one."""
         refused = code == 2 and self.successor is not None and "schema" in self.last_words()
         if refused:

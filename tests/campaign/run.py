@@ -168,9 +168,7 @@ async def _trouble(seed: _Seed, result: Result) -> Sender:
         await enter(_running(sender.follow(part, fires)))
     async with _running(sender.make_noise()):
         ordered = [chaos.run(happening) for happening in plan.happenings]
-        cuts = [
-            chaos.cut_over(*one) for one in zip(seed.replicas, plan.cut_over, strict=False)
-        ]
+        cuts = [chaos.cut_over(*one) for one in zip(seed.replicas, plan.cut_over, strict=False)]
         await asyncio.gather(asyncio.sleep(SPAN), *ordered, *cuts)
         await asyncio.wait_for(chaos.heal(), 60)
     assert not points.done(), points
@@ -211,8 +209,8 @@ async def _until_quiet(seed: _Seed, sender: Sender) -> str:
         sender.over |= {p.service for p in seed.world.parts} - await seed.book.open_services()
         if passed > GIVES_UP:
             sender.over |= {part.service for part in seed.world.parts}
-        unrest = await seed.book.quiet()
         told = {part.service for part in seed.world.parts} <= sender.resolved
+        unrest = await seed.book.quiet()  # after it: what was told is triaged then
         if not unrest and told:
             return ""
     return unrest or "alerts could not be told to be over"
@@ -236,4 +234,3 @@ def _keep(facts: Facts, folder: Path) -> None:
     with (folder / "facts.txt").open("w") as file:
         for table, rows in facts.tables.items():
             file.writelines(f"{table}: {row}\n" for row in rows)
-

@@ -30,7 +30,7 @@ from tests.latency_rigs import too_few_replicas
 from tests.redis_fixtures import READER, WRITER, RedisScene
 from tests.service_fixtures import pool_alert
 
-HOLD = {"hold": "3s", "step_down": 1.0, "step_pause": "1s"}
+HOLD: dict[str, Any] = {"hold": "3s", "step_down": 1.0, "step_pause": "1s"}
 _CACHED, _FILLER = 600, "x" * 1000
 
 
@@ -109,7 +109,7 @@ def _arrange(kind: str, ground: Ground, reached: Path) -> Arrange:
         "session": lambda: leaked_session(ground.targets.dsn()),
         "memory": lambda: killed_container(*in_cluster),
         "evicted": lambda: full_pod(*in_cluster),
-        "scale": lambda: too_few_replicas(*in_cluster, wanted=2, **HOLD),
+        "scale": lambda: too_few_replicas(*in_cluster, wanted=2, given=HOLD),
         "cache": lambda: full_cache,
     }
     return arranges[kind]()

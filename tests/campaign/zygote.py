@@ -72,9 +72,13 @@ class Trap:
         return bool(total > before)
 
     def _rolled_back(self, connection: Connection) -> None:
+        if connection.invalidated:  # it has no record any more
+            return
         connection.info.pop("changes", None)
 
     def _commits(self, connection: Connection) -> None:
+        if connection.invalidated:
+            return
         changes = connection.info.pop("changes", None)
         if not changes:
             return
