@@ -9,7 +9,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(wildcard constraints.txt)
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %) -e
 
-.PHONY: demo test check serve clean
+.PHONY: demo test check serve clean campaign campaign-mutants
 .NOTPARALLEL:
 
 demo: .venv/.installed-demo
@@ -17,6 +17,20 @@ demo: .venv/.installed-demo
 
 test: .venv/.installed-test
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Crashes, stalls and bad networks against real servers; SEEDS=0 goes on until it is stopped.
+SEEDS ?= 25
+FIRST ?= 1
+STORE ?= both
+CAMPAIGN = $(BIN)/python -m tests.campaign --first $(FIRST)
+
+campaign: .venv/.installed-test
+	$(CAMPAIGN) --seeds $(SEEDS) --store $(STORE) $(if $(UPGRADE),--upgrade) $(if $(REPORT),--report $(REPORT))
+
+# Engines that lack a part: each has to be found within 50 seeds.
+campaign-mutants: .venv/.installed-test
+	@for mutant in apply_before epoch lock observe; do \
+	  $(CAMPAIGN) --seeds 50 --store postgres --until-broken --mutant $$mutant || exit 1; done
 
 check: .venv/.installed-check
 	$(BIN)/ruff format --check .

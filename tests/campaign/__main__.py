@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
-import os
+import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -17,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.campaign.ground import Ground, a_slot, the_ground
+from tests.campaign.ground import Ground, Slot, a_slot, the_ground
 from tests.campaign.judge import Broken
 from tests.campaign.mutants import MUTANTS, tree_of
 from tests.campaign.plan import Plan, plan_of
@@ -48,17 +50,17 @@ def _arguments() -> argparse.Namespace:
 
 def _plans(options: argparse.Namespace) -> Iterator[Plan]:
     numbers = itertools.count(options.first)
-    if options.seeds:
-        numbers = itertools.islice(numbers, options.seeds)  # type: ignore[assignment]
-    for seed in numbers:
+    for seed in itertools.islice(numbers, options.seeds or None):
         postgres = options.store == "postgres" or (options.store == "both" and seed % 2 == 0)
         yield plan_of(seed, postgres=postgres, upgrade=options.upgrade)
 
 
-async def _campaign(options: argparse.Namespace, folder: Path, console: Console) -> list[Result]:
+async def _campaign(
+    options: argparse.Namespace, folder: Path, console: Console, results: list[Result]
+) -> None:
     tree = tree_of(options.mutant, folder) if options.mutant else ROOT
     previous = _previous(folder) if options.upgrade else None
-    plans, results = _plans(options), list[Result]()
+    plans = _plans(options)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         bar = progress.add_task("seeds", total=options.seeds or None)
@@ -77,13 +79,12 @@ async def _campaign(options: argparse.Namespace, folder: Path, console: Console)
             async with asyncio.TaskGroup() as group:
                 for number in range(options.side_by_side):
                     group.create_task(work(number))
-    return results
 
 
-async def _tried(plan: Plan, ground: Ground, slot: object) -> Result:
+async def _tried(plan: Plan, ground: Ground, slot: Slot) -> Result:
     try:
         async with asyncio.timeout(_SEED_WITHIN):
-            return await run_seed(plan, ground, slot)  # type: ignore[arg-type]
+            return await run_seed(plan, ground, slot)
     except TimeoutError:
         return Result(plan, broken=[Broken("stuck", f"no end within {_SEED_WITHIN:g} s")])
 
@@ -118,19 +119,24 @@ def _git(*arguments: str) -> bytes:
 def main() -> int:
     """Run it; 0 when every promise was kept. With ``--mutant``: 0 when one was not."""
     options, console = _arguments(), Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="remediator-campaign-"))
-    began = time.monotonic()
-    results = asyncio.run(_campaign(options, folder, console))
-    text = report(sorted(results, key=lambda r: r.plan.seed), time.monotonic() - began)
-    if options.report is not None:
-        options.report.write_text(text)
-    print(text)
-    broken = any(result.broken for result in results)
-    if broken:
-        console.print(f"what is left of the broken seeds is in {folder}")
-    return int(not broken if options.mutant else broken)
+    began, results = time.monotonic(), list[Result]()
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_campaign(options, folder, console, results))
+        text = report(sorted(results, key=lambda r: r.plan.seed), time.monotonic() - began)
+        if options.report is not None:
+            options.report.write_text(text)
+        print(text)
+    finally:
+        broken = any(result.broken for result in results)
+        if broken and not options.mutant:
+            console.print(f"what is left of the broken seeds is in {folder}")
+        else:
+            shutil.rmtree(folder)
+    return int(not broken if options.mutant else broken or not results)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONWARNINGS", "default")
     sys.exit(main())

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STARTED_WITHIN = 90.0
 PREFERRED_AFTER = 0.3
 """Seconds between an end and the next start."""
-_OURS = {-signal.SIGKILL, 0}
+_OURS = {-signal.SIGKILL, -signal.SIGTERM, 0}
+"""Ends that were ordered; by SIGTERM itself before the process could listen to it."""
 _NO_STORE = "remediator: the store "
 """How a process begins to say that it cannot reach its store at its start."""
 

@@ -38,21 +38,21 @@ def repeat(result: Result) -> str:
 def _head(results: Sequence[Result], seconds: float) -> str:
     postgres = [result for result in results if result.plan.postgres]
     upgrades = sum(bool(result.plan.cut_over) for result in results)
-    lines = [
-        "# Campaign",
-        "",
-        f"{len(results)} seeds in {seconds / 60:.1f} minutes on {os.cpu_count()} cores"
-        f" ({platform.system()}, Python {platform.python_version()}): {len(postgres)} with"
-        f" several replicas on PostgreSQL, {len(results) - len(postgres)} with one on SQLite,"
-        f" {upgrades} of them upgraded to this version meanwhile.",
-        "",
-        f"Processes started: {sum(r.starts for r in results)}. Answers lost on the way back:"
-        f" {sum(r.lost_answers for r in results)}. Deliveries accepted:"
-        f" {sum(r.accepted for r in results)}. Changes made, by the backends' records:"
-        f" {sum(r.changes for r in results)}. Longest time until all was quiet again:"
-        f" {max((r.quiet_after for r in results), default=0):.0f} s.",
-    ]
-    return "\n".join(lines)
+    began = sum(r.starts for r in results)
+    lost = sum(r.lost_answers for r in results)
+    accepted = sum(r.accepted for r in results)
+    changes = sum(r.changes for r in results)
+    longest = max((r.quiet_after for r in results), default=0)
+    where = f"{os.cpu_count()} cores ({platform.system()}, Python {platform.python_version()})"
+    return f"""# Campaign
+
+{len(results)} seeds in {seconds / 60:.1f} minutes on {where}: {len(postgres)} with several replicas
+on PostgreSQL, {len(results) - len(postgres)} with one on SQLite; {upgrades} of them were upgraded
+to this version meanwhile.
+
+Processes started: {began}. Answers lost on the way back: {lost}. Deliveries accepted: {accepted}.
+Changes made, by the backends' records: {changes}. Longest time until all was quiet again:
+{longest:.0f} s."""
 
 
 def _promises(results: Sequence[Result]) -> str:

@@ -27,6 +27,7 @@ from tests.campaign.records import Book
 from tests.campaign.replicas import Replica
 from tests.campaign.sender import Sender
 from tests.campaign.world import World, merged, the_world
+from tests.kubernetes_fixtures import until
 
 LEASE = "1s"
 QUIET_WITHIN = 180.0
@@ -177,9 +178,10 @@ async def _trouble(seed: _Seed, result: Result) -> Sender:
 
 
 async def _one_listens(replicas: list[Replica]) -> None:
-    async with asyncio.timeout(90):
-        while not any(replica.url or replica.starts > 1 for replica in replicas):
-            await asyncio.sleep(0.1)
+    async def up() -> bool:
+        return any(replica.url or replica.starts > 1 for replica in replicas)
+
+    await until(up, "a replica listens", 90)
 
 
 @asynccontextmanager
