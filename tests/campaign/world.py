@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -228,8 +229,15 @@ async def full_cache(folder: Path) -> AsyncIterator[Fault]:
 
 async def _keep_filling(scene: RedisScene) -> None:
     """Play the application: it caches more than there is room for, until it finds room."""
-    number = _CACHED
-    while (await scene.client.dbsize()) > _CACHED // 2:
-        await scene.client.set(f"cache:item:{number}", _FILLER, ex=3600)
-        number += 1
+    for number in itertools.count(_CACHED):
+        key = f"cache:item:{number}"
+        if not await scene.client.eval(_FILL, 1, key, _CACHED // 2, _FILLER):
+            return
         await asyncio.sleep(0.02)
+
+
+_FILL = """
+if redis.call('dbsize') <= tonumber(ARGV[1]) then return 0 end
+redis.call('set', KEYS[1], ARGV[2], 'EX', 3600)
+return 1
+"""
