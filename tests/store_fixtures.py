@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from remediator.audit import Key, Keys
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.mitigation.holding import take_back
 from remediator.model import (
@@ -46,6 +47,7 @@ from remediator.triage.incidents import correlate
 from remediator.triage.match import Match, match
 from remediator.work import Levers, Surroundings
 
+SEALED = Keys(Key(b"a key that only tests use"))
 WIDE = Limits(budget=100, window=timedelta(hours=1), cooldown=timedelta(0), concurrency=100)
 
 
@@ -299,6 +301,7 @@ def open_bench(store_url: str, clock: FrozenClock) -> OpenBench:
         world: World | None = None,
         services: Iterable[Service] | None = None,
         owner: str = "one",
+        keys: Keys | None = SEALED,
         **options: Any,
     ) -> AsyncIterator[Bench]:
         world = world or World(things={"lamp", "oven"})
@@ -308,6 +311,7 @@ def open_bench(store_url: str, clock: FrozenClock) -> OpenBench:
             changed=lambda: None,
             clock=clock,
             scopes=("global", "shop/orders"),
+            keys=keys,
         ) as store:
             around, eyes = surroundings(
                 store, list(services or [a_service()]), world, clock, **options

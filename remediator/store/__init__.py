@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
+from remediator.audit import Keys
 from remediator.model import Bound
 from remediator.store.approvals import Clicks
+from remediator.store.audited import Audit
 from remediator.store.commands import Commands
 from remediator.store.database import Database, open_database
 from remediator.store.escalations import Escalations
@@ -48,6 +50,7 @@ class Store:
     silenced: Silenced
     windows: Windows
     escalations: Escalations
+    audit: Audit
 
 
 @contextlib.asynccontextmanager
@@ -61,6 +64,7 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     deciders: Mapping[str, Collection[str]] = MappingProxyType({}),
     clock: Callable[[], datetime] | None = None,
     lease: timedelta = LEASE,
+    keys: Keys | None = None,
 ) -> AsyncIterator[Store]:
     """Open the store at ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN), its schema in place.
 
@@ -68,11 +72,13 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     durable or an operator's order is; ``bounds`` are those that the operator's API shows and
     ``scopes`` those that may be paused; ``deciders`` names who may approve, by ``SYSTEM/SERVICE``
     where not everybody may. A claim, and the time in which a reserved change may
-    begin, end after ``lease``. Raises ``ConfigError`` for a schema of another version and
+    begin, end after ``lease``. ``keys`` seal the journal. Raises ``ConfigError`` for a schema of another version and
     ``StoreUnavailable``.
     """
-    async with open_database(url, clock=clock) as database:
+    async with open_database(url, clock=clock, keys=keys) as database:
         schema = await require_schema(database)
+        audit = Audit(database, keys)
+        await audit.begin()
         ledger = Ledger(database, lease)
         yield Store(
             schema=schema,
@@ -90,4 +96,5 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
             silenced=Silenced(database),
             windows=Windows(database),
             escalations=Escalations(database),
+            audit=audit,
         )

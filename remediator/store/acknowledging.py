@@ -74,8 +74,9 @@ async def acknowledge(
 
     An ``echo`` of what somebody did before, in another system, changes nothing.
     """
-    query = select(t.incidents).where(t.incidents.c.id == incident_id).with_for_update()
-    incident = (await connection.execute(query)).mappings().first()
+    query = select(t.incidents).where(t.incidents.c.id == incident_id)
+    locked = query.with_for_update(key_share=True)
+    incident = (await connection.execute(locked)).mappings().first()
     if incident is None:
         raise Refused(404, f"there is no incident {incident_id}")
     mine = t.escalations.c.incident_id == incident_id

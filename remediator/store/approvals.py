@@ -44,8 +44,10 @@ class Clicks:
 
 async def open_incident(connection: AsyncConnection, incident_id: str) -> Any:
     """Return the row of an open incident, locked; ``Refused`` (404, 409) for any other."""
-    query = select(t.incidents).where(t.incidents.c.id == incident_id).with_for_update()
-    row = (await connection.execute(query)).mappings().first()
+    query = select(t.incidents).where(t.incidents.c.id == incident_id)
+    # lines of the journal about it may be written meanwhile
+    locked = query.with_for_update(key_share=True)
+    row = (await connection.execute(locked)).mappings().first()
     if row is None:
         raise Refused(404, f"there is no incident {incident_id}")
     if row["state"] != IncidentState.OPEN:

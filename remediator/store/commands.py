@@ -26,6 +26,7 @@ from remediator.store import tables as t
 from remediator.store.acknowledging import Acknowledged, acknowledge, begin_escalation
 from remediator.store.approvals import agree, open_incident, said_of, turn_down, waiting_plan
 from remediator.store.database import Database, Operation
+from remediator.store.journal import append
 from remediator.store.ledger import close_entries
 from remediator.store.queue import correct_notice, request_notice
 from remediator.store.windows import view_of
@@ -80,7 +81,7 @@ class Commands:
             await connection.execute(delete(t.pauses).where(t.pauses.c.scope == scope))
             view = PauseView(scope=scope, by=by, reason=reason, since=now)
             await connection.execute(insert(t.pauses), view.model_dump())
-            await _journal(connection, None, now, f"paused {scope}", by, reason)
+            _journal(connection, None, now, f"paused {scope}", by, reason)
             return view
 
         return await self._order(operation)
@@ -93,7 +94,7 @@ class Commands:
             gone = await connection.execute(delete(t.pauses).where(t.pauses.c.scope == scope))
             if gone.rowcount == 0:
                 raise Refused(409, f"{scope} is not paused")
-            await _journal(connection, None, now, f"resumed {scope}", by, "")
+            _journal(connection, None, now, f"resumed {scope}", by, "")
 
         await self._order(operation)
 
@@ -110,7 +111,7 @@ class Commands:
             await connection.execute(insert(t.maintenance), row)
             said = f"{order.scope} from {row['since'].isoformat()} to {row['until'].isoformat()}"
             reason = f"{said}: {order.reason}" if order.reason else said
-            await _journal(connection, None, now, "maintenance ordered", by, reason)
+            _journal(connection, None, now, "maintenance ordered", by, reason)
             return view_of(row, now)
 
         return await self._order(operation)
@@ -132,7 +133,7 @@ class Commands:
             await connection.execute(update(t.maintenance).where(this).values(**ended))
             await _wake(connection, row["scope"], now)
             said = f"{row['scope']} ({window_id})"
-            await _journal(connection, None, now, "maintenance ended", by, said)
+            _journal(connection, None, now, "maintenance ended", by, said)
             return view_of({**row, "until": now}, now)
 
         return await self._order(operation)
@@ -157,7 +158,7 @@ class Commands:
                 await _move(connection, incident_id, now, phase=Phase.ACT, phase_since=now)
             event, detail = said_of(consent), {"via": via, "plan": plan["plan_hash"]}
             reason = plan["plan_hash"]
-            await _journal(connection, incident_id, now, event, by, reason, **detail)
+            _act(connection, incident_id, now, event, by, reason, **detail)
             return consent
 
         return await self._order(operation)
@@ -182,7 +183,7 @@ class Commands:
             await _close(connection, incident_id, now, IncidentOutcome.DENIED, why)
             await begin_escalation(connection, incident_id, IncidentOutcome.DENIED, now, by)
             detail = {"via": via, "plan": plan["plan_hash"]}
-            await _journal(connection, incident_id, now, "rejected", by, reason, **detail)
+            _act(connection, incident_id, now, "rejected", by, reason, **detail)
 
         await self._order(operation)
 
@@ -204,7 +205,7 @@ class Commands:
             query = select(t.incidents.c.id).where(t.incidents.c.id == incident_id)
             known = await connection.scalar(query)
             line = detail | {"incident": incident_id}
-            await _journal(connection, known, now, event, by, reason, **line)
+            _journal(connection, known, now, event, by, reason, **line)
 
         await self._database.write(operation)
 
@@ -222,7 +223,7 @@ class Commands:
                 why = f"{why}; changed before and not judged any more: {', '.join(unjudged)}"
             await _close(connection, incident_id, now, outcome, why)
             await begin_escalation(connection, incident_id, outcome, now, by)
-            await _journal(connection, incident_id, now, "cancelled", by, reason)
+            _act(connection, incident_id, now, "cancelled", by, reason)
 
         await self._order(operation)
 
@@ -240,7 +241,7 @@ class Commands:
             now = await self._database.now(connection)
             taken = await acknowledge(connection, incident_id, by, now, echo=from_pagerduty)
             if taken.anew:
-                await _journal(connection, incident_id, now, "acknowledged", by, "")
+                _act(connection, incident_id, now, "acknowledged", by, "")
                 await correct_notice(connection, incident_id, now)
             return taken
 
@@ -330,7 +331,21 @@ async def _move(
     await request_notice(connection, incident_id, now)
 
 
-async def _journal(
+def _act(
+    connection: AsyncConnection,
+    incident_id: str,
+    now: datetime,
+    event: str,
+    by: str,
+    reason: str,
+    **detail: str,
+) -> None:
+    """Write an act on an incident down twice: with it, and where all that people did is kept."""
+    _journal(connection, incident_id, now, event, by, reason, **detail)
+    _journal(connection, None, now, event, by, reason, **detail, incident=incident_id)
+
+
+def _journal(
     connection: AsyncConnection,
     incident_id: str | None,
     now: datetime,
@@ -339,12 +354,6 @@ async def _journal(
     reason: str,
     **detail: str,
 ) -> None:
-    line = {
-        "incident_id": incident_id,
-        "at": now,
-        "step": "operator",
-        "event": event,
-        "reason": f"{by}: {reason}" if reason else by,
-        "data": {"by": by} | detail,
-    }
-    await connection.execute(insert(t.journal), line)
+    said = f"{by}: {reason}" if reason else by
+    data = {"by": by} | detail
+    append(connection, incident_id, at=now, step="operator", event=event, reason=said, data=data)

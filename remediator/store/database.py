@@ -28,7 +28,9 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from remediator.audit import Keys
 from remediator.errors import StoreUnavailable
+from remediator.store import journal
 from remediator.store.tables import metadata
 
 T = TypeVar("T")
@@ -70,10 +72,12 @@ class Database:
         reader: AsyncEngine,
         writer: AsyncEngine,
         clock: Callable[[], datetime] | None,
+        keys: Keys | None = None,
     ) -> None:
         self._reader = reader
         self._writer = writer
         self._clock = clock
+        self._keys = keys
         self._started, self._monotonic = datetime.now(UTC), time.monotonic()
         self._closed = False
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
@@ -163,13 +167,16 @@ class Database:
     async def _commit(self, batch: list[_Job]) -> list[Any]:
         with translated():
             async with self._writer.begin() as connection:
+                journal.forget(connection)
                 if self.is_postgres and any(job.serial for job in batch):
                     # first of all, so that no row lock is held while waiting for it
                     lock = text("SELECT pg_advisory_xact_lock(:key)")
                     await connection.execute(lock, {"key": SERIAL_LOCK})
                 for table, rows in _together(batch):
                     await connection.execute(insert(table), rows)
-                return [job.operation and await job.operation(connection) for job in batch]
+                results = [job.operation and await job.operation(connection) for job in batch]
+                await journal.write(connection, self._keys)
+                return results
 
 
 def _together(batch: list[_Job]) -> list[tuple[Table, list[Mapping[str, Any]]]]:
@@ -221,15 +228,16 @@ async def patiently(write: Callable[[], Awaitable[T]]) -> T:
 
 @contextlib.asynccontextmanager
 async def open_database(
-    url: str, *, clock: Callable[[], datetime] | None = None
+    url: str, *, clock: Callable[[], datetime] | None = None, keys: Keys | None = None
 ) -> AsyncIterator[Database]:
     """Open ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN) and run its writer until exit.
 
-    ``clock`` replaces the database's clock, for tests in which time is an argument.
+    ``clock`` replaces the database's clock, for tests in which time is an argument; ``keys`` seal
+    the journal, which is written without seals where there are none.
     """
     make = _postgres_engine if url.startswith(("postgres:", "postgresql:")) else _sqlite_engine
     reader, writer = make(url, read_only=True), make(url, read_only=False)
-    database = Database(reader, writer, clock)
+    database = Database(reader, writer, clock, keys)
     task = asyncio.create_task(database.run_writer(), name="store-writer")
     try:
         yield database

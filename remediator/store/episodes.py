@@ -29,6 +29,7 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.columns import Instant, Json
 from remediator.store.events import Reported, events_of, reported
+from remediator.store.journal import append
 
 _CHUNK = 500
 """Values in one IN list, below every database's limit of bound parameters."""
@@ -196,9 +197,8 @@ async def apply(connection: AsyncConnection, decided: Correlation, now: datetime
         await connection.execute(insert(t.incidents), [_opened(o, now) for o in decided.opened])
     touched = await _touched(connection, decided)
     await _write_alerts(connection, decided, now)
-    events = _events(decided, touched, now)
-    if events:
-        await connection.execute(insert(t.journal), events)
+    for event in _events(decided, touched):
+        append(connection, **event, at=now, step="triage")
     for chunk in _chunks({*touched.values(), *(j.incident_id for j in decided.joined)}):
         await connection.execute(
             update(t.incidents)
@@ -285,12 +285,9 @@ def _joined(joining: Joining, now: datetime) -> dict[str, Any]:
     }
 
 
-def _events(
-    decided: Correlation, touched: dict[AlertId, IncidentId], now: datetime
-) -> list[dict[str, Any]]:
+def _events(decided: Correlation, touched: dict[AlertId, IncidentId]) -> list[dict[str, Any]]:
     def line(incident: IncidentId, event: str, reason: str) -> dict[str, Any]:
-        columns = {"incident_id": incident, "at": now, "step": "triage", "data": {}}
-        return columns | {"event": event, "reason": reason}
+        return {"incident": incident, "event": event, "reason": reason}
 
     def counted(event: str, incidents: Iterable[IncidentId], reason: str) -> list[dict[str, Any]]:
         return [

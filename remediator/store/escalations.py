@@ -28,6 +28,7 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.claims import claim_due, write_claimed
 from remediator.store.database import Database
+from remediator.store.journal import append
 from remediator.store.windows import windows_over
 from remediator.summons import Word
 
@@ -218,7 +219,7 @@ class Escalations:
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
             await _write(connection, telling, values | {"due_at": None})
-            await _journal(connection, telling.incident_id, [(event, reason)], now)
+            _journal(connection, telling.incident_id, [(event, reason)], now)
 
         await self._database.write(operation)
 
@@ -299,7 +300,7 @@ async def _write_step(
     row = update(t.escalations).where(t.escalations.c.incident_id == incident)
     await connection.execute(row.values(**values))
     await _ask(connection, incident, step.messages, now)
-    await _journal(connection, incident, step.events, now)
+    _journal(connection, incident, step.events, now)
 
 
 # --- messages ----------------------------------------------------------------------------------
@@ -352,10 +353,8 @@ async def _write(connection: AsyncConnection, telling: Telling, values: dict[str
     await write_claimed(connection, t.tellings, telling.id, telling.epoch, finished)
 
 
-async def _journal(
+def _journal(
     connection: AsyncConnection, incident: str, lines: Iterable[tuple[str, str]], now: datetime
 ) -> None:
-    common = {"incident_id": incident, "at": now, "step": _STEP, "data": {}}
-    rows = [common | {"event": event[:60], "reason": reason} for event, reason in lines]
-    if rows:
-        await connection.execute(insert(t.journal), rows)
+    for event, reason in lines:
+        append(connection, incident, at=now, step=_STEP, event=event[:60], reason=reason)

@@ -31,7 +31,8 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.claims import claim_due, write_claimed
 from remediator.store.database import Database
-from remediator.store.queue import request_notice
+from remediator.store.journal import append
+from remediator.store.queue import CLOSED_FOR_HUMANS, request_notice
 
 LEASE = timedelta(seconds=12)
 """Longer than one fetch may take; a claim that is never finished is taken over after it."""
@@ -327,4 +328,5 @@ async def _tell(connection: AsyncConnection, key: str, reason: str, now: datetim
         "failures": 0,
     }
     await connection.execute(insert(t.incidents).values(**row))
+    append(connection, incident, at=now, step="queue", event=CLOSED_FOR_HUMANS, reason=reason)
     await request_notice(connection, incident, now)

@@ -6,7 +6,7 @@ function judge, and inserts. Whatever was decided before is advice; this has the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -35,6 +35,7 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.database import Database
+from remediator.store.journal import append
 from remediator.store.windows import windows_over
 
 _COUNTED = (
@@ -43,6 +44,11 @@ _COUNTED = (
     MitigationState.UNKNOWN,
     MitigationState.REVERTED,
 )
+
+_TOLD = (t.mitigations.c.id, t.mitigations.c.effect_key)
+
+STEP = "ledger"
+"""Step of the journal's lines that tell how the ledger changed, for the audit."""
 
 
 class Standing(Value):
@@ -125,6 +131,7 @@ class Ledger:
                 }
             )
             await _upsert_reserved(connection, reserved)
+            _note(connection, reserved, now)
             return decision, reserved
 
         return await self._database.write(operation, serial=True)
@@ -148,7 +155,7 @@ async def _own(connection: AsyncConnection, incident: Incident) -> None:
         & (t.incidents.c.epoch == incident.epoch)
         & (t.incidents.c.state == IncidentState.OPEN)
     )
-    query = select(t.incidents.c.id).where(mine).with_for_update()
+    query = select(t.incidents.c.id).where(mine).with_for_update(key_share=True)
     if (await connection.execute(query)).first() is None:
         raise OwnershipLost(f"incident {incident.id} has been claimed or closed by another")
 
@@ -246,9 +253,32 @@ def _row(entry: LedgerEntry) -> dict[str, Any]:
     }
 
 
-async def insert_entry(connection: AsyncConnection, entry: LedgerEntry) -> None:
+async def insert_entry(connection: AsyncConnection, entry: LedgerEntry, now: datetime) -> None:
     """Add a row that is not a reservation."""
     await connection.execute(insert(t.mitigations), _row(entry))
+    _note(connection, entry, now)
+
+
+def _note(connection: AsyncConnection, entry: LedgerEntry, now: datetime) -> None:
+    """Tell the journal what stands in the ledger now, and who let it."""
+    said = entry.model_dump(
+        mode="json",
+        include={"id", "effect_key", "playbook", "mode", "plan_hash", "decided_by", "approvals"},
+    )
+    plan = entry.mitigation
+    what = {"kind": plan.kind, "target": plan.target.key, "items": [i.key for i in plan.items]}
+    _tell(connection, entry.incident_id, now, entry.state, entry.reason, said | what)
+
+
+def _tell(
+    connection: AsyncConnection,
+    incident: str,
+    now: datetime,
+    event: str,
+    reason: str,
+    data: Mapping[str, Any],
+) -> None:
+    append(connection, incident, at=now, step=STEP, event=event, reason=reason, data=data)
 
 
 async def _upsert_reserved(connection: AsyncConnection, entry: LedgerEntry) -> None:
@@ -280,22 +310,24 @@ async def settle(
     if settlement.items is not None:
         values["items"] = [item.model_dump(mode="json") for item in settlement.items]
     mine = (t.mitigations.c.id == settlement.id) & (t.mitigations.c.incident_id == incident)
-    await connection.execute(update(t.mitigations).where(mine).values(**values))
+    written = update(t.mitigations).where(mine).values(**values)
+    row = (await connection.execute(written.returning(*_TOLD))).mappings().first()
+    if row is not None:
+        judged = f"judged {settlement.verdict}" if settlement.verdict else settlement.state
+        reason = settlement.evidence or settlement.reason or ""
+        items = {"items": {item.key: item.state for item in settlement.items or ()}}
+        _tell(connection, incident, now, judged, reason, {**row} | items)
 
 
 async def close_entries(connection: AsyncConnection, incident: IncidentId, now: datetime) -> None:
     """Leave nothing of a closed incident in flight or waiting for an answer."""
     mine = t.mitigations.c.incident_id == incident
     pending = t.mitigations.c.state == MitigationState.RESERVED
-    await connection.execute(
-        update(t.mitigations)
-        .where(mine, pending)
-        .values(
-            state=MitigationState.UNKNOWN,
-            evidence="the incident was closed before it was known whether this was done",
-            finished_at=now,
-        )
-    )
+    why = "the incident was closed before it was known whether this was done"
+    lost = {"state": MitigationState.UNKNOWN, "evidence": why, "finished_at": now}
+    told = update(t.mitigations).where(mine, pending).values(**lost).returning(*_TOLD)
+    for row in (await connection.execute(told)).mappings():
+        _tell(connection, incident, now, MitigationState.UNKNOWN, why, {**row})
     await connection.execute(
         update(t.mitigations).where(mine, t.mitigations.c.in_flight).values(in_flight=False)
     )
@@ -303,11 +335,12 @@ async def close_entries(connection: AsyncConnection, incident: IncidentId, now: 
         t.mitigations.c.state == MitigationState.AWAITING_APPROVAL,
         t.mitigations.c.state == MitigationState.APPROVED,
     )
-    await connection.execute(
-        update(t.mitigations)
-        .where(mine, waiting)
-        .values(state=MitigationState.EXPIRED, finished_at=now)
-    )
+    over = {"state": MitigationState.EXPIRED, "finished_at": now}
+    told = update(t.mitigations).where(mine, waiting).values(**over).returning(*_TOLD)
+    for row in (await connection.execute(told)).mappings():
+        _tell(
+            connection, incident, now, MitigationState.EXPIRED, "its incident was closed", {**row}
+        )
 
 
 def entry_of(row: Any) -> LedgerEntry:

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 from pydantic import AwareDatetime, ValidationError
-from sqlalchemy import delete, func, insert, literal, select, update
+from sqlalchemy import delete, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import (
@@ -29,6 +29,7 @@ from remediator.store import tables as t
 from remediator.store.claims import claim_due, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
+from remediator.store.journal import append
 from remediator.store.ledger import close_entries, entry_of
 from remediator.store.queue import close_unread, incident_of, request_notice
 
@@ -196,13 +197,6 @@ async def _record(
 async def _tell(
     connection: AsyncConnection, owed: Obligation, event: str, reason: str, now: datetime
 ) -> None:
-    line = {
-        "incident_id": owed.incident.id,
-        "at": now,
-        "step": "hold",
-        "event": event,
-        "reason": reason,
-        "data": {"effect_key": owed.entry.effect_key},
-    }
-    await connection.execute(insert(t.journal), line)
+    data = {"effect_key": owed.entry.effect_key}
+    append(connection, owed.incident.id, at=now, step="hold", event=event, reason=reason, data=data)
     await request_notice(connection, owed.incident.id, now)

@@ -37,6 +37,7 @@ from remediator.store.acknowledging import begin_escalation
 from remediator.store.claims import claim_due, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
+from remediator.store.journal import append
 from remediator.store.ledger import Settlement, close_entries, entry_of, insert_entry, settle
 from remediator.store.windows import windows_over
 from remediator.views import TimelineEvent
@@ -243,7 +244,7 @@ async def _write_details(
         ]
         await connection.execute(insert(t.findings), rows)
     if result.entry is not None:
-        await insert_entry(connection, result.entry)
+        await insert_entry(connection, result.entry, now)
     if result.settlement is not None:
         await settle(connection, incident.id, result.settlement, now)
         if incident.phase is Phase.ACT and result.settlement.state is MitigationState.APPLIED:
@@ -252,9 +253,8 @@ async def _write_details(
         mitigation, sample = result.sample
         row = sample.model_dump() | {"mitigation_id": mitigation}
         await connection.execute(insert(t.samples), row)
-    if result.events:
-        lines = [event.model_dump() | mine | {"at": now} for event in result.events]
-        await connection.execute(insert(t.journal), lines)
+    for event in result.events:
+        append(connection, incident.id, **event.model_dump() | {"at": now})
 
 
 async def correct_notice(connection: AsyncConnection, incident: str, now: datetime) -> bool:
@@ -295,6 +295,7 @@ async def _load_or_close(connection: AsyncConnection, row: Any, now: datetime) -
         return None
 
 
+CLOSED_FOR_HUMANS = f"closed as {IncidentOutcome.ESCALATED}"
 UNREADABLE = "its stored state cannot be read by this version of the service; see the log"
 
 
@@ -317,6 +318,7 @@ async def close_unread(
             epoch=t.incidents.c.epoch + 1,
         )
     )
+    append(connection, incident, at=now, step="queue", event=CLOSED_FOR_HUMANS, reason=reason)
     await begin_escalation(connection, incident, IncidentOutcome.ESCALATED, now)
     await request_notice(connection, incident, now)
 

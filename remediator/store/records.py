@@ -24,6 +24,7 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.database import Database
 from remediator.store.inbox import delivery_of
+from remediator.store.ledger import STEP as LEDGER
 from remediator.store.ledger import Ledger
 from remediator.store.queue import incident_alerts
 from remediator.views import (
@@ -286,6 +287,8 @@ def _mitigation(row: Any) -> MitigationView:
 
 async def _timeline(connection: AsyncConnection, incident_id: str) -> list[TimelineEvent]:
     rows = await connection.execute(
-        select(t.journal).where(t.journal.c.incident_id == incident_id).order_by(t.journal.c.id)
+        select(t.journal)
+        .where(t.journal.c.incident_id == incident_id, t.journal.c.step != LEDGER)
+        .order_by(t.journal.c.id)
     )
     return [_view(TimelineEvent, row) for row in rows.mappings()]

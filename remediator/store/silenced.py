@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import Alert, AlertStatus, IncidentId, IncidentState, Source, Value
 from remediator.store import tables as t
 from remediator.store.database import Database
+from remediator.store.journal import append
 
 _CHUNK = 500
 """Values in one IN list, below every database's limit of bound parameters."""
@@ -86,8 +87,7 @@ class Silenced:
             if said is not None and tuple(said) == (event, reason):
                 return
             at = await self._database.now(connection)
-            line = {"incident_id": incident, "at": at, "step": _STEP, "data": {}}
-            await connection.execute(insert(t.journal), line | {"event": event, "reason": reason})
+            append(connection, incident, at=at, step=_STEP, event=event, reason=reason)
 
         await self._database.write(operation)
 

@@ -250,6 +250,17 @@ journal = Table(
     Column("event", String(60), nullable=False),
     Column("reason", Words, nullable=False),
     Column("data", Json, nullable=False),
+    Column("number", BigInteger),
+    Column("mac", String(80)),
+)
+
+chains = Table(
+    "chains",
+    metadata,
+    Column("chain", String(40), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("mac", String(80), nullable=False),
+    Column("seal", String(80), nullable=False),
 )
 
 pauses = Table(

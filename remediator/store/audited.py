@@ -1,0 +1,111 @@
+"""The journal as an audit: written out as it is sealed, and verified."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from pydantic import AwareDatetime
+from sqlalchemy import Select, Table, select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator import audit
+from remediator.audit import Entry, Head, Keys, Verification, Verifier
+from remediator.errors import Refused
+from remediator.model import Value
+from remediator.store import tables as t
+from remediator.store.database import Database
+from remediator.store.journal import append
+
+PAGE = 500
+"""Rows that are read at a time."""
+PATIENCE = 60
+"""Seconds that a reader of the export may let us wait before the database ends it."""
+
+
+class Part(Value):
+    """Which part of the journal is asked for; none of them: all of it."""
+
+    incident: str | None = None
+    since: AwareDatetime | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether that is everything."""
+        return self.incident is None and self.since is None
+
+
+class Audit:
+    """Reads the journal in the order in which it was written; every read is of one moment."""
+
+    def __init__(self, database: Database, keys: Keys | None) -> None:
+        self._database = database
+        self._keys = keys
+
+    async def begin(self) -> None:
+        """Write the first entry of all, from which on lines are sealed; once."""
+        if self._keys is None:
+            return
+        known = select(t.chains.c.chain).where(t.chains.c.chain == audit.OPERATORS)
+
+        async def operation(connection: AsyncConnection) -> None:
+            if await connection.scalar(known) is None:
+                at = await self._database.now(connection)
+                reason = "from here on, lines without a seal were not written by this version"
+                append(connection, None, at=at, step=audit.STEP, event=audit.BEGUN, reason=reason)
+
+        await self._database.write(operation, serial=True)
+
+    async def verify(self) -> Verification:
+        """Check every seal; ``Refused`` (409) where this service has no key."""
+        if self._keys is None:
+            reason = "this service has no key of the audit: set audit.key_file or audit.key_env"
+            raise Refused(409, reason)
+        verifier = Verifier(self._keys)
+        async for record in self.records(Part()):
+            match record:
+                case Entry():
+                    verifier.entry(record)
+                case Head():
+                    verifier.head(record)
+        return verifier.result()
+
+    async def records(self, part: Part) -> AsyncIterator[Entry | Head]:
+        """Yield the entries of ``part`` in their order, then how far each chain goes."""
+        async with self._database.read() as connection:
+            if self._database.is_postgres:
+                limit = f"SET LOCAL idle_in_transaction_session_timeout = '{PATIENCE}s'"
+                await connection.execute(text(limit))
+            lines = select(t.journal)
+            heads = select(t.chains)
+            if part.since is not None:
+                lines = lines.where(t.journal.c.at >= part.since)
+            if part.incident is not None:
+                lines = lines.where(t.journal.c.incident_id == part.incident)
+                heads = heads.where(t.chains.c.chain == part.incident)
+            async for row in _paged(connection, lines, t.journal, "id"):
+                yield _entry(row)
+            async for row in _paged(connection, heads, t.chains, "chain"):
+                yield Head(**row)
+
+
+async def _paged(
+    connection: AsyncConnection, query: Select[Any], table: Table, key: str
+) -> AsyncIterator[Any]:
+    """Read a query in the order of ``key``, a page at a time."""
+    column, after = table.c[key], None
+    while True:
+        following = query if after is None else query.where(column > after)
+        page = await connection.execute(following.order_by(column).limit(PAGE))
+        rows = page.mappings().all()
+        for row in rows:
+            yield row
+        if len(rows) < PAGE:
+            return
+        after = rows[-1][key]
+
+
+def _entry(row: Any) -> Entry:
+    names = ("number", "at", "step", "event", "reason", "data", "mac")
+    chain = row["incident_id"] or audit.OPERATORS
+    return Entry(chain=chain, **{name: row[name] for name in names})

@@ -1,0 +1,180 @@
+"""The journal: every line goes through here, and becomes an entry of its chain.
+
+Lines are kept until their transaction is about to be committed. Then all of them are numbered,
+sealed and inserted together, with the chains' heads locked in one order: whatever several replicas
+write at the same time, nobody waits for ever and no number is lost or given twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import structlog
+from sqlalchemy import insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator import audit
+from remediator.audit import Keys, entry_content, head_content
+from remediator.model import IncidentState
+from remediator.store import tables as t
+from remediator.store.columns import clean_json, clean_text
+
+_CHUNK = 500
+"""Values in one IN list, below every database's limit of bound parameters."""
+_WAITING = "remediator.journal"
+"""Where a connection keeps the lines of its transaction."""
+
+Row = dict[str, Any]
+
+_log = structlog.get_logger(__name__)
+
+
+def append(  # noqa: PLR0913 - the columns of a line, by keyword
+    connection: AsyncConnection,
+    incident: str | None,
+    *,
+    at: datetime,
+    step: str,
+    event: str,
+    reason: str,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a line about ``incident``, or about none, when the transaction is committed."""
+    line = {
+        "incident_id": incident,
+        "at": at,
+        "step": step,
+        "event": event,
+        "reason": clean_text(reason),
+        "data": clean_json(dict(data or {})),
+    }
+    connection.info.setdefault(_WAITING, []).append(line)
+
+
+def forget(connection: AsyncConnection) -> None:
+    """Drop what a transaction left that was rolled back."""
+    connection.info.pop(_WAITING, None)
+
+
+async def write(connection: AsyncConnection, keys: Keys | None) -> None:
+    """Insert the transaction's lines, sealed where there is a key; its last statements."""
+    lines: list[Row] = connection.info.pop(_WAITING, [])
+    if lines and keys is not None:
+        lines = await _sealed(connection, lines, keys)
+    if lines:
+        await connection.execute(insert(t.journal), lines)
+
+
+async def _sealed(connection: AsyncConnection, lines: Sequence[Row], keys: Keys) -> list[Row]:
+    chains: dict[str, list[Row]] = {}
+    for line in lines:
+        chains.setdefault(line["incident_id"] or audit.OPERATORS, []).append(line)
+    mine = chains.pop(audit.OPERATORS, [])
+    sealing = _Sealing(keys, max(line["at"] for line in lines))
+    heads = await _locked(connection, chains)
+    for name, waiting in chains.items():
+        sealing.extend(name, heads[name], waiting)
+    fresh = [name for name, head in heads.items() if head["count"] == 0]
+    closed = await _closed(connection, chains)
+    mine += sealing.register(fresh, closed)
+    if mine:  # always the last to be locked
+        head = (await _locked(connection, [audit.OPERATORS]))[audit.OPERATORS]
+        sealing.extend(audit.OPERATORS, head, mine)
+    await _move(connection, sealing.heads.values())
+    return sealing.lines
+
+
+class _Sealing:
+    """Numbers and seals the lines of one transaction, chain by chain."""
+
+    def __init__(self, keys: Keys, at: datetime) -> None:
+        self._keys = keys
+        self._at = at
+        self.lines: list[Row] = []
+        self.heads: dict[str, Row] = {}
+
+    def extend(self, chain: str, head: Row, lines: Sequence[Row]) -> None:
+        """Seal ``lines`` as the next ones of ``chain``, after its ``head``."""
+        count, before = head["count"], head["mac"]
+        for line in (*self._doubt(chain, head), *lines):
+            count += 1
+            before = self._keys.sealing.mac(entry_content(line, chain, count, before))
+            self.lines.append(line | {"number": count, "mac": before})
+        seal = self._keys.sealing.mac(head_content(chain, count, before))
+        self.heads[chain] = {"chain": chain, "count": count, "mac": before, "seal": seal}
+
+    def _doubt(self, chain: str, head: Row) -> list[Row]:
+        """Write down a head that we did not seal, before a good one covers it up."""
+        count, mac, seal = head["count"], head["mac"], head["seal"]
+        if (count, mac, seal) == (0, "", ""):
+            return []
+        if self._keys.good(head_content(chain, count, mac), seal):
+            return []
+        _log.error("audit_head_not_known", chain=chain, number=count)
+        incident = None if chain == audit.OPERATORS else chain
+        reason = "how far this chain went was not sealed with a key that is known here"
+        data = {"count": count, "mac": mac, "seal": seal}
+        return [self._line(incident, audit.BROKEN, reason, data)]
+
+    def register(self, fresh: Collection[str], closed: Collection[str]) -> list[Row]:
+        """Return lines about chains that were begun, and about the ends of closed ones."""
+        lines = []
+        if fresh:
+            reason = _count(len(fresh), "chain") + " begun"
+            data = {"chains": list(fresh)}
+            lines.append(self._line(None, audit.OPENED, reason, data))
+        if closed:
+            heads = {name: [self.heads[name]["count"], self.heads[name]["mac"]] for name in closed}
+            reason = f"how far {_count(len(closed), 'chain')} of closed incidents went"
+            lines.append(self._line(None, audit.CLOSED, reason, {"heads": heads}))
+        return lines
+
+    def _line(self, incident: str | None, event: str, reason: str, data: Row) -> Row:
+        columns = {"incident_id": incident, "at": self._at, "step": audit.STEP}
+        return columns | {"event": event, "reason": reason, "data": data}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+async def _locked(connection: AsyncConnection, names: Iterable[str]) -> dict[str, Row]:
+    """Lock the heads of chains, in the order of their names; make those that are new."""
+    rows = [{"chain": name, "count": 0, "mac": "", "seal": ""} for name in sorted(names)]
+    if not rows:
+        return {}
+    made = _upsert(connection)
+    # a change that changes nothing locks the row, and returns it
+    same = made.on_conflict_do_update(
+        index_elements=[t.chains.c.chain], set_={"count": t.chains.c.count}
+    )
+    found = await connection.execute(same.returning(t.chains), rows)
+    return {row["chain"]: dict(row) for row in found.mappings()}
+
+
+async def _move(connection: AsyncConnection, heads: Iterable[Row]) -> None:
+    made = _upsert(connection)
+    moved = {name: made.excluded[name] for name in ("count", "mac", "seal")}
+    upsert = made.on_conflict_do_update(index_elements=[t.chains.c.chain], set_=moved)
+    await connection.execute(upsert, list(heads))
+
+
+def _upsert(connection: AsyncConnection) -> Any:
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(t.chains)
+
+
+async def _closed(connection: AsyncConnection, names: Iterable[str]) -> list[str]:
+    """Name the chains whose incident is closed; asked once their heads are locked."""
+    found: list[str] = []
+    ordered = sorted(names)
+    for start in range(0, len(ordered), _CHUNK):
+        some = ordered[start : start + _CHUNK]
+        query = select(t.incidents.c.id).where(
+            t.incidents.c.id.in_(some), t.incidents.c.state == IncidentState.CLOSED
+        )
+        found += await connection.scalars(query.order_by(t.incidents.c.id))
+    return found

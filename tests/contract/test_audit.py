@@ -1,0 +1,360 @@
+"""The audit on both databases: whatever is done to the journal behind our back is found and named."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select, text
+
+from remediator.audit import OPERATORS, Entry, Key, Keys, Verification, Wrong
+from remediator.errors import Refused
+from remediator.model import Mode
+from remediator.store import Store, open_store, tables
+from remediator.store.audited import Part
+from tests.store_fixtures import SEALED, Bench, OpenBench, a_service, resolved
+
+
+@dataclass
+class History:
+    """A closed incident, an open one, and what operators did meanwhile."""
+
+    bench: Bench
+    closed: str
+    still_open: str
+
+    def named(self, which: str) -> str:
+        return {"closed": self.closed, "open": self.still_open}.get(which, which)
+
+    async def verify(self) -> Verification:
+        return await self.bench.store.audit.verify()
+
+    async def entries(self, chain: str) -> list[Entry]:
+        every = [record async for record in self.bench.store.audit.records(Part())]
+        return [e for e in every if isinstance(e, Entry) and e.chain == self.named(chain)]
+
+    async def tamper(self, *statements: str, **values: Any) -> None:
+        """Change the store behind the service's back."""
+
+        async def operation(connection: Any) -> None:
+            for statement in statements:
+                await connection.execute(text(statement), values)
+
+        await self.bench.store.database.write(operation)
+
+    async def row(self, chain: str, number: int) -> int:
+        """Return the id of a line."""
+        name = self.named(chain)
+        mine = tables.journal.c.incident_id == name
+        if chain == OPERATORS:
+            mine = tables.journal.c.incident_id.is_(None)
+        query = select(tables.journal.c.id).where(mine, tables.journal.c.number == number)
+        async with self.bench.store.database.read() as connection:
+            return int((await connection.execute(query)).scalar_one())
+
+
+@contextlib.asynccontextmanager
+async def a_history(open_bench: OpenBench, keys: Keys | None = SEALED) -> AsyncIterator[History]:
+    services = [a_service(), a_service("bills", mode=Mode.APPROVE)]
+    async with open_bench(services=services, keys=keys) as bench:
+        alert = bench.alert()
+        await bench.receive(alert)
+        await bench.settle(45)
+        await bench.receive(resolved(alert, bench.clock))
+        await bench.settle()
+        closed = (await bench.incident()).id
+        bench.world.things = {"bills:lamp"}
+        await bench.receive(bench.alert(service="bills"))
+        await bench.settle()
+        (still_open,) = [i.id for i in await bench.incidents() if i.state == "open"]
+        await bench.store.commands.pause("global", "ann", "a look at \N{SNOWMAN}\0 first")
+        await bench.store.commands.resume("global", "ann")
+        yield History(bench, closed, still_open)
+
+
+@pytest.fixture
+async def history(open_bench: OpenBench) -> AsyncIterator[History]:
+    async with a_history(open_bench) as made:
+        yield made
+
+
+async def test_a_history_that_nobody_touched_verifies(history: History) -> None:
+    found = await history.verify()
+    assert (found.ok, found.whole, found.unsealed, found.flaws) == (True, True, 0, [])
+    assert found.chains == 3
+    assert found.keys == [SEALED.sealing.id]
+    lines = sum([len(await history.entries(chain)) for chain in ("closed", "open", OPERATORS)])
+    assert found.entries == lines
+
+
+async def test_every_change_of_the_ledger_leaves_an_entry_that_says_who_and_why(
+    history: History,
+) -> None:
+    told = [(e.event, e.data) for e in await history.entries("closed") if e.step == "ledger"]
+    assert [event for event, _ in told] == ["reserved", "applied", "judged better"]
+    (_, reserved), (_, applied), (_, judged) = told
+    assert (reserved["mode"], reserved["playbook"], reserved["kind"]) == (
+        "auto",
+        "SwitchOff",
+        "switch_off",
+    )
+    assert reserved["items"] == ["lamp", "oven"]
+    assert reserved["effect_key"] == applied["effect_key"] == judged["effect_key"]
+    (plan,) = [e for e in await history.entries("open") if e.step == "ledger"]
+    assert plan.event == "awaiting_approval"
+    await history.bench.store.commands.approve(history.still_open, None, "ann")
+    await history.bench.settle()
+    told = [(e.event, e.data) for e in await history.entries("open") if e.step == "ledger"]
+    assert [event for event, _ in told] == ["awaiting_approval", "reserved", "applied"]
+    assert told[1][1]["decided_by"] == "ann"
+    acts = [e for e in await history.entries(OPERATORS) if e.event == "approved"]
+    assert [(e.data["by"], e.data["incident"]) for e in acts] == [("ann", history.still_open)]
+
+
+async def test_the_timeline_leaves_the_ledgers_own_entries_out(history: History) -> None:
+    view = await history.bench.store.records.incident(history.closed)
+    assert view is not None
+    assert {event.step for event in view.timeline} == {
+        "triage",
+        "diagnose",
+        "decide",
+        "act",
+        "verify",
+        "settle",
+    }
+
+
+@pytest.mark.parametrize("chain", ["closed", "open", OPERATORS])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "at = at + 1",
+        "step = 'triagé'",
+        "event = event || '.'",
+        "reason = reason || ' '",
+        "data = '{\"by\": \"eve\"}'",
+        "mac = mac || '0'",
+    ],
+)
+async def test_a_changed_entry_is_found_and_named(
+    history: History, chain: str, change: str
+) -> None:
+    mine = await history.row(chain, 2)
+    await history.tamper(f"UPDATE journal SET {change} WHERE id = :id", id=mine)
+    found = await history.verify()
+    assert (found.flaws[0].chain, found.flaws[0].number) == (history.named(chain), 2)
+    assert found.flaws[0].what is Wrong.CHANGED
+    seal = change.startswith("mac")
+    assert found.wrong == (2 if seal else 1)  # the next one is sealed over it
+
+
+@pytest.mark.parametrize("chain", ["closed", "open", OPERATORS])
+async def test_a_missing_entry_is_found_and_named(history: History, chain: str) -> None:
+    await history.tamper("DELETE FROM journal WHERE id = :id", id=await history.row(chain, 2))
+    flaws = [(f.chain, f.number, f.what) for f in (await history.verify()).flaws]
+    assert flaws == [(history.named(chain), 2, Wrong.MISSING)]
+
+
+async def test_two_entries_that_changed_places_are_found_and_named(history: History) -> None:
+    one, two = await history.row("closed", 2), await history.row("closed", 3)
+    move = "UPDATE journal SET id = :new WHERE id = :old"
+    for old, new in ((one, -1), (two, one), (-1, two)):
+        await history.tamper(move, old=old, new=new)
+    flaws = [(f.chain, f.number, f.what) for f in (await history.verify()).flaws]
+    assert flaws == [(history.closed, 2, Wrong.REORDERED)]
+
+
+@pytest.mark.parametrize("chain", ["closed", "open", OPERATORS])
+@pytest.mark.parametrize("also", ["nothing", "head", "seal"])
+async def test_a_chain_whose_end_was_cut_is_found_and_named(
+    history: History, chain: str, also: str
+) -> None:
+    last = len(await history.entries(chain))
+    mac = (await history.entries(chain))[-2].mac
+    await history.tamper("DELETE FROM journal WHERE id = :id", id=await history.row(chain, last))
+    name = history.named(chain)
+    if also == "head":
+        await history.tamper("DELETE FROM chains WHERE chain = :name", name=name)
+    if also == "seal":
+        back = "UPDATE chains SET count = :count, mac = :mac WHERE chain = :name"
+        await history.tamper(back, count=last - 1, mac=mac, name=name)
+    flaws = (await history.verify()).flaws
+    assert {f.chain for f in flaws} == {name}
+    assert flaws[0].what in (Wrong.CUT, Wrong.CHANGED)
+
+
+async def test_a_head_that_was_set_back_is_not_covered_up_by_what_is_written_next(
+    history: History,
+) -> None:
+    chain, last = history.still_open, len(await history.entries("open"))
+    mac = (await history.entries("open"))[-2].mac
+    await history.tamper("DELETE FROM journal WHERE id = :id", id=await history.row("open", last))
+    back = "UPDATE chains SET count = :count, mac = :mac WHERE chain = :name"
+    await history.tamper(back, count=last - 1, mac=mac, name=chain)
+    await history.bench.store.commands.cancel(chain, "ann", "")
+    (flaw,) = (await history.verify()).flaws
+    assert (flaw.chain, flaw.number, flaw.what) == (chain, last, Wrong.CUT)
+
+
+@pytest.mark.parametrize("which", ["closed", "open"])
+async def test_an_incident_that_is_gone_whole_is_found_and_named(
+    history: History, which: str
+) -> None:
+    name = history.named(which)
+    await history.tamper(
+        "DELETE FROM journal WHERE incident_id = :name",
+        "DELETE FROM chains WHERE chain = :name",
+        name=name,
+    )
+    (flaw,) = (await history.verify()).flaws
+    assert (flaw.chain, flaw.what) == (name, Wrong.MISSING)
+
+
+async def test_a_chain_that_began_anew_is_found_and_named(history: History) -> None:
+    await history.tamper(
+        "DELETE FROM journal WHERE incident_id = :name",
+        "DELETE FROM chains WHERE chain = :name",
+        name=history.still_open,
+    )
+    await history.bench.store.commands.cancel(history.still_open, "ann", "")
+    (flaw,) = (await history.verify()).flaws
+    assert (flaw.chain, flaw.number, flaw.what) == (history.still_open, 1, Wrong.CUT)
+
+
+@pytest.mark.parametrize("mac", ["'0:0'", "(SELECT mac FROM journal WHERE id = 2)"])
+async def test_a_forged_entry_is_found_and_named(history: History, mac: str) -> None:
+    last = len(await history.entries("closed"))
+    await history.tamper(
+        "INSERT INTO journal (incident_id, at, step, event, reason, data, number, mac)"
+        f" VALUES (:name, 1, 'act', 'nothing', '', '{{}}', :number, {mac})",
+        name=history.closed,
+        number=last + 1,
+    )
+    flaws = {(f.chain, f.number, f.what) for f in (await history.verify()).flaws}
+    assert (history.closed, last + 1, Wrong.ADDED) in flaws
+
+
+async def test_an_entry_that_stands_there_twice_is_found_and_named(history: History) -> None:
+    copied = "incident_id, at, step, event, reason, data, number, mac"
+    await history.tamper(
+        f"INSERT INTO journal ({copied}) SELECT {copied} FROM journal WHERE id = :id",
+        id=await history.row("closed", 2),
+    )
+    (flaw,) = (await history.verify()).flaws
+    assert (flaw.chain, flaw.number, flaw.what) == (history.closed, 2, Wrong.ADDED)
+
+
+async def test_an_entry_of_another_incident_is_found_and_named(history: History) -> None:
+    await history.tamper(
+        "UPDATE journal SET incident_id = :other WHERE id = :id",
+        other=history.still_open,
+        id=await history.row("closed", 2),
+    )
+    flaws = {(f.chain, f.number, f.what) for f in (await history.verify()).flaws}
+    assert (history.closed, 2, Wrong.MISSING) in flaws
+
+
+@pytest.mark.parametrize("column", ["number", "mac"])
+async def test_a_seal_that_was_taken_away_is_found(history: History, column: str) -> None:
+    mine = await history.row("closed", 2)
+    await history.tamper(f"UPDATE journal SET {column} = NULL WHERE id = :id", id=mine)
+    assert {f.what for f in (await history.verify()).flaws} == {Wrong.CHANGED, Wrong.MISSING}
+
+
+async def test_lines_without_a_seal_are_named_and_not_called_wrong(history: History) -> None:
+    await history.tamper(
+        "INSERT INTO journal (incident_id, at, step, event, reason, data)"
+        " VALUES (:name, 1, 'act', 'of an older version', '', '{}')",
+        name=history.still_open,
+    )
+    await history.bench.store.commands.cancel(history.still_open, "ann", "")
+    found = await history.verify()
+    assert found.ok
+    assert (found.unsealed, found.unsealed_chains) == (1, [history.still_open])
+
+
+async def test_lines_that_lost_every_seal_are_not_taken_for_an_older_versions(
+    history: History,
+) -> None:
+    await history.tamper("UPDATE journal SET number = NULL, mac = NULL", "DELETE FROM chains")
+    (flaw,) = (await history.verify()).flaws
+    assert (flaw.chain, flaw.what) == (OPERATORS, Wrong.MISSING)
+
+
+async def test_what_was_written_before_there_was_a_key_stays_and_is_named(
+    open_bench: OpenBench,
+) -> None:
+    async with a_history(open_bench, keys=None) as before:
+        with pytest.raises(Refused, match="no key"):
+            await before.verify()
+        lines = len(await before.entries("closed")) + len(await before.entries(OPERATORS))
+        lines += len(await before.entries("open"))
+        async with open_bench(owner="two", keys=SEALED) as newer:
+            await newer.store.commands.cancel(before.still_open, "ann", "")
+            found = await newer.store.audit.verify()
+            assert (found.ok, found.unsealed) == (True, lines)
+            assert found.entries > 0
+
+
+async def test_another_key_is_said_once_and_not_for_each_entry(
+    history: History, open_bench: OpenBench
+) -> None:
+    async with open_bench(owner="two", keys=Keys(Key(b"some other key of tests"))) as other:
+        (flaw,) = (await other.store.audit.verify()).flaws
+    assert flaw.what is Wrong.KEY
+    assert SEALED.sealing.id in flaw.detail
+
+
+async def test_after_a_rotation_both_keys_verify(history: History, open_bench: OpenBench) -> None:
+    fresh = Key(b"the next key of the tests")
+    async with open_bench(owner="two", keys=Keys(fresh, (SEALED.sealing,))) as rotated:
+        await rotated.store.commands.cancel(history.still_open, "ann", "")
+        found = await rotated.store.audit.verify()
+    assert found.ok
+    assert found.keys == sorted([SEALED.sealing.id, fresh.id])
+    (flaw, *_) = (await history.verify()).flaws
+    assert flaw.what is Wrong.KEY
+
+
+async def test_one_incident_alone_can_be_read_with_its_head(history: History) -> None:
+    part = [r async for r in history.bench.store.audit.records(Part(incident=history.closed))]
+    assert {record.chain for record in part} == {history.closed}
+    assert [record.kind for record in part].count("head") == 1
+    assert part[-1].kind == "head"
+
+
+async def test_a_write_that_is_undone_leaves_no_entry_and_no_hole(history: History) -> None:
+    with pytest.raises(Refused):
+        await history.bench.store.commands.resume("global", "ann")
+    with pytest.raises(Refused):
+        await history.bench.store.commands.approve(history.still_open, "0" * 16, "ann")
+    assert (await history.verify()).ok
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+async def test_replicas_that_write_at_once_keep_every_chain_whole(
+    store_url: str, history: History
+) -> None:
+    async def writes(store: Store, who: str) -> None:
+        for turn in range(25):
+            chains = [history.closed, history.still_open, "inc-nobody-knows"]
+            some = chains if turn % 2 else chains[::-1]
+            notes = [store.commands.note(c, f"note {turn}", who, "") for c in some]
+            await asyncio.gather(*notes, store.commands.pause("global", who, f"{turn}"))
+
+    async with contextlib.AsyncExitStack() as stack:
+        stores = [
+            await stack.enter_async_context(
+                open_store(store_url, owner=f"replica {n}", changed=lambda: None, keys=SEALED)
+            )
+            for n in range(4)
+        ]
+        await asyncio.gather(*(writes(store, f"eve {n}") for n, store in enumerate(stores)))
+    assert (await history.verify()).ok
+    query = select(func.count()).where(tables.journal.c.event.like("note %"))
+    async with history.bench.store.database.read() as connection:
+        assert await connection.scalar(query) == 4 * 25 * 3
