@@ -35,7 +35,7 @@ class Permission(StrEnum):
     POST_ALERTS = "post alerts"
     READ = "read"
     OPERATE = "operate"
-    """Replay, approve, reject, cancel, pause and resume."""
+    """Replay, approve, reject, cancel, pause and resume; read and verify the audit."""
 
 
 def permits(role: Role, permission: Permission) -> bool:
@@ -158,12 +158,13 @@ def generate_credentials(state_dir: Path) -> tuple[Credential, Credential]:
     ``ConfigError`` when a file cannot be made or read, or when others can read it.
     """
     return (
-        Credential("ingest", Role.INGEST, token=_token(state_dir / "token")),
-        Credential("operator", Role.OPERATOR, token=_token(state_dir / "operator-token")),
+        Credential("ingest", Role.INGEST, token=generated_secret(state_dir / "token")),
+        Credential("operator", Role.OPERATOR, token=generated_secret(state_dir / "operator-token")),
     )
 
 
-def _token(file: Path) -> str:
+def generated_secret(file: Path) -> str:
+    """Read the secret in ``file``, or make one there; as ``generate_credentials`` does."""
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not file.exists():
@@ -171,11 +172,11 @@ def _token(file: Path) -> str:
         return _read(file)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise ConfigError(f"the token file {file} cannot be used: {reason}") from error
+        raise ConfigError(f"the secret file {file} cannot be used: {reason}") from error
 
 
 def _create(file: Path) -> None:
-    """Link a finished file into place, so that nobody ever reads half a token."""
+    """Link a finished file into place, so that nobody ever reads half a secret."""
     draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
@@ -183,7 +184,7 @@ def _create(file: Path) -> None:
             stream.write(secrets.token_urlsafe(32) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
-        with suppress(FileExistsError):  # another process was first: its token is the token
+        with suppress(FileExistsError):  # another process was first: its secret is the secret
             os.link(draft, file)
     finally:
         draft.unlink()
@@ -194,10 +195,10 @@ def _read(file: Path) -> str:
         mode = os.fstat(stream.fileno()).st_mode & 0o777
         if mode & 0o077:
             raise ConfigError(
-                f"the token file {file} can be read by others (mode {mode:04o});"
+                f"the secret file {file} can be read by others (mode {mode:04o});"
                 f" chmod 600 {file}, and delete it instead if somebody may have seen it"
             )
         token = stream.read().strip()
     if not token:
-        raise ConfigError(f"the token file {file} is empty; delete it to have a new one made")
+        raise ConfigError(f"the secret file {file} is empty; delete it to have a new one made")
     return token

@@ -1,4 +1,4 @@
-"""The audit's arithmetic: how an entry of the journal is sealed, and what is wrong with a chain.
+"""The audit's arithmetic: what an entry of the journal is, and how it is sealed.
 
 Pure. The entries of an incident are one chain, numbered from 1; each is sealed with the key over
 what it says and over the seal before it. One more chain, ``operators``, holds what operators did,
@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, Field, TypeAdapter
 
 from remediator.errors import ConfigError
 from remediator.model import Value
@@ -39,7 +38,18 @@ _SHORTEST = 16
 """Bytes of a key, at least: what is shorter can be guessed."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _EXACT = 2**53
-_SHOWN = 200
+
+
+class Part(Value):
+    """Which part of the journal is asked for; none of them: all of it."""
+
+    incident: str | None = None
+    since: AwareDatetime | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether that is everything."""
+        return self.incident is None and self.since is None
 
 
 class Head(Value):
@@ -67,6 +77,31 @@ class Entry(Value):
     data: dict[str, Any]
     mac: str | None
     """``KEY:HMAC``; None for a line without a seal."""
+
+
+class Begin(Part):
+    """First line of an export: what was asked for, and when."""
+
+    kind: Literal["export"] = "export"
+    at: AwareDatetime
+
+
+class End(Value):
+    """Last line of an export; without it, the export is not complete."""
+
+    kind: Literal["end"] = "end"
+    entries: int
+
+
+Record = Annotated[Begin | Entry | Head | End, Field(discriminator="kind")]
+"""One line of an export."""
+
+_RECORD: TypeAdapter[Begin | Entry | Head | End] = TypeAdapter(Record)
+
+
+def read_record(line: str | bytes) -> Begin | Entry | Head | End:
+    """Read one line of an export; ``ValueError`` for anything else."""
+    return _RECORD.validate_json(line)
 
 
 # --- sealing ------------------------------------------------------------------------------------
@@ -148,280 +183,3 @@ def _number(value: float) -> int | float | str:
     except OverflowError:
         return str(value)
     return int(number) if number.is_integer() and abs(number) < _EXACT else number
-
-
-# --- verifying ----------------------------------------------------------------------------------
-
-
-class Wrong(StrEnum):
-    """What may be wrong with a chain."""
-
-    CHANGED = "changed"
-    MISSING = "missing"
-    REORDERED = "reordered"
-    CUT = "cut"
-    ADDED = "added"
-    KEY = "key"
-
-
-class Flaw(Value):
-    """One thing that is wrong."""
-
-    chain: str
-    number: int | None
-    """The entry, or the first of several; None where the whole chain is meant."""
-    what: Wrong
-    detail: str
-
-
-class Verification(Value):
-    """What verifying found."""
-
-    whole: bool
-    """Whether all there is was looked at, so that what is missing shows."""
-    chains: int
-    entries: int
-    """Those with a good seal."""
-    unsealed: int
-    """Lines without a seal: of an older version, or written without a key. They prove nothing."""
-    unsealed_chains: list[str]
-    """Where they are; the first of them."""
-    keys: list[str]
-    """Ids of the keys that sealed what is good."""
-    flaws: list[Flaw]
-    """The first of what is wrong."""
-    wrong: int
-    """How much is wrong in all."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong; lines without a seal are not wrong in themselves."""
-        return self.wrong == 0
-
-
-@dataclass(slots=True)
-class _Chain:
-    number: int = 0
-    mac: str = ""
-    begun: bool = False
-    lines: int = 0
-    closed: tuple[int, str] | None = None
-    """How far it went when its incident was closed, or last wrote after that."""
-    head: bool = False
-    gaps: list[tuple[int, int]] = field(default_factory=list)
-    late: list[tuple[int, int]] = field(default_factory=list)
-    """Numbers that stand after a higher one, and that one."""
-    ended: bool = False
-    """Whether something was said about its end already."""
-    flawed: bool = False
-
-
-class Verifier:
-    """Takes entries in the order in which they stand, then the heads, and says what is wrong.
-
-    Holds a little of every chain, and no entry. ``whole`` is False for a part of the journal, in
-    which a chain may begin anywhere and other chains may lack.
-    """
-
-    def __init__(self, keys: Keys, *, whole: bool = True) -> None:
-        self._keys = keys
-        self._whole = whole
-        self._chains: dict[str, _Chain] = {}
-        self._flaws: list[Flaw] = []
-        self._wrong = 0
-        self._good = self._unsealed = 0
-        self._unsealed_chains: dict[str, None] = {}
-        self._good_keys: set[str] = set()
-        self._unknown: dict[str, int] = {}
-
-    def entry(self, entry: Entry) -> None:
-        """Take the next entry."""
-        if entry.number is None and entry.mac is None:
-            self._unsealed += 1
-            if len(self._unsealed_chains) < _SHOWN:
-                self._unsealed_chains[entry.chain] = None
-            return
-        chain = self._chains.setdefault(entry.chain, _Chain())
-        chain.lines += 1
-        if entry.number is None or entry.mac is None:
-            half = "its number" if entry.number is None else "its seal"
-            self._flaw(entry.chain, entry.number, Wrong.CHANGED, f"{half} was taken away")
-            return
-        if entry.number <= chain.number:
-            chain.late.append((entry.number, chain.number))
-            return
-        self._next(entry, entry.number, entry.mac, chain)
-
-    def _next(self, entry: Entry, number: int, mac: str, chain: _Chain) -> None:
-        follows = number == chain.number + 1
-        if not follows and (self._whole or chain.number):
-            chain.gaps.append((chain.number + 1, number - 1))
-        before, chain.number, chain.mac = chain.mac, number, mac
-        if not follows:  # what it was sealed over is not there
-            return
-        content = entry_content(vars(entry), entry.chain, number, before)
-        good = self._sealed(content, mac)
-        if good is None:
-            return
-        if not good:
-            detail = "it does not say what was sealed"
-            self._flaw(entry.chain, number, Wrong.CHANGED, detail)
-            return
-        self._good += 1
-        if entry.step == STEP:
-            self._kept(entry)
-
-    def _sealed(self, content: bytes, mac: str) -> bool | None:
-        good = self._keys.good(content, mac)
-        key = mac.partition(":")[0]
-        if good is None:
-            self._unknown[key] = self._unknown.get(key, 0) + 1
-        elif good:
-            self._good_keys.add(key)
-        return good
-
-    def _kept(self, entry: Entry) -> None:
-        """Note what the audit itself wrote down."""
-        register = {OPENED: self._begun, CLOSED: self._closed, DELETED: self._deleted}
-        if entry.event == BROKEN:
-            self._broken(entry)
-        elif entry.chain == OPERATORS and entry.event in register:
-            register[entry.event](entry)
-
-    def _begun(self, entry: Entry) -> None:
-        for name in entry.data["chains"]:
-            chain = self._chains.setdefault(name, _Chain())
-            if chain.begun:
-                detail = f"it was begun a second time, says {OPERATORS} {entry.number}"
-                self._flaw(name, 1, Wrong.CUT, detail)
-            chain.begun = True
-
-    def _closed(self, entry: Entry) -> None:
-        for name, (count, mac) in entry.data["heads"].items():
-            self._chains.setdefault(name, _Chain()).closed = (count, mac)
-
-    def _deleted(self, entry: Entry) -> None:
-        for name in entry.data["heads"]:
-            chain = self._chains.pop(name, None)
-            if chain is not None and chain.lines:
-                detail = (
-                    f"{chain.lines} entries stand there that {OPERATORS} {entry.number} deleted"
-                )
-                self._flaw(name, None, Wrong.ADDED, detail)
-
-    def _broken(self, entry: Entry) -> None:
-        """A head was found that this service had not sealed; with all keys it may be good."""
-        count, mac, seal = (entry.data.get(name) for name in ("count", "mac", "seal"))
-        good = self._keys.good(head_content(entry.chain, count, mac), seal)  # type: ignore[arg-type]
-        if not good:
-            detail = "how far the chain went was changed or set back just before it was written"
-            self._flaw(entry.chain, entry.number, Wrong.CUT, detail)
-
-    def head(self, head: Head) -> None:
-        """Take the head of a chain; after all entries."""
-        chain = self._chains.setdefault(head.chain, _Chain())
-        if not (self._whole or chain.lines):
-            return
-        chain.head = True
-        good = self._sealed(head_content(head.chain, head.count, head.mac), head.seal)
-        if good is False:
-            detail = "how far it goes does not say what was sealed"
-            self._flaw(head.chain, None, Wrong.CHANGED, detail)
-        elif (head.count, head.mac) != (chain.number, chain.mac):
-            self._ends_elsewhere(head.chain, chain, head.count)
-
-    def _ends_elsewhere(self, name: str, chain: _Chain, count: int) -> None:
-        if chain.ended:
-            return
-        chain.ended = True
-        if not chain.lines:
-            detail = f"all of it, up to {count}, is gone"
-            self._flaw(name, None, Wrong.MISSING, detail)
-        elif count > chain.number:
-            detail = f"the end is gone: it went up to {count}"
-            self._flaw(name, chain.number + 1, Wrong.CUT, detail)
-        elif count < chain.number:
-            detail = f"it goes on after its end, which is {count}"
-            self._flaw(name, count + 1, Wrong.ADDED, detail)
-        elif not chain.flawed:
-            self._flaw(name, count, Wrong.CHANGED, "its last seal is not the one that was noted")
-
-    # --- the result ---------------------------------------------------------------------------
-
-    def result(self) -> Verification:
-        """Say what was found; once, after everything was taken."""
-        for name, chain in self._chains.items():
-            self._order(name, chain)
-        if self._whole:
-            self._registered()
-        self._keys_asked()
-        return Verification(
-            whole=self._whole,
-            chains=sum(chain.lines > 0 for chain in self._chains.values()),
-            entries=self._good,
-            unsealed=self._unsealed,
-            unsealed_chains=list(self._unsealed_chains),
-            keys=sorted(self._good_keys),
-            flaws=self._flaws[:_SHOWN],
-            wrong=self._wrong,
-        )
-
-    def _order(self, name: str, chain: _Chain) -> None:
-        late = dict(chain.late)
-        for first, last in chain.gaps:
-            inside = sorted(number for number in late if first <= number <= last)
-            for number in inside:
-                detail = f"it stands after {late.pop(number)}"
-                self._flaw(name, number, Wrong.REORDERED, detail)
-            for begin, end in _between(first, last, inside):
-                missing = f"{begin}" if begin == end else f"{begin} to {end}"
-                self._flaw(name, begin, Wrong.MISSING, f"missing: {missing}")
-        for number, after in late.items():
-            detail = f"there is more than one; this one stands after {after}"
-            self._flaw(name, number, Wrong.ADDED, detail)
-
-    def _registered(self) -> None:
-        """Compare the chains with what the operators' chain says of them."""
-        register = self._chains.get(OPERATORS)
-        if register is None or not register.lines:
-            if not self._unknown:
-                self._flaw(OPERATORS, None, Wrong.MISSING, "there is no sealed entry in it")
-            return
-        sound = not (register.flawed or register.gaps or register.late or self._unknown)
-        for name, chain in self._chains.items():
-            if chain.closed is not None and chain.closed != (chain.number, chain.mac):
-                self._ends_elsewhere(name, chain, chain.closed[0])
-            elif chain.begun and not chain.lines and not chain.ended:
-                self._flaw(name, None, Wrong.MISSING, "all of it is gone")
-            elif chain.lines and not chain.head:
-                self._flaw(name, None, Wrong.CUT, "how far it goes is not noted any more")
-            if sound and name != OPERATORS and chain.lines and not chain.begun:
-                detail = f"{OPERATORS} does not know of it: it was deleted before, or is not ours"
-                self._flaw(name, None, Wrong.ADDED, detail)
-
-    def _keys_asked(self) -> None:
-        if not self._unknown:
-            return
-        named = ", ".join(sorted(self._unknown))
-        if not self._good:
-            detail = f"no entry matches the given key; they were sealed with {named}"
-        else:
-            count = sum(self._unknown.values())
-            detail = f"{count} seals are of a key that was not given: {named}"
-        self._flaw("", None, Wrong.KEY, detail)
-
-    def _flaw(self, chain: str, number: int | None, what: Wrong, detail: str) -> None:
-        known = self._chains.get(chain)
-        if known is not None:
-            known.flawed = True
-        self._wrong += 1
-        if len(self._flaws) < _SHOWN:
-            self._flaws.append(Flaw(chain=chain, number=number, what=what, detail=detail))
-
-
-def _between(first: int, last: int, there: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Yield the ranges from ``first`` to ``last`` without what is ``there``, which is sorted."""
-    for number in (*there, last + 1):
-        if first < number:
-            yield first, number - 1
-        first = number + 1

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pydantic.json_schema import JsonSchemaMode
 
 from remediator.access import Permission
-from remediator.routing import ID, Call, ProblemView, Route
+from remediator.routing import ID, JSON_LINES, Call, ProblemView, Route
 
 PATH = "/api/v1/openapi.json"
 _REF = "#/components/schemas/{model}"
@@ -112,7 +112,9 @@ def _query_parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
 
 
 def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
-    if route.response is None:
+    if route.lines is not None:
+        content = {JSON_LINES: {"schema": schemas.add(route.lines, "serialization")}}
+    elif route.response is None:
         content = {"text/plain": {"schema": {"type": "string"}}}
     else:
         schema = schemas.add(route.response, "serialization")

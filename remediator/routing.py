@@ -31,6 +31,8 @@ STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set once the service stops: what would start new work answers 503."""
 ID = "[0-9A-Za-z_.:-]{1,100}"
 """Pattern of an id in a path; anything else is no such route."""
+JSON_LINES = "application/x-ndjson"
+"""Content type of an answer that is one JSON document a line."""
 _COMMAND_BODY = 64 * 1024
 
 _log = structlog.get_logger(__name__)
@@ -147,6 +149,8 @@ class Route:
     """Whether the frame reads the body as ``request``; otherwise the handler does."""
     response: Any = None
     """Type of the JSON answer; None is text."""
+    lines: Any = None
+    """Type of each line, where the answer is JSON lines."""
     status: int = 200
     """Status of the good answer."""
     errors: tuple[int, ...] = ()

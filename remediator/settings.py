@@ -46,6 +46,7 @@ from remediator.sections import (
     Slack,
     Variable,
 )
+from remediator.storage import Audit, Redis, Store
 from remediator.systems import (
     Complaint,
     LimitsByScope,
@@ -151,27 +152,6 @@ class Log(Section):
     """Least severity that is written."""
 
 
-class Store(Section):
-    """Where state is kept."""
-
-    dsn_file: File | None = None
-    """File with the PostgreSQL URL, `postgresql://user:password@host/database`."""
-    dsn_env: Variable | None = None
-    """Environment variable with the PostgreSQL URL. Neither: SQLite in `state_dir`."""
-    lease: Annotated[Period, Field(ge=timedelta(seconds=1))] = timedelta(seconds=5)
-    """Time after which a silent replica's incident is taken over by another; and the time in
-    which a reserved change may begin."""
-
-
-class Redis(Section):
-    """A Redis that the replicas share. It makes things faster and is never needed."""
-
-    url_file: File | None = None
-    """File with the URL, `redis://user:password@host:6379/0`."""
-    url_env: Variable | None = None
-    """Environment variable with the URL. Neither: no Redis."""
-
-
 class Playbooks(Section):
     """Where playbooks are found, besides the built-in and the installed ones."""
 
@@ -198,6 +178,8 @@ class Settings(Section):
     """How many different persons must approve, by risk. Default 1 for each."""
     store: Store = Store()
     """The database that holds deliveries, incidents and the ledger."""
+    audit: Audit = Audit()
+    """What the journal is sealed with."""
     redis: Redis = Redis()
     """A Redis that the replicas share; optional."""
     slack: Slack | None = None

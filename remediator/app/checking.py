@@ -17,6 +17,7 @@ from remediator.app.channels import look_at_channels
 from remediator.app.checked import load, usable
 from remediator.app.possible import acts, possible
 from remediator.app.readings import look, missing_workload, without_name
+from remediator.app.sealing import look_at_key
 from remediator.app.service import store_url
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import ConfigError, RemediatorError
@@ -69,7 +70,7 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     catalogue, playbooks = load(settings)
     unread = _unread_secrets(settings, environ)
     refusals = [*_credentials(settings, environ), *_chat(settings, environ)]
-    refusals += look_at_channels(settings, catalogue, environ)
+    refusals += [*look_at_channels(settings, catalogue, environ), look_at_key(settings, environ)]
     place = settings.place()
     file = place.base / Path(place.name).name if place.base.is_absolute() else "no file"
     read = f"{file}: {_count(len(catalogue.services), 'service')}"

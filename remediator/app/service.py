@@ -29,11 +29,15 @@ from remediator.app.pagerduty import (
     open_pagerduty,
     signing_secrets,
 )
+from remediator.app.retaining import age_of, keep_within
+from remediator.app.sealing import sealing_keys
 from remediator.app.watching import Watching, watch_backlog
+from remediator.app.windows import Windows
 from remediator.bodies import BodyLimits
 from remediator.catalogue import Catalogue
 from remediator.console.api import api_routes
-from remediator.errors import ConfigError, Refused, RejectedDelivery, StoreUnavailable
+from remediator.console.auditing import audit_routes
+from remediator.errors import ConfigError, RejectedDelivery, StoreUnavailable
 from remediator.intake.alertmanager import parse
 from remediator.intake.fetching import Fetch, Fetching
 from remediator.intake.listen import ConnectionLimits, listening
@@ -41,7 +45,6 @@ from remediator.intake.pagerduty_door import pagerduty_routes
 from remediator.intake.replay import Replays, replay_routes
 from remediator.intake.server import Door, health_routes, webhook_routes
 from remediator.intake.slack import slack_routes
-from remediator.maintenance import MaintenanceOrder
 from remediator.mitigation.silencing import Silencing
 from remediator.model import Alert, DeadLetter, Delivery, IncidentId, Source
 from remediator.openapi import with_description
@@ -54,7 +57,6 @@ from remediator.settings import Settings
 from remediator.store import Store, open_store
 from remediator.summons import Channel
 from remediator.telemetry import Telemetry
-from remediator.views import WindowView
 from remediator.work import Levers, Surroundings
 from remediator.worker import Doorbell, Worker
 
@@ -120,6 +122,7 @@ async def running(
                 scopes=every_scope(catalogue),
                 deciders=every_decider(catalogue),
                 lease=settings.store.lease,
+                keys=sealing_keys(settings, environ),
             )
         )
         backends = await stack.enter_async_context(open_backends(settings, environ))
@@ -238,7 +241,11 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
     )
     async with asyncio.TaskGroup() as group:
         loops = group.create_task(worker.run(), name="worker")
-        counting = group.create_task(watch_backlog(parts.store, parts.telemetry), name="backlog")
+        beside = [group.create_task(watch_backlog(parts.store, parts.telemetry), name="backlog")]
+        retention = parts.settings.store.retention
+        if retention is not None:
+            age = age_of(retention, every_bound(parts.catalogue, parts.playbooks))
+            beside.append(group.create_task(keep_within(parts.store, age), name="retention"))
         try:
             yield worker
         finally:
@@ -246,7 +253,8 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
             within = parts.settings.shutdown_within.total_seconds()
             await asyncio.wait([loops], timeout=within)
             loops.cancel()  # what is left over is taken up again when its lease is over
-            counting.cancel()
+            for task in beside:
+                task.cancel()
 
 
 def _called(telemetry: Telemetry) -> Callable[[str, str], None]:
@@ -322,31 +330,9 @@ def _routes(parts: Parts, worker: Worker, body: BodyLimits) -> tuple[Route, ...]
         *health_routes(ready, lambda: (parts.telemetry.render(), Telemetry.content_type)),
         *replay_routes(replays),
         *api_routes(store.records, loaded, store.commands, Windows(store, parts.catalogue)),
+        *audit_routes(store.audit),
     )
     return with_description(routes, metadata.version("remediator"))
-
-
-class Windows:
-    """The maintenance windows of the file and those that were ordered, for the operator's API."""
-
-    def __init__(self, store: Store, catalogue: Catalogue) -> None:
-        self._store = store
-        self._planned = catalogue.maintenance
-
-    async def windows(self) -> list[WindowView]:
-        """List what runs and what comes."""
-        return await self._store.windows.listed(self._planned)
-
-    async def start(self, order: MaintenanceOrder, by: str) -> WindowView:
-        """Let a window begin, now or later."""
-        return await self._store.commands.start_maintenance(order, by)
-
-    async def end(self, window_id: str, by: str) -> WindowView:
-        """End a window that was ordered; one of the file is ended there."""
-        if any(plan.id == window_id for plan in self._planned):
-            reason = "is in the configuration file: take it out there and restart the service"
-            raise Refused(409, f"{window_id} {reason}")
-        return await self._store.commands.end_maintenance(window_id, by)
 
 
 class CountingInbox:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from remediator.cli import loaded, local, oncall, operate, windows
+from remediator.cli import audit, loaded, local, oncall, operate, windows
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import plain
 from remediator.errors import ConfigError, RemediatorError
@@ -40,6 +40,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(windows.maintenance)
+app.add_typer(audit.audit)
 
 
 def _print_version(*, asked: bool) -> None:

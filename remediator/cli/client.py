@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -117,6 +118,17 @@ class Api:
         """DELETE below ``/api/v1``; a 2xx JSON answer, or ``Failure``."""
         return self._send("DELETE", path)
 
+    def lines(self, path: str, params: Mapping[str, str] | None = None) -> Iterator[str]:
+        """GET below ``/api/v1``; yield the lines of an answer in JSON lines, or ``Failure``."""
+        with (
+            self._reached(),
+            self._http.stream("GET", f"/api/v1{path}", params=params) as answer,
+        ):
+            if not answer.is_success or _kind(answer) != "application/x-ndjson":
+                answer.read()
+                raise self._not_this(self._accepted(answer))
+            yield from answer.iter_lines()
+
     def read(self, answer: httpx.Response, model: type[M]) -> M:
         """Read an answer as ``model``; fields of a newer service are left out."""
         try:
@@ -129,8 +141,15 @@ class Api:
             ) from error
 
     def _send(self, method: str, path: str, **content: Any) -> httpx.Response:
-        try:
+        with self._reached():
             answer = self._http.request(method, f"/api/v1{path}", **content)
+        return self._accepted(answer)
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Say what to do when the service cannot be reached."""
+        try:
+            yield
         except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
             raise Failure(
                 UNREACHABLE,
@@ -144,19 +163,22 @@ class Api:
                 f"no service answers at {self.url} ({reason});"
                 " start one with `remediator serve`, or set REMEDIATOR_URL",
             ) from error
-        return self._accepted(answer)
 
     def _accepted(self, answer: httpx.Response) -> httpx.Response:
         if answer.status_code == 401:
             raise Failure(*self._unauthorized())
-        kind = answer.headers.get("Content-Type", "").partition(";")[0].strip()
+        kind = _kind(answer)
         if answer.is_success and kind == "application/json" and _is_json(answer):
             return answer
         if kind == "application/problem+json" and _is_json(answer):
             raise Failure(REFUSED, _problem(answer))
-        raise Failure(
+        raise self._not_this(answer)
+
+    def _not_this(self, answer: httpx.Response) -> Failure:
+        kind = _kind(answer) or "without a type"
+        return Failure(
             REFUSED,
-            f"{answer.request.url} answers {answer.status_code} {kind or 'without a type'},"
+            f"{answer.request.url} answers {answer.status_code} {kind},"
             " which is not this API; see REMEDIATOR_URL",
         )
 
@@ -187,6 +209,10 @@ def _address(url: str) -> str:
     if not usable:
         raise Failure(USAGE, f"REMEDIATOR_URL {url!r} is not an http:// or https:// address")
     return url.rstrip("/")
+
+
+def _kind(answer: httpx.Response) -> str:
+    return str(answer.headers.get("Content-Type", "")).partition(";")[0].strip()
 
 
 def _is_json(answer: httpx.Response) -> bool:

@@ -22,6 +22,7 @@ from remediator.store.notices import Notices
 from remediator.store.obligations import Obligations
 from remediator.store.queue import LEASE, Queue
 from remediator.store.records import Records
+from remediator.store.retention import Retention
 from remediator.store.schema import require_schema
 from remediator.store.silenced import Silenced
 from remediator.store.windows import Windows
@@ -51,6 +52,7 @@ class Store:
     windows: Windows
     escalations: Escalations
     audit: Audit
+    retention: Retention
 
 
 @contextlib.asynccontextmanager
@@ -97,4 +99,5 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
             windows=Windows(database),
             escalations=Escalations(database),
             audit=audit,
+            retention=Retention(database),
         )

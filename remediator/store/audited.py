@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
-from pydantic import AwareDatetime
 from sqlalchemy import Select, Table, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator import audit
-from remediator.audit import Entry, Head, Keys, Verification, Verifier
+from remediator.audit import Begin, End, Entry, Head, Keys, Part
 from remediator.errors import Refused
-from remediator.model import Value
 from remediator.store import tables as t
 from remediator.store.database import Database
 from remediator.store.journal import append
+from remediator.verifying import Verification, Verifier
 
 PAGE = 500
 """Rows that are read at a time."""
 PATIENCE = 60
 """Seconds that a reader of the export may let us wait before the database ends it."""
-
-
-class Part(Value):
-    """Which part of the journal is asked for; none of them: all of it."""
-
-    incident: str | None = None
-    since: AwareDatetime | None = None
-
-    @property
-    def whole(self) -> bool:
-        """Whether that is everything."""
-        return self.incident is None and self.since is None
 
 
 class Audit:
@@ -62,20 +50,22 @@ class Audit:
             reason = "this service has no key of the audit: set audit.key_file or audit.key_env"
             raise Refused(409, reason)
         verifier = Verifier(self._keys)
-        async for record in self.records(Part()):
-            match record:
-                case Entry():
-                    verifier.entry(record)
-                case Head():
-                    verifier.head(record)
+        async with aclosing(self.export(Part())) as records:
+            async for record in records:
+                match record:
+                    case Entry():
+                        verifier.entry(record)
+                    case Head():
+                        verifier.head(record)
         return verifier.result()
 
-    async def records(self, part: Part) -> AsyncIterator[Entry | Head]:
+    async def export(self, part: Part) -> AsyncGenerator[Begin | Entry | Head | End, None]:
         """Yield the entries of ``part`` in their order, then how far each chain goes."""
         async with self._database.read() as connection:
             if self._database.is_postgres:
                 limit = f"SET LOCAL idle_in_transaction_session_timeout = '{PATIENCE}s'"
                 await connection.execute(text(limit))
+            yield Begin(**dict(part), at=await self._database.now(connection))
             lines = select(t.journal)
             heads = select(t.chains)
             if part.since is not None:
@@ -83,10 +73,13 @@ class Audit:
             if part.incident is not None:
                 lines = lines.where(t.journal.c.incident_id == part.incident)
                 heads = heads.where(t.chains.c.chain == part.incident)
+            entries = 0
             async for row in _paged(connection, lines, t.journal, "id"):
+                entries += 1
                 yield _entry(row)
             async for row in _paged(connection, heads, t.chains, "chain"):
                 yield Head(**row)
+            yield End(entries=entries)
 
 
 async def _paged(

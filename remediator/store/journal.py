@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -57,6 +57,20 @@ def append(  # noqa: PLR0913 - the columns of a line, by keyword
 def forget(connection: AsyncConnection) -> None:
     """Drop what a transaction left that was rolled back."""
     connection.info.pop(_WAITING, None)
+
+
+async def remove(
+    connection: AsyncConnection, incidents: Collection[str], at: datetime, reason: str
+) -> None:
+    """Delete all lines about ``incidents``, at most 500, and leave how far their chains went."""
+    ordered = sorted(incidents)
+    mine = t.chains.c.chain.in_(ordered)
+    locked = select(t.chains).where(mine).order_by(t.chains.c.chain).with_for_update()
+    rows = (await connection.execute(locked)).mappings().all()
+    await connection.execute(delete(t.journal).where(t.journal.c.incident_id.in_(ordered)))
+    await connection.execute(delete(t.chains).where(mine))
+    data = {"heads": {row["chain"]: [row["count"], row["mac"]] for row in rows}}
+    append(connection, None, at=at, step=audit.STEP, event=audit.DELETED, reason=reason, data=data)
 
 
 async def write(connection: AsyncConnection, keys: Keys | None) -> None:

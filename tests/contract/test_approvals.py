@@ -284,6 +284,8 @@ async def test_what_was_asked_for_in_a_chat_is_kept_with_its_result(
         assert line.data == {"by": "eve", "incident": incident.id, **detail}
         async with bench.store.database.read() as connection:
             rows = await connection.execute(
-                select(tables.journal.c.data).where(tables.journal.c.incident_id.is_(None))
+                select(tables.journal.c.data).where(
+                    tables.journal.c.incident_id.is_(None), tables.journal.c.step == "operator"
+                )
             )
             assert [row["incident"] for row in rows.scalars()] == ["inc-nobody-knows"]

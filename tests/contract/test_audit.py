@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import func, select, text
 
-from remediator.audit import OPERATORS, Entry, Key, Keys, Verification, Wrong
+from remediator.app.retaining import age_of, delete_old
+from remediator.audit import OPERATORS, Entry, Key, Keys, Part
 from remediator.errors import Refused
-from remediator.model import Mode
+from remediator.model import Bound, Limits, Mode
 from remediator.store import Store, open_store, tables
-from remediator.store.audited import Part
+from remediator.verifying import Verification, Wrong
 from tests.store_fixtures import SEALED, Bench, OpenBench, a_service, resolved
 
 
@@ -34,7 +36,7 @@ class History:
         return await self.bench.store.audit.verify()
 
     async def entries(self, chain: str) -> list[Entry]:
-        every = [record async for record in self.bench.store.audit.records(Part())]
+        every = [record async for record in self.bench.store.audit.export(Part())]
         return [e for e in every if isinstance(e, Entry) and e.chain == self.named(chain)]
 
     async def tamper(self, *statements: str, **values: Any) -> None:
@@ -73,6 +75,8 @@ async def a_history(open_bench: OpenBench, keys: Keys | None = SEALED) -> AsyncI
         (still_open,) = [i.id for i in await bench.incidents() if i.state == "open"]
         await bench.store.commands.pause("global", "ann", "a look at \N{SNOWMAN}\0 first")
         await bench.store.commands.resume("global", "ann")
+        for notice in await bench.store.notices.claim(10):
+            await bench.store.notices.sent(notice, None)
         yield History(bench, closed, still_open)
 
 
@@ -136,7 +140,7 @@ async def test_the_timeline_leaves_the_ledgers_own_entries_out(history: History)
         "step = 'triagé'",
         "event = event || '.'",
         "reason = reason || ' '",
-        "data = '{\"by\": \"eve\"}'",
+        'data = \'{"by": "eve"}\'',
         "mac = mac || '0'",
     ],
 )
@@ -321,10 +325,10 @@ async def test_after_a_rotation_both_keys_verify(history: History, open_bench: O
 
 
 async def test_one_incident_alone_can_be_read_with_its_head(history: History) -> None:
-    part = [r async for r in history.bench.store.audit.records(Part(incident=history.closed))]
-    assert {record.chain for record in part} == {history.closed}
-    assert [record.kind for record in part].count("head") == 1
-    assert part[-1].kind == "head"
+    asked = Part(incident=history.closed)
+    begin, *part, head, end = [r async for r in history.bench.store.audit.export(asked)]
+    assert (begin.kind, head.kind, end.kind) == ("export", "head", "end")
+    assert {record.chain for record in part if isinstance(record, Entry)} == {history.closed}
 
 
 async def test_a_write_that_is_undone_leaves_no_entry_and_no_hole(history: History) -> None:
@@ -358,3 +362,89 @@ async def test_replicas_that_write_at_once_keep_every_chain_whole(
     query = select(func.count()).where(tables.journal.c.event.like("note %"))
     async with history.bench.store.database.read() as connection:
         assert await connection.scalar(query) == 4 * 25 * 3
+
+
+# --- retention ----------------------------------------------------------------------------------
+
+DAY = timedelta(days=1)
+
+
+async def _incidents(history: History) -> set[str]:
+    return {incident.id for incident in await history.bench.incidents()}
+
+
+async def test_retention_deletes_a_closed_incident_whole_and_the_audit_knows(
+    history: History,
+) -> None:
+    bench, before = history.bench, len(await history.entries("closed"))
+    bench.clock.now += 2 * DAY
+    await delete_old(bench.store, 3 * DAY)
+    assert await _incidents(history) == {history.closed, history.still_open}
+    await delete_old(bench.store, DAY)
+    assert await _incidents(history) == {history.still_open}
+    assert before
+    assert await history.entries("closed") == []
+    found = await history.verify()
+    assert (found.ok, found.flaws) == (True, [])
+    (gone,) = [e for e in await history.entries(OPERATORS) if e.event == "incidents deleted"]
+    assert gone.data["heads"][history.closed][0] == before
+    deliveries = (await bench.store.records.deliveries()).items
+    assert [d.incidents for d in deliveries] == [[history.still_open]]
+
+
+async def test_what_retention_deleted_cannot_come_back_unseen(history: History) -> None:
+    async with history.bench.store.database.read() as connection:
+        mine = tables.journal.c.incident_id == history.closed
+        rows = (await connection.execute(select(tables.journal).where(mine))).mappings().all()
+        whole = select(tables.incidents).where(tables.incidents.c.id == history.closed)
+        incident = (await connection.execute(whole)).mappings().one()
+    history.bench.clock.now += 2 * DAY
+    await delete_old(history.bench.store, DAY)
+    back = {tables.incidents: [dict(incident)], tables.journal: [dict(row) for row in rows]}
+    await history.bench.store.database.insert(back)
+    assert {(f.chain, f.what) for f in (await history.verify()).flaws} >= {
+        (history.closed, Wrong.ADDED)
+    }
+
+
+async def test_an_incident_deleted_without_a_trace_is_not_taken_for_retention(
+    history: History,
+) -> None:
+    history.bench.clock.now += 2 * DAY
+    await delete_old(history.bench.store, DAY)
+    last = len(await history.entries(OPERATORS))
+    await history.tamper(
+        "DELETE FROM journal WHERE id = :id", id=await history.row(OPERATORS, last)
+    )
+    assert {(f.chain, f.what) for f in (await history.verify()).flaws} == {
+        (OPERATORS, Wrong.CUT),
+        (history.closed, Wrong.MISSING),
+    }
+
+
+async def test_retention_keeps_what_is_owed_still_fires_or_is_to_be_told(
+    open_bench: OpenBench,
+) -> None:
+    held = [a_service(parameters={"hold": "90d"}), a_service("bills", mode=Mode.SHADOW)]
+    async with open_bench(services=held, undo=True) as bench:
+        alert = bench.alert()
+        await bench.receive(alert)
+        await bench.settle(45)
+        await bench.receive(resolved(alert, bench.clock))
+        await bench.settle()
+        bench.world.things = {"bills:lamp"}
+        await bench.receive(bench.alert(service="bills"))
+        await bench.settle()
+        owed, fires = sorted(incident.id for incident in await bench.incidents())
+        for notice in await bench.store.notices.claim(10):
+            await bench.store.notices.sent(notice, None)
+        assert {i.state for i in await bench.incidents()} == {"closed"}
+        bench.clock.now += 2 * DAY
+        await delete_old(bench.store, DAY)
+        assert {i.id for i in await bench.incidents()} == {owed, fires}
+
+
+def test_what_limits_count_is_kept_as_long_as_they_count_it() -> None:
+    week = Limits(budget=1, window=7 * DAY, cooldown=timedelta(0), concurrency=1)
+    assert age_of(DAY, [Bound(scope="global", limits=week)]) == 7 * DAY
+    assert age_of(90 * DAY, [Bound(scope="global", limits=week)]) == 90 * DAY

@@ -1,0 +1,48 @@
+"""Deletes what is older than the configuration wants to keep, a little at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from datetime import timedelta
+
+import structlog
+
+from remediator.errors import StoreUnavailable
+from remediator.model import Bound
+from remediator.store import Store
+
+EVERY = 600.0
+"""Seconds between two looks for what is too old."""
+
+_log = structlog.get_logger(__name__)
+
+
+def age_of(retention: timedelta, bounds: Iterable[Bound]) -> timedelta:
+    """Return the age from which on nothing is needed: no limit counts further back."""
+    counted = (max(bound.limits.window, bound.limits.cooldown) for bound in bounds)
+    return max((retention, *counted))
+
+
+async def keep_within(store: Store, age: timedelta) -> None:
+    """Delete what is older than ``age``, for ever."""
+    while True:
+        try:
+            await delete_old(store, age)
+        except StoreUnavailable as error:
+            _log.warning("retention_put_off", reason=str(error))
+        except Exception:  # noqa: BLE001 - what is kept too long must not stop the service
+            _log.exception("retention_failed")
+        await asyncio.sleep(EVERY)
+
+
+async def delete_old(store: Store, age: timedelta) -> None:
+    """Delete everything that is older than ``age`` now."""
+    incidents = 0
+    while deleted := await store.retention.incidents(age):
+        incidents += deleted
+    after: str | None = ""
+    while after is not None:
+        after = await store.retention.deliveries(age, after)
+    if incidents:
+        _log.info("retention", incidents=incidents)

@@ -1,0 +1,65 @@
+"""The keys that the journal is sealed with: configured, or generated beside a SQLite store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import structlog
+
+from remediator.access import generated_secret
+from remediator.audit import Key, Keys
+from remediator.errors import ConfigError
+from remediator.sections import SecretRef
+from remediator.settings import Settings
+
+KEY_FILE = "audit-key"
+"""Name of the generated key in the state folder."""
+UNSEALED = (
+    "nothing is sealed, so the audit proves nothing: set audit.key_file or audit.key_env to a key"
+    " that all replicas share"
+)
+
+Level = Literal["ok", "warning", "error"]
+
+_log = structlog.get_logger(__name__)
+
+
+def sealing_keys(settings: Settings, environ: Mapping[str, str]) -> Keys | None:
+    """Return the keys; None, said loudly, where replicas share a store and no key is configured.
+
+    Raises ``ConfigError`` for a key that cannot be read or is too short.
+    """
+    others = tuple(_key(reference, environ) for reference in settings.audit.others)
+    reference = settings.audit.secret("key")
+    if reference is not None:
+        return Keys(_key(reference, environ), others)
+    if settings.store.secret("dsn") is None:
+        secret = generated_secret(settings.state_dir / KEY_FILE)
+        return Keys(Key(secret.encode()), others)
+    _log.warning("audit_not_sealed", reason=UNSEALED)
+    return None
+
+
+def look_at_key(settings: Settings, environ: Mapping[str, str]) -> tuple[Level, str, str]:
+    """Say, for ``check``, what the journal is sealed with; nothing is generated."""
+    try:
+        for other in settings.audit.others:
+            _key(other, environ)
+        reference = settings.audit.secret("key")
+        if reference is not None:
+            return "ok", "audit", f"sealed with the key {_key(reference, environ).id}"
+    except ConfigError as error:
+        return "error", "audit", str(error)
+    if settings.store.secret("dsn") is not None:
+        return "warning", "audit", UNSEALED
+    where = f"a key that is generated in {settings.state_dir / KEY_FILE}"
+    return "ok", "audit", f"sealed with {where}, beside the store: keep one elsewhere"
+
+
+def _key(reference: SecretRef, environ: Mapping[str, str]) -> Key:
+    secret = reference.read(environ)
+    try:
+        return Key(secret.encode())
+    except ConfigError as error:
+        raise ConfigError(f"{reference}: {error}") from None

@@ -1,0 +1,161 @@
+"""The commands about the audit: write the journal out, and check that nobody changed it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from remediator.audit import Begin, End, Entry, Head, Key, Keys, read_record
+from remediator.cli.client import Api
+from remediator.cli.failure import REFUSED, USAGE, Failure
+from remediator.cli.operate import Json, print_json, say
+from remediator.verifying import Flaw, Verification, Verifier
+
+VERIFYING = 600.0
+"""Seconds to wait until the service has verified everything."""
+
+audit = typer.Typer(
+    name="audit",
+    help="What was done, sealed so that nobody changes it unseen: write it out, verify it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@audit.command("export")
+def export_audit(
+    *,
+    incident: Annotated[str | None, typer.Option(metavar="ID", help="Only this incident.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Only from then on, such as 2026-01-31T00:00:00Z."),
+    ] = None,
+) -> None:
+    """Write the journal to stdout as it is sealed, one JSON document a line."""
+    asked = {"incident": incident, "since": since}
+    last = ""
+    with Api() as api:
+        for line in api.lines("/audit", {k: v for k, v in asked.items() if v is not None}):
+            sys.stdout.write(f"{line}\n")
+            last = line
+    if not last.startswith('{"kind":"end"'):
+        raise Failure(REFUSED, "the export broke off; what was written is not complete")
+
+
+@audit.command("verify")
+def verify_audit(
+    *,
+    as_json: Json = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Take lines without a seal for wrong, too.")
+    ] = False,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", metavar="EXPORT", help="Verify this export, without a service."),
+    ] = None,
+    key_file: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="The key, for --file; repeatable after a rotation."),
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="EARLIER", help="With --file: an earlier export that must be in it."),
+    ] = None,
+) -> None:
+    """Find changed, missing, reordered, cut or added entries; by the service, or in an export.
+
+    Exit code 1: something is wrong. Lines that an older version or a service without a key wrote
+    are named, and are not wrong without --strict.
+    """
+    if file is None and (key_file or against):
+        raise Failure(USAGE, "--key-file and --against belong to --file EXPORT")
+    if file is not None:
+        found = _of_file(file, key_file or [], against)
+        if as_json:
+            typer.echo(found.model_dump_json())
+    else:
+        with Api(timeout=VERIFYING) as api:
+            answer = api.get("/audit/verify")
+            if as_json:
+                print_json(answer)
+            found = api.read(answer, Verification)
+    if not as_json:
+        _tell(found)
+    if not found.ok or (strict and found.unsealed):
+        raise Failure(REFUSED, "the audit does not hold")
+
+
+def _tell(found: Verification) -> None:
+    entries, chains = _count(found.entries, "entry", "entries"), _count(found.chains, "chain")
+    say(f"{entries} in {chains} are as they were sealed (keys: {', '.join(found.keys) or 'none'}).")
+    if not found.whole:
+        say("This is a part of the journal: what lacks outside of it does not show.")
+    if found.unsealed:
+        where = ", ".join(found.unsealed_chains[:10])
+        more = ", ..." if len(found.unsealed_chains) > 10 else ""
+        lines = _count(found.unsealed, "line")
+        say(f"{lines} not sealed, by an older version or without a key: they prove nothing.")
+        say(f"They are in: {where}{more}")
+    for flaw in found.flaws:
+        say(_flaw(flaw))
+    if found.wrong > len(found.flaws):
+        say(f"... and {found.wrong - len(found.flaws)} more.")
+    if found.ok:
+        say("Nothing is wrong.")
+
+
+def _flaw(flaw: Flaw) -> str:
+    place = " ".join(str(part) for part in (flaw.chain, flaw.number) if part not in ("", None))
+    return f"{flaw.what}: {place}: {flaw.detail}" if place else f"{flaw.what}: {flaw.detail}"
+
+
+def _count(number: int, noun: str, many: str = "") -> str:
+    return f"{number} {noun if number == 1 else many or noun + 's'}"
+
+
+# --- an export --------------------------------------------------------------------------------
+
+
+def _of_file(file: Path, key_files: Sequence[Path], against: Path | None) -> Verification:
+    keys = _keys(key_files)
+    earlier = {} if against is None else {h.chain: h for h in _read(against) if isinstance(h, Head)}
+    records = _read(file)
+    begin = next(records, None)
+    if not isinstance(begin, Begin):
+        raise Failure(REFUSED, f"{file} does not begin as an export of the audit")
+    verifier = Verifier(keys, whole=begin.whole, earlier=earlier)
+    complete = False
+    for record in records:
+        match record:
+            case Entry():
+                verifier.entry(record)
+            case Head():
+                verifier.head(record)
+            case End():
+                complete = True
+    if not complete:
+        raise Failure(REFUSED, f"{file} is not complete: its last line is not the end of an export")
+    return verifier.result()
+
+
+def _read(file: Path) -> Iterator[Begin | Entry | Head | End]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            try:
+                yield read_record(line)
+            except ValueError:
+                reason = "is not as the export wrote it"
+                raise Failure(REFUSED, f"line {number} of {file} {reason}") from None
+
+
+def _keys(files: Sequence[Path]) -> Keys:
+    from remediator.sections import SecretRef  # noqa: PLC0415 - only here
+
+    if not files:
+        raise Failure(USAGE, "an export is verified with --key-file FILE, the key of the service")
+    first, *others = (Key(SecretRef(file=file).read({}).encode()) for file in files)
+    return Keys(first, tuple(others))

@@ -1,0 +1,51 @@
+"""The parts of the configuration about where state is kept, and how it is sealed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import Field
+
+from remediator.sections import File, Period, SecretRef, Section, Variable
+
+
+class Store(Section):
+    """Where state is kept."""
+
+    dsn_file: File | None = None
+    """File with the PostgreSQL URL, `postgresql://user:password@host/database`."""
+    dsn_env: Variable | None = None
+    """Environment variable with the PostgreSQL URL. Neither: SQLite in `state_dir`."""
+    lease: Annotated[Period, Field(ge=timedelta(seconds=1))] = timedelta(seconds=5)
+    """Time after which a silent replica's incident is taken over by another; and the time in
+    which a reserved change may begin."""
+    retention: Annotated[Period, Field(ge=timedelta(days=1))] | None = None
+    """Time after which closed incidents are deleted whole, and the deliveries that they came by;
+    what limits still count stays in any case. Default: nothing is ever deleted."""
+
+
+class Redis(Section):
+    """A Redis that the replicas share. It makes things faster and is never needed."""
+
+    url_file: File | None = None
+    """File with the URL, `redis://user:password@host:6379/0`."""
+    url_env: Variable | None = None
+    """Environment variable with the URL. Neither: no Redis."""
+
+
+class Audit(Section):
+    """What the journal is sealed with, so that nobody changes it unseen."""
+
+    key_file: File | None = None
+    """File with the key, the same for all replicas: any text of 16 bytes or more."""
+    key_env: Variable | None = None
+    """Environment variable with the key. Neither: with SQLite one is generated in `state_dir`; with
+    PostgreSQL nothing is sealed."""
+    other_key_files: tuple[File, ...] = ()
+    """Files with further keys that entries may be sealed with: earlier ones, or the next one."""
+
+    @property
+    def others(self) -> tuple[SecretRef, ...]:
+        """References to the keys that only verify."""
+        return tuple(SecretRef(file=file) for file in self.other_key_files)
