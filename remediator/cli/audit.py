@@ -127,6 +127,8 @@ def _of_file(file: Path, key_files: Sequence[Path], against: Path | None) -> Ver
     begin = next(records, None)
     if not isinstance(begin, Begin):
         raise Failure(REFUSED, f"{file} does not begin as an export of the audit")
+    if earlier and not begin.whole:
+        raise Failure(USAGE, f"{file} is a part of the journal; --against needs all of it")
     verifier = Verifier(keys, whole=begin.whole, earlier=earlier)
     complete = False
     for record in records:

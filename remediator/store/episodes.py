@@ -68,6 +68,8 @@ class Opening(Value):
     reason: str
     dry_run: bool = False
     replay_of: str | None = None
+    replayed_by: str | None = None
+    """Credential of who had it replayed."""
 
 
 class Joining(Value):
@@ -199,6 +201,9 @@ async def apply(connection: AsyncConnection, decided: Correlation, now: datetime
     await _write_alerts(connection, decided, now)
     for event in _events(decided, touched):
         append(connection, **event, at=now, step="triage")
+    for opening in decided.opened:
+        if opening.replayed_by is not None:
+            _replayed(connection, opening, opening.replayed_by, now)
     for chunk in _chunks({*touched.values(), *(j.incident_id for j in decided.joined)}):
         await connection.execute(
             update(t.incidents)
@@ -219,6 +224,14 @@ async def apply(connection: AsyncConnection, decided: Correlation, now: datetime
         why = {} if ignored is None else {"reason": ignored}
         told = update(t.events).where(t.events.c.delivery_id == delivery)
         await connection.execute(told.values(applied=ignored is None, **why))
+
+
+def _replayed(connection: AsyncConnection, opening: Opening, by: str, now: datetime) -> None:
+    """Write down who had something played again: an act of an operator, like others."""
+    kind = "a dry run" if opening.dry_run else "for real"
+    reason = f"{by}: {opening.replay_of}, {kind}"
+    data = {"by": by, "incident": opening.id, "dry_run": opening.dry_run}
+    append(connection, None, at=now, step="operator", event="replayed", reason=reason, data=data)
 
 
 async def _write_alerts(connection: AsyncConnection, decided: Correlation, now: datetime) -> None:
@@ -256,7 +269,7 @@ async def _touched(connection: AsyncConnection, decided: Correlation) -> dict[Al
 
 def _opened(opening: Opening, now: datetime) -> dict[str, Any]:
     closed = opening.outcome is not None
-    return opening.model_dump() | {
+    return opening.model_dump(exclude={"replayed_by"}) | {
         "state": IncidentState.CLOSED if closed else IncidentState.OPEN,
         "phase": Phase.DONE if closed else Phase.DIAGNOSE,
         "phase_since": now,

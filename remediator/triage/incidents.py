@@ -161,6 +161,7 @@ class _Draft:
             reason=match.reason,
             dry_run=replay.dry_run if replay is not None else False,
             replay_of=replay.replay_of if replay is not None else None,
+            replayed_by=replay.credential if replay is not None else None,
         )
         self.opened[key] = opening
         self.open_incidents[key] = opening.id

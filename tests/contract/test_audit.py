@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text
 from remediator.app.retaining import age_of, delete_old
 from remediator.audit import OPERATORS, Entry, Key, Keys, Part
 from remediator.errors import Refused
-from remediator.model import Bound, Limits, Mode
+from remediator.model import Bound, Limits, Mode, Source
 from remediator.store import Store, open_store, tables
 from remediator.verifying import Verification, Wrong
 from tests.store_fixtures import SEALED, Bench, OpenBench, a_service, resolved
@@ -117,6 +117,15 @@ async def test_every_change_of_the_ledger_leaves_an_entry_that_says_who_and_why(
     assert told[1][1]["decided_by"] == "ann"
     acts = [e for e in await history.entries(OPERATORS) if e.event == "approved"]
     assert [(e.data["by"], e.data["incident"]) for e in acts] == [("ann", history.still_open)]
+
+
+async def test_who_had_something_replayed_is_kept(history: History) -> None:
+    bench = history.bench
+    await bench.receive(
+        bench.alert(), source=Source.REPLAY, replay_of=history.closed, credential="ann"
+    )
+    (act,) = [e for e in await history.entries(OPERATORS) if e.event == "replayed"]
+    assert (act.reason, act.data["by"]) == (f"ann: {history.closed}, for real", "ann")
 
 
 async def test_the_timeline_leaves_the_ledgers_own_entries_out(history: History) -> None:

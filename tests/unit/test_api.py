@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,8 +15,10 @@ import pytest
 from openapi_spec_validator import validate
 
 from remediator.access import Access, Credential, Role
+from remediator.audit import Begin, End, Entry, Head, Key, Keys, Part, read_record
 from remediator.bodies import BodyLimits
 from remediator.console.api import api_routes
+from remediator.console.auditing import audit_routes
 from remediator.errors import Refused, StoreUnavailable
 from remediator.intake.listen import listening
 from remediator.intake.replay import Replays, replay_routes
@@ -37,6 +39,7 @@ from remediator.model import (
 )
 from remediator.openapi import with_description
 from remediator.routing import STOPPING, build_app
+from remediator.verifying import Verification, Verifier
 from remediator.views import (
     DeadLetterView,
     DeliveryView,
@@ -51,6 +54,16 @@ from remediator.views import (
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 NOW = datetime(2026, 11, 20, 16, tzinfo=UTC)
+ENTRY = Entry(
+    chain="operators",
+    number=1,
+    at=NOW,
+    step="operator",
+    event="paused global",
+    reason="ann: \N{SNOWMAN}\x1b",
+    data={"by": "ann"},
+    mac="00:00",
+)
 ANN = {"Authorization": "Bearer operator-token"}
 VIEWER = {"Authorization": "Bearer viewer-token"}
 INGEST = {"Authorization": "Bearer ingest-token"}
@@ -110,6 +123,8 @@ class Recorder:
 
     asked: list[tuple[Any, ...]] = field(default_factory=list)
     failure: Exception | None = None
+    entries: int = 3
+    breaks_off_at: int = 0
     stored: dict[str, tuple[Alert, ...]] = field(default_factory=dict)
     replayed: list[tuple[Delivery, Sequence[Alert], Sequence[DeadLetter]]] = field(
         default_factory=list
@@ -156,6 +171,19 @@ class Recorder:
     async def dead_letters(self, *, after: str | None, limit: int) -> Page[DeadLetterView]:
         self.note("dead_letters", after, limit)
         return Page(items=[])
+
+    async def verify(self) -> Verification:
+        self.note("verify")
+        return Verifier(Keys(Key(b"a key of sixteen"))).result()
+
+    async def export(self, part: Part) -> AsyncGenerator[Begin | Entry | Head | End, None]:
+        self.note("export", part)
+        yield Begin(**dict(part), at=NOW)
+        for number in range(1, self.entries + 1):
+            yield ENTRY.model_copy(update={"number": number})
+            if number == self.breaks_off_at:
+                raise StoreUnavailable("gone")
+        yield End(entries=self.entries)
 
     async def pauses(self) -> list[PauseView]:
         return [PAUSED]
@@ -250,6 +278,7 @@ async def serving() -> AsyncIterator[Server]:
                 Replays(recorder, recorder.stored_alerts, {"PoolExhausted", "PodOom"}, limits)
             ),
             *api_routes(recorder, recorder, recorder, recorder),
+            *audit_routes(recorder),
         ),
         "0.1.0",
     )
@@ -279,6 +308,54 @@ def assert_problem(answer: httpx.Response, status: int, *words: str) -> dict[str
     for word in words:
         assert word in answer.text
     return problem
+
+
+# --- the audit ----------------------------------------------------------------------------------
+
+
+async def test_the_audit_is_exported_as_lines_of_json_in_plain_ascii(server: Server) -> None:
+    server.recorder.entries = 2000  # more than is sent at once
+    answer = await server.client.get("/api/v1/audit", headers=ANN)
+    assert answer.headers["Content-Type"] == "application/x-ndjson"
+    assert answer.content.isascii()
+    begin, *entries, end = map(read_record, answer.text.splitlines())
+    assert (begin.kind, end.kind) == ("export", "end")
+    assert entries[0] == ENTRY
+    assert [e.number for e in entries if isinstance(e, Entry)] == list(range(1, 2001))
+
+
+async def test_a_part_of_the_audit_can_be_asked_for(server: Server) -> None:
+    query = "incident=inc-1&since=2026-11-20T16:00:00Z"
+    await server.client.get(f"/api/v1/audit?{query}", headers=ANN)
+    assert server.recorder.asked == [("export", Part(incident="inc-1", since=NOW))]
+    assert_problem(
+        await server.client.get("/api/v1/audit?since=yesterday", headers=ANN), 422, "query.since"
+    )
+
+
+async def test_an_export_that_breaks_off_does_not_look_complete(server: Server) -> None:
+    server.recorder.entries, server.recorder.breaks_off_at = 2000, 1999
+    with pytest.raises(httpx.HTTPError):
+        await server.client.get("/api/v1/audit", headers=ANN)
+
+
+async def test_an_export_that_cannot_begin_is_an_error_answer(server: Server) -> None:
+    server.recorder.failure = StoreUnavailable("down")
+    assert_problem(await server.client.get("/api/v1/audit", headers=ANN), 503)
+
+
+async def test_only_operators_read_and_verify_the_audit(server: Server) -> None:
+    for path in ("/api/v1/audit", "/api/v1/audit/verify"):
+        assert_problem(await server.client.get(path, headers=VIEWER), 403)
+    found = await server.client.get("/api/v1/audit/verify", headers=ANN)
+    assert found.json()["ok"] is False
+    assert [flaw["what"] for flaw in found.json()["flaws"]] == ["missing"]
+    assert (await server.client.head("/api/v1/audit", headers=ANN)).status_code == 200
+
+
+async def test_a_service_without_a_key_says_so(server: Server) -> None:
+    server.recorder.failure = Refused(409, "no key")
+    assert_problem(await server.client.get("/api/v1/audit/verify", headers=ANN), 409, "no key")
 
 
 # --- reading ------------------------------------------------------------------------------------

@@ -1,0 +1,168 @@
+"""The audit of a real service by the command line, and an export of it without the service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from remediator.app import running
+from remediator.cli import main
+from remediator.settings import load_settings
+
+Run = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+async def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> AsyncIterator[Run]:
+    """Commands against a service on an empty SQLite store, which pauses and goes on once."""
+    state = tmp_path / "state"
+    settings = load_settings(
+        None, {"REMEDIATOR_STATE_DIR": str(state), "REMEDIATOR_LISTEN": "127.0.0.1:0"}, tmp_path
+    )
+    monkeypatch.chdir(tmp_path)
+
+    async def command(*arguments: str) -> tuple[int, str, str]:
+        def called() -> int:
+            try:
+                main(arguments)
+            except SystemExit as end:
+                return int(end.code or 0)
+            return 0
+
+        code = await asyncio.to_thread(called)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    async with running(settings, {}) as service:
+        monkeypatch.setenv("REMEDIATOR_URL", service.url)
+        monkeypatch.setenv("REMEDIATOR_STATE_DIR", str(state))
+        token = (state / "token").read_text().strip()
+        async with httpx.AsyncClient(base_url=service.url, verify=False) as client:
+            alert = {"status": "firing", "labels": {"alertname": "X"}, "fingerprint": "f"}
+            alert["startsAt"] = "2026-01-01T00:00:00Z"
+            body = {"version": "4", "status": "firing", "alerts": [alert]}
+            taken = await client.post("/", json=body, headers={"Authorization": f"Bearer {token}"})
+            assert taken.status_code == 202
+        for arguments in (("pause", "--reason", "a look"), ("resume",)):
+            assert (await command(*arguments))[0] == 0
+        yield command
+
+
+@pytest.fixture
+def key(run: Run) -> str:
+    return str(Path(os.environ["REMEDIATOR_STATE_DIR"]) / "audit-key")
+
+
+@pytest.fixture
+async def export(run: Run, tmp_path: Path) -> Path:
+    code, out, _ = await run("audit", "export")
+    assert code == 0
+    (tmp_path / "export").write_text(out)
+    return tmp_path / "export"
+
+
+def rewrite(file: Path, change: Callable[[str], str]) -> None:
+    file.write_text(change(file.read_text()))
+
+
+def mode_of(file: str) -> int:
+    return Path(file).stat().st_mode & 0o777
+
+
+async def test_the_service_verifies_what_it_wrote(run: Run) -> None:
+    code, out, err = await run("audit", "verify")
+    assert (code, err) == (0, "")
+    assert out.endswith("Nothing is wrong.\n")
+    code, out, _ = await run("audit", "verify", "--json")
+    assert (code, json.loads(out)["ok"], json.loads(out)["unsealed"]) == (0, True, 0)
+
+
+async def test_the_generated_key_is_for_its_owner_alone(run: Run, key: str) -> None:
+    assert mode_of(key) == 0o600
+
+
+async def test_an_export_verifies_without_the_service(run: Run, export: Path, key: str) -> None:
+    code, out, _ = await run("audit", "verify", "--file", str(export), "--key-file", key)
+    assert code == 0
+    assert out.endswith("Nothing is wrong.\n")
+
+
+async def test_a_changed_word_in_an_export_is_found_and_named(
+    run: Run, export: Path, key: str
+) -> None:
+    rewrite(export, lambda text: text.replace("a look", "nothing"))
+    code, out, err = await run("audit", "verify", "--file", str(export), "--key-file", key)
+    assert code == 1
+    assert "changed: operators" in out
+    assert "does not hold" in err
+
+
+async def test_an_export_whose_end_is_missing_is_not_verified(
+    run: Run, export: Path, key: str
+) -> None:
+    rewrite(export, lambda text: "".join(text.splitlines(keepends=True)[:-1]))
+    code, _, err = await run("audit", "verify", "--file", str(export), "--key-file", key)
+    assert code == 1
+    assert "is not complete" in err
+
+
+async def test_an_export_with_a_wrong_key_is_said_to_be_of_another_key(
+    run: Run, export: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other").write_text("another key that fits nothing")
+    arguments = ("--file", str(export), "--key-file", str(tmp_path / "other"))
+    code, out, _ = await run("audit", "verify", *arguments)
+    assert code == 1
+    assert out.count("no entry matches the given key") == 1
+    assert "changed" not in out
+
+
+async def test_an_earlier_export_that_does_not_go_on_in_a_later_one_is_found(
+    run: Run, export: Path, key: str, tmp_path: Path
+) -> None:
+    await run("pause", "--reason", "once more")
+    (tmp_path / "later").write_text((await run("audit", "export"))[1])
+    given = ("--key-file", key, "--against")
+    later = str(tmp_path / "later")
+    assert (await run("audit", "verify", "--file", later, *given, str(export)))[0] == 0
+    code, out, _ = await run("audit", "verify", "--file", str(export), *given, later)
+    assert code == 1
+    assert "cut: operators" in out
+
+
+async def test_one_incident_is_exported_and_verified_as_a_part(
+    run: Run, key: str, tmp_path: Path
+) -> None:
+    (incident,) = json.loads((await run("incidents", "--json"))[1])["items"]
+    _, out, _ = await run("audit", "export", "--incident", incident["id"])
+    (tmp_path / "part").write_text(out)
+    arguments = ("--file", str(tmp_path / "part"), "--key-file", key)
+    code, out, _ = await run("audit", "verify", *arguments)
+    assert code == 0
+    assert "This is a part of the journal" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["verify", "--key-file", "k"], "belong to --file"),
+        (["verify", "--file", "export"], "verified with --key-file"),
+        (["verify", "--file", "missing", "--key-file", "short"], "at least 16 bytes"),
+        (["export", "--since", "yesterday"], "query.since"),
+    ],
+)
+async def test_a_command_that_cannot_be_meant_is_refused(
+    run: Run, export: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    (tmp_path / "short").write_text("short")
+    code, _, err = await run("audit", *arguments)
+    assert code in (1, 2)
+    assert said in err
