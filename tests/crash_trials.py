@@ -108,6 +108,9 @@ async def killed_at(moment: Moment, arrange: Arrange, folder: Path) -> bool:
 async def judge(fault: Fault, incident: dict[str, Any], service: CrashingService) -> None:
     """Hold what became of the fault against what must be."""
     told = f"{incident['outcome']}: {incident['reason']}"
+    audit = (await service.api("GET", "/audit/verify")).json()
+    assert audit["ok"], audit
+    assert audit["unsealed"] == 0
     await service.kill()
     rows = ledger(service.state / "remediator.db")
     applied = [key for key, state, _ in rows if state == "applied"]
