@@ -114,6 +114,9 @@ def _query_parameters(route: Route, schemas: _Schemas) -> list[dict[str, Any]]:
 def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
     if route.lines is not None:
         content = {JSON_LINES: {"schema": schemas.add(route.lines, "serialization")}}
+    elif route.events is not None:
+        schema = schemas.add(route.events, "serialization")
+        content = {"text/event-stream": {"schema": schema}}
     elif route.response is None:
         content = {"text/plain": {"schema": {"type": "string"}}}
     else:

@@ -151,6 +151,8 @@ class Route:
     """Type of the JSON answer; None is text."""
     lines: Any = None
     """Type of each line, where the answer is JSON lines."""
+    events: Any = None
+    """Type of each event where the answer is a stream of server-sent events."""
     status: int = 200
     """Status of the good answer."""
     errors: tuple[int, ...] = ()

@@ -152,6 +152,14 @@ class Log(Section):
     """Least severity that is written."""
 
 
+class Admission(Section):
+    """How much is taken of one sender. What is over it is answered 503, and sent again."""
+
+    rate: Annotated[str, Field(pattern=r"^[1-9]\d{0,6}/(second|minute|hour)$")] | None = None
+    """Webhooks of one credential, such as `600/minute`: over all replicas where they share a
+    Redis, else in each. None: no limit."""
+
+
 class Playbooks(Section):
     """Where playbooks are found, besides the built-in and the installed ones."""
 
@@ -182,6 +190,8 @@ class Settings(Section):
     """What the journal is sealed with."""
     redis: Redis = Redis()
     """A Redis that the replicas share; optional."""
+    admission: Admission = Admission()
+    """How often a sender may post."""
     slack: Slack | None = None
     """Where incidents are told."""
     pagerduty: PagerDuty | None = None

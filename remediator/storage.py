@@ -29,9 +29,12 @@ class Redis(Section):
     """A Redis that the replicas share. It makes things faster and is never needed."""
 
     url_file: File | None = None
-    """File with the URL, `redis://user:password@host:6379/0`."""
+    """File with the URL, `redis://user:password@host:6379/0`; also `rediss://` and `unix://`."""
     url_env: Variable | None = None
     """Environment variable with the URL. Neither: no Redis."""
+    duplicates: Annotated[bool, Field(strict=True)] = True
+    """Whether the same body that comes again within seconds may be answered without storing it
+    once more, where that changes nothing."""
 
 
 class Audit(Section):

@@ -176,6 +176,9 @@ class Telemetry:
         self._untriaged = self._gauge("untriaged_deliveries", "Deliveries not yet triaged.")
         self._oldest_due = self._gauge("oldest_due_seconds", "Age of the oldest step that is due.")
         self._paused = self._gauge("paused", "Stop switches that are on.")
+        self._redis_impaired = self._gauge(
+            "shared_redis_impaired", "1 while the Redis of the replicas does not answer."
+        )
 
     def backlog(
         self,
@@ -190,6 +193,10 @@ class Telemetry:
         self._untriaged.set(untriaged_deliveries)
         self._oldest_due.set(oldest_due_seconds)
         self._paused.set(paused)
+
+    def shared_redis_impaired(self, impaired: bool) -> None:
+        """Say whether the Redis of the replicas, where there is one, does not answer."""
+        self._redis_impaired.set(impaired)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

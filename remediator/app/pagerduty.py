@@ -129,4 +129,5 @@ def incident_door(door: Door, events: CountingEvents, secrets: Secrets) -> Incid
         overloaded=door.overloaded,
         refused=events.refused,
         limits=door.limits,
+        turnstile=door.turnstile,
     )

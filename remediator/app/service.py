@@ -16,7 +16,6 @@ from secrets import token_hex
 
 import structlog
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter
 
 from remediator.access import Access, Credential, generate_credentials
 from remediator.app.backends import Backends, open_backends, open_notifier, open_silences
@@ -29,24 +28,26 @@ from remediator.app.pagerduty import (
     open_pagerduty,
     signing_secrets,
 )
+from remediator.app.receiving import CountingInbox, decode
 from remediator.app.retaining import age_of, keep_within
 from remediator.app.sealing import sealing_keys
+from remediator.app.shared import Place, Shared, open_shared, version_of
 from remediator.app.watching import Watching, watch_backlog
 from remediator.app.windows import Windows
 from remediator.bodies import BodyLimits
 from remediator.catalogue import Catalogue
 from remediator.console.api import api_routes
 from remediator.console.auditing import audit_routes
-from remediator.errors import ConfigError, RejectedDelivery, StoreUnavailable
-from remediator.intake.alertmanager import parse
+from remediator.console.live import live_routes
+from remediator.errors import ConfigError, StoreUnavailable
 from remediator.intake.fetching import Fetch, Fetching
 from remediator.intake.listen import ConnectionLimits, listening
 from remediator.intake.pagerduty_door import pagerduty_routes
 from remediator.intake.replay import Replays, replay_routes
 from remediator.intake.server import Door, health_routes, webhook_routes
 from remediator.intake.slack import slack_routes
+from remediator.intake.turnstile import Turnstile
 from remediator.mitigation.silencing import Silencing
-from remediator.model import Alert, DeadLetter, Delivery, IncidentId, Source
 from remediator.openapi import with_description
 from remediator.playbook import PlaybookSet
 from remediator.ports import Silences
@@ -64,7 +65,6 @@ BACKLOG = 2000
 """Writes that may wait for the store before new deliveries are turned away with 503."""
 
 _CANNOT_LISTEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
-_ALERTS = TypeAdapter(list[Alert])
 _log = structlog.get_logger(__name__)
 
 
@@ -97,6 +97,8 @@ class Parts:
     bell: Doorbell
     channels: Mapping[str, Channel]
     """Ways to people by name."""
+    shared: Shared
+    """What the replicas share besides the store."""
 
 
 @contextlib.asynccontextmanager
@@ -113,16 +115,26 @@ async def running(
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_state_folder(settings.state_dir))
         access = Access(_credentials(settings, environ))
+        place = Place(
+            store=store_url(settings, environ),
+            owner=f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}",
+            version=version_of(metadata.version("remediator"), catalogue, playbooks),
+        )
+        shared = await stack.enter_async_context(
+            open_shared(settings, environ, place, telemetry, bell.ring)
+        )
         store = await stack.enter_async_context(
             open_store(
-                store_url(settings, environ),
-                owner=f"{socket.gethostname()}-{os.getpid()}-{token_hex(4)}",
+                place.store,
+                owner=place.owner,
                 changed=bell.ring,
                 bounds=every_bound(catalogue, playbooks),
                 scopes=every_scope(catalogue),
                 deciders=every_decider(catalogue),
                 lease=settings.store.lease,
                 keys=sealing_keys(settings, environ),
+                announce=shared.announce,
+                repeats=shared.repeats,
             )
         )
         backends = await stack.enter_async_context(open_backends(settings, environ))
@@ -143,6 +155,7 @@ async def running(
             fetch=fetch,
             bell=bell,
             channels=channels,
+            shared=shared,
         )
         worker = await stack.enter_async_context(_working(parts, bell))
         host, port = await stack.enter_async_context(_listening(parts, access, worker))
@@ -261,6 +274,10 @@ def _called(telemetry: Telemetry) -> Callable[[str, str], None]:
     return lambda channel, result: telemetry.calls.labels(channel, result).inc()
 
 
+def _refusing(telemetry: Telemetry) -> Callable[[str], None]:
+    return lambda reason: telemetry.rejected_requests.labels(reason).inc()
+
+
 def _silencing(parts: Parts, around: Surroundings) -> Iterator[Silencing]:
     """Yield one for each Alertmanager that a service wants its alerts to be silenced in."""
     asked = {s.alertmanager for s in parts.catalogue.services if s.silence}
@@ -273,14 +290,14 @@ def _silencing(parts: Parts, around: Surroundings) -> Iterator[Silencing]:
 async def _listening(
     parts: Parts, access: Access, worker: Worker
 ) -> AsyncIterator[tuple[str, int]]:
-    settings, telemetry = parts.settings, parts.telemetry
+    settings = parts.settings
     body = BodyLimits(
         max_body=int(settings.max_body), timeout=settings.body_timeout.total_seconds()
     )
     app = build_app(
         _routes(parts, worker, body),
         access,
-        Watch(refused=lambda reason: telemetry.rejected_requests.labels(reason).inc()),
+        Watch(refused=_refusing(parts.telemetry)),
         body,
     )
     limits = ConnectionLimits(
@@ -322,64 +339,16 @@ def _routes(parts: Parts, worker: Worker, body: BodyLimits) -> tuple[Route, ...]
     loaded = LoadedPlaybooks(parts.catalogue, parts.playbooks)
     fetching = None if parts.fetch is None else parts.bell.fetches.set
     events = CountingEvents(store, parts.telemetry, fetching)
-    door = Door(inbox=inbox, overloaded=overloaded, limits=body)
+    turnstile = Turnstile(parts.shared.wait, _refusing(parts.telemetry))
+    door = Door(inbox=inbox, overloaded=overloaded, limits=body, turnstile=turnstile)
     routes = (
         *webhook_routes(door),
         *pagerduty_routes(incident_door(door, events, parts.signing_secrets)),
         *slack_routes(open_desk(parts.settings, parts.environ, store, parts.telemetry)),
         *health_routes(ready, lambda: (parts.telemetry.render(), Telemetry.content_type)),
         *replay_routes(replays),
+        *live_routes(parts.shared.hub),
         *api_routes(store.records, loaded, store.commands, Windows(store, parts.catalogue)),
         *audit_routes(store.audit),
     )
     return with_description(routes, metadata.version("remediator"))
-
-
-class CountingInbox:
-    """The store's inbox with what the door needs besides: metrics and replays."""
-
-    def __init__(self, store: Store, worker: Worker, telemetry: Telemetry) -> None:
-        self._store = store
-        self._worker = worker
-        self._telemetry = telemetry
-
-    async def put(
-        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
-    ) -> None:
-        """Store it; durable when it returns."""
-        try:
-            await self._store.inbox.put(delivery, alerts, dead)
-        except StoreUnavailable:
-            self._telemetry.deliveries.labels(delivery.source, "unavailable").inc()
-            raise
-        taken = "taken" if alerts or not dead else "dead"
-        self._telemetry.deliveries.labels(delivery.source, taken).inc()
-        self._telemetry.delivery_alerts.labels(delivery.source).inc(len(alerts))
-
-    async def replay(
-        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
-    ) -> list[IncidentId]:
-        """Store it and open its incidents; durable when it returns."""
-        # a replay keeps its alerts instead of its body, so that any process can triage it
-        readable = delivery.model_copy(update={"body": _ALERTS.dump_json(list(alerts))})
-        await self.put(readable, alerts, dead)
-        return await self._worker.triage_now(delivery.id)
-
-    async def stored_alerts(self, some_id: str) -> tuple[Alert, ...] | None:
-        """Return the alerts of a stored delivery, alert or incident; None if there is none."""
-        delivery = await self._store.records.delivery(some_id)
-        if delivery is not None:
-            if delivery.source is Source.PAGERDUTY:
-                return await self._store.events.alerts(delivery.id)
-            return tuple(decode(delivery))
-        return await self._store.records.alerts_of(some_id)
-
-
-def decode(delivery: Delivery) -> Sequence[Alert]:
-    """Read a stored delivery's alerts again; what cannot be read holds none."""
-    if delivery.source is Source.REPLAY:
-        return _ALERTS.validate_json(delivery.body)
-    try:
-        return parse(delivery.body, delivery.received_at).alerts
-    except RejectedDelivery:
-        return ()

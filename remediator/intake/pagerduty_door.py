@@ -29,6 +29,7 @@ from remediator.intake.server import (
     utc_now,
 )
 from remediator.intake.signature import HEADER, digest_of, is_signed, signatures_of
+from remediator.intake.turnstile import Turnstile
 from remediator.model import Alert, Delivery, DeliveryId, SenderEvent, Source
 from remediator.routing import Call, Problem, Route, body_problem, unavailable
 
@@ -77,6 +78,7 @@ class IncidentDoor:
     refused: Callable[[str], None] = lambda _reason: None
     """Called for every webhook that is not let in."""
     limits: BodyLimits = field(default_factory=BodyLimits)
+    turnstile: Turnstile = field(default_factory=Turnstile)
     now: Callable[[], datetime] = utc_now
     clock: Callable[[], float] = time.monotonic
 
@@ -115,6 +117,7 @@ async def _take(door: IncidentDoor, guard: _Guard, call: Call) -> Taken:
         _log.warning("delivery_incomplete", fault=body.fault, size=body.size, digest=body.digest)
         raise body_problem(body.fault, body.reason)
     await guard.admit(body, signatures)
+    await door.turnstile.admit(CREDENTIAL)
     delivery = delivery_of(body, Source.PAGERDUTY, CREDENTIAL, door.now())
     try:
         told = parse(body.content, headers.get("X-Webhook-Id"), delivery.received_at)

@@ -19,6 +19,7 @@ from remediator.access import Permission
 from remediator.bodies import Body, BodyLimits, Fault, receive
 from remediator.errors import RejectedDelivery
 from remediator.intake import alertmanager
+from remediator.intake.turnstile import Turnstile
 from remediator.model import (
     Alert,
     DeadLetter,
@@ -45,8 +46,8 @@ class Inbox(Protocol):
 
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
-    ) -> None:
-        """Store it; durable when it returns."""
+    ) -> DeliveryId:
+        """Store it; return its id, or that of the earlier one that it is a mere repetition of."""
         ...
 
     async def replay(
@@ -77,6 +78,7 @@ class Door:
     overloaded: Callable[[], str | None] = lambda: None
     """Says why nothing more is taken now, or None."""
     limits: BodyLimits = field(default_factory=BodyLimits)
+    turnstile: Turnstile = field(default_factory=Turnstile)
     now: Callable[[], datetime] = utc_now
 
 
@@ -145,6 +147,7 @@ async def _problems(ready: Callable[[], Awaitable[list[str]]]) -> list[str]:
 async def _take(door: Door, call: Call) -> Taken:
     refuse_when_stopping(call)
     refuse_when_overloaded(door.overloaded)
+    await door.turnstile.admit(call.by)
     body = await receive(call.request, door.limits)
     delivery = delivery_of(body, Source.ALERTMANAGER, call.by, door.now())
     if body.fault is not None:
@@ -157,8 +160,8 @@ async def _take(door: Door, call: Call) -> Taken:
         raise Problem(400, str(error)) from error
     if parsed.truncated:
         _log.warning("delivery_truncated", delivery=delivery.id, left_out=parsed.truncated)
-    await door.inbox.put(delivery, parsed.alerts, parsed.dead)
-    return Taken(delivery=delivery.id, alerts=len(parsed.alerts), dead=len(parsed.dead))
+    stored = await door.inbox.put(delivery, parsed.alerts, parsed.dead)
+    return Taken(delivery=stored, alerts=len(parsed.alerts), dead=len(parsed.dead))
 
 
 async def _turn_away(door: Door, delivery: Delivery, fault: Fault, reason: str) -> None:

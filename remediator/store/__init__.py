@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from remediator.audit import Keys
+from remediator.live import Announce
 from remediator.model import Bound
 from remediator.store.approvals import Clicks
 from remediator.store.audited import Audit
@@ -22,6 +23,7 @@ from remediator.store.notices import Notices
 from remediator.store.obligations import Obligations
 from remediator.store.queue import LEASE, Queue
 from remediator.store.records import Records
+from remediator.store.repeats import NoRepeats, Repeats
 from remediator.store.retention import Retention
 from remediator.store.schema import require_schema
 from remediator.store.silenced import Silenced
@@ -67,6 +69,8 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     clock: Callable[[], datetime] | None = None,
     lease: timedelta = LEASE,
     keys: Keys | None = None,
+    announce: Announce = lambda *_: None,
+    repeats: Repeats = NoRepeats(),  # noqa: B008 - it keeps nothing
 ) -> AsyncIterator[Store]:
     """Open the store at ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN), its schema in place.
 
@@ -74,7 +78,9 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     durable or an operator's order is; ``bounds`` are those that the operator's API shows and
     ``scopes`` those that may be paused; ``deciders`` names who may approve, by ``SYSTEM/SERVICE``
     where not everybody may. A claim, and the time in which a reserved change may
-    begin, end after ``lease``. ``keys`` seal the journal. Raises ``ConfigError`` for a schema of another version and
+    begin, end after ``lease``. ``keys`` seal the journal, ``announce`` is told of what is durable,
+    ``repeats`` may know a body that need not be stored once more. Raises ``ConfigError`` for a
+    schema of another version and
     ``StoreUnavailable``.
     """
     async with open_database(url, clock=clock, keys=keys) as database:
@@ -86,15 +92,15 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
             schema=schema,
             lease=lease,
             database=database,
-            inbox=Inbox(database, changed),
-            events=Events(database, changed),
-            queue=Queue(database, owner, lease),
+            inbox=Inbox(database, changed, announce, repeats),
+            events=Events(database, changed, announce),
+            queue=Queue(database, owner, lease, announce),
             ledger=ledger,
             notices=Notices(database),
             obligations=Obligations(database),
             records=Records(database, ledger, bounds),
             clicks=Clicks(database),
-            commands=Commands(database, changed, scopes, deciders),
+            commands=Commands(database, changed, scopes, deciders, announce),
             silenced=Silenced(database),
             windows=Windows(database),
             escalations=Escalations(database),

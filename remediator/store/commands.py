@@ -10,6 +10,7 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import Refused
+from remediator.live import Announce, Happening
 from remediator.maintenance import LONGEST, MaintenanceOrder
 from remediator.model import (
     Approval,
@@ -44,20 +45,26 @@ class Commands:
         changed: Callable[[], None],
         scopes: Collection[str],
         deciders: Mapping[str, Collection[str]],
+        announce: Announce = lambda *_: None,
     ) -> None:
         """Call ``changed`` after each order; ``scopes`` are those that may be paused.
 
         ``deciders`` names who may approve and reject, by ``SYSTEM/SERVICE``; a service that is
-        not there leaves it to everybody with the role for it.
+        not there leaves it to everybody with the role for it. ``announce`` is told of each order.
         """
         self._database = database
+        self._announce = announce
         self._changed = changed
         self._scopes = frozenset(scopes)
         self._deciders = dict(deciders)
 
-    async def _order(self, operation: Operation[T]) -> T:
+    async def _order(
+        self, operation: Operation[T], about: tuple[Happening, str] | None = None
+    ) -> T:
         result = await self._database.write(operation, serial=True)
         self._changed()
+        if about is not None:
+            self._announce(*about)
         return result
 
     def _known(self, scope: str, what: str) -> None:
@@ -84,7 +91,7 @@ class Commands:
             _journal(connection, None, now, f"paused {scope}", by, reason)
             return view
 
-        return await self._order(operation)
+        return await self._order(operation, (Happening.PAUSED, scope))
 
     async def resume(self, scope: str, by: str) -> None:
         """Allow mutations in ``scope`` again; ``Refused`` when it is not paused."""
@@ -96,7 +103,7 @@ class Commands:
                 raise Refused(409, f"{scope} is not paused")
             _journal(connection, None, now, f"resumed {scope}", by, "")
 
-        await self._order(operation)
+        await self._order(operation, (Happening.RESUMED, scope))
 
     async def start_maintenance(self, order: MaintenanceOrder, by: str) -> WindowView:
         """Let nothing be changed in a scope for a time; no reservation is made in it from then on.
@@ -161,7 +168,7 @@ class Commands:
             _act(connection, incident_id, now, event, by, reason, **detail)
             return consent
 
-        return await self._order(operation)
+        return await self._order(operation, (Happening.CHANGED, incident_id))
 
     async def reject(
         self,
@@ -185,7 +192,7 @@ class Commands:
             detail = {"via": via, "plan": plan["plan_hash"]}
             _act(connection, incident_id, now, "rejected", by, reason, **detail)
 
-        await self._order(operation)
+        await self._order(operation, (Happening.CLOSED, incident_id))
 
     async def waits_for(self, incident_id: str, plan_hash: str) -> str:
         """Return ``SYSTEM/SERVICE`` of the plan as long as exactly it waits; else ``Refused``."""
@@ -225,7 +232,7 @@ class Commands:
             await begin_escalation(connection, incident_id, outcome, now, by)
             _act(connection, incident_id, now, "cancelled", by, reason)
 
-        await self._order(operation)
+        await self._order(operation, (Happening.CLOSED, incident_id))
 
     async def acknowledge(
         self, incident_id: str, by: str, *, from_pagerduty: bool = False
@@ -245,7 +252,7 @@ class Commands:
                 await correct_notice(connection, incident_id, now)
             return taken
 
-        return await self._order(operation)
+        return await self._order(operation, (Happening.CHANGED, incident_id))
 
 
 def _window(order: MaintenanceOrder, now: datetime) -> dict[str, Any]:

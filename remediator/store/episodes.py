@@ -109,6 +109,8 @@ class Correlation(Value):
     """Events that were looked at: why one changes nothing, or None where it counts."""
     deliveries: dict[DeliveryId, tuple[IncidentId, ...]]
     """Every delivery of the batch, with the incidents that it touched."""
+    repeatable: frozenset[DeliveryId] = frozenset()
+    """Those whose body once more would change nothing, unless somebody else speaks of its alerts."""
 
 
 class Snapshot(Value):

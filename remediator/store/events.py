@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remediator.live import Announce, Happening
 from remediator.model import (
     Alert,
     AlertStatus,
@@ -61,9 +62,18 @@ class Waiting(Value):
 class Events:
     """Takes events in, and hands out those that are to be fetched."""
 
-    def __init__(self, database: Database, arrived: Callable[[], None]) -> None:
-        """Call ``arrived`` when something is durable that a loop waits for."""
+    def __init__(
+        self,
+        database: Database,
+        arrived: Callable[[], None],
+        announce: Announce = lambda *_: None,
+    ) -> None:
+        """Call ``arrived`` when something is durable that a loop waits for.
+
+        ``announce`` is told of each delivery.
+        """
         self._database = database
+        self._announce = announce
         self._arrived = arrived
 
     async def put(
@@ -99,6 +109,8 @@ class Events:
         except IntegrityError:  # another replica took it at the same moment
             first = await self._database.write(operation)
         self._arrived()
+        if first == delivery.id:
+            self._announce(Happening.DELIVERY, first)
         return first
 
     async def claim(self, limit: int) -> list[Waiting]:

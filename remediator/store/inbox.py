@@ -14,11 +14,13 @@ from typing import Any
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, new_id
+from remediator.live import Announce, Happening
+from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source, new_id
 from remediator.store import tables as t
 from remediator.store.database import Database
 from remediator.store.episodes import Correlate, Correlation, Keys, apply, snapshot_of
 from remediator.store.events import not_fetched, read_alerts
+from remediator.store.repeats import NoRepeats, Repeats
 
 HANDED_OVER = 256
 """Deliveries whose decoded alerts are kept in memory until triage takes them."""
@@ -39,19 +41,35 @@ Decode = Callable[[Delivery], Sequence[Alert]]
 class Inbox:
     """Takes deliveries in and turns them into incidents."""
 
-    def __init__(self, database: Database, arrived: Callable[[], None]) -> None:
-        """Call ``arrived`` after each delivery is durable: the doorbell of triage."""
+    def __init__(
+        self,
+        database: Database,
+        arrived: Callable[[], None],
+        announce: Announce = lambda *_: None,
+        repeats: Repeats = NoRepeats(),  # noqa: B008 - it keeps nothing
+    ) -> None:
+        """Call ``arrived`` after each delivery is durable: the doorbell of triage.
+
+        ``announce`` is told of what is durable; ``repeats`` of all that comes and is triaged.
+        """
         self._database = database
         self._arrived = arrived
+        self._announce = announce
+        self._repeats = repeats
         self._decoded: OrderedDict[DeliveryId, tuple[Delivery, Sequence[Alert]]] = OrderedDict()
 
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
-    ) -> None:
+    ) -> DeliveryId:
         """Make ``delivery`` durable, and hand its alerts to triage.
 
-        Raises ``StoreUnavailable``; then nothing was taken.
+        Returns its id, or that of the earlier delivery of which it is a mere repetition: then
+        it is not stored once more. Raises ``StoreUnavailable``; then nothing was taken.
         """
+        if delivery.source is Source.ALERTMANAGER:
+            earlier = await self._repeats.earlier(delivery, alerts, whole=not dead)
+            if earlier is not None:
+                return earlier
         await self._database.insert(
             {
                 t.deliveries: [_row(delivery, len(alerts), len(dead))],
@@ -66,6 +84,8 @@ class Inbox:
             _, (_, dropped) = self._decoded.popitem(last=False)
             held -= len(dropped)
         self._arrived()
+        self._announce(Happening.DELIVERY, delivery.id)
+        return delivery.id
 
     async def triage(
         self,
@@ -96,7 +116,19 @@ class Inbox:
         correlation = await self._database.write(operation, serial=True) if waiting else None
         for delivery in waiting:
             self._decoded.pop(delivery, None)
+        if correlation is not None:
+            again = correlation.repeatable
+            await self._repeats.settle([(*read[d], d in again) for d in correlation.deliveries])
+            self._say(correlation)
         return correlation
+
+    def _say(self, correlation: Correlation) -> None:
+        opened = {opening.id for opening in correlation.opened}
+        for incident in opened:
+            self._announce(Happening.OPENED, incident)
+        joined = {joining.incident_id for joining in correlation.joined}
+        for incident in sorted(joined - opened):
+            self._announce(Happening.CHANGED, incident)
 
     async def _alerts(self, found: DeliveryId, decode: Decode) -> tuple[Delivery, Sequence[Alert]]:
         """Return a delivery with its alerts, from memory where they are at hand."""

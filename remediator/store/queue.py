@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from sqlalchemy import CursorResult, Select, case, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remediator.live import Announce, Happening
 from remediator.maintenance import Window
 from remediator.model import (
     Alert,
@@ -109,9 +110,19 @@ class Transition(Value):
 class Queue:
     """Hands out incidents that are due, and takes the results of steps."""
 
-    def __init__(self, database: Database, owner: str, lease: timedelta = LEASE) -> None:
-        """Claim in the name of ``owner``, unique to this process, for ``lease`` at a time."""
+    def __init__(
+        self,
+        database: Database,
+        owner: str,
+        lease: timedelta = LEASE,
+        announce: Announce = lambda *_: None,
+    ) -> None:
+        """Claim in the name of ``owner``, unique to this process, for ``lease`` at a time.
+
+        ``announce`` is told of every step that was written.
+        """
         self._database = database
+        self._announce = announce
         self._owner = owner
         self._lease = lease
 
@@ -146,11 +157,11 @@ class Queue:
         incident was claimed or finished since.
         """
 
-        async def operation(connection: AsyncConnection) -> None:
+        async def operation(connection: AsyncConnection) -> bool:
             now = await self._database.now(connection)
             if result.outcome in _GOOD_ENDS and await _is_poked(connection, claim):
                 await _write(connection, claim, {"due_at": now, "lease_until": None})
-                return
+                return False
             await _write(connection, claim, _columns(claim, result, now))
             await _write_details(connection, claim.incident, result, now)
             if result.outcome is not None:
@@ -160,9 +171,11 @@ class Queue:
                 await request_notice(connection, claim.incident.id, now)
             elif result.outcome is not None:
                 await correct_notice(connection, claim.incident.id, now)
+            return result.outcome is not None
 
         # a close is serial with triage, so that no alert joins what is just being closed
-        await self._database.write(operation, serial=result.outcome is not None)
+        closed = await self._database.write(operation, serial=result.outcome is not None)
+        self._announce(Happening.CLOSED if closed else Happening.CHANGED, claim.incident.id)
 
     async def retry_later(self, claim: Claim, delay: timedelta) -> int:
         """Give a step that failed unexpectedly another chance; return how often it failed."""

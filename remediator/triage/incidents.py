@@ -30,6 +30,7 @@ from remediator.model import (
 )
 from remediator.store.episodes import Batch, Correlation, Episode, Joining, Note, Opening, Snapshot
 from remediator.store.events import SAID, Reported
+from remediator.store.repeats import may_repeat
 from remediator.triage.match import Match
 
 STALE_WITHIN = timedelta(minutes=5)
@@ -57,7 +58,8 @@ def correlate(batch: Batch, snapshot: Snapshot, now: datetime, matching: Matchin
                 draft.firing(delivery, alert)
             else:
                 draft.resolved(delivery, alert)
-    return draft.correlation()
+    again = (d.id for d, alerts in batch if may_repeat(d, alerts) and draft.stands(alerts))
+    return draft.correlation(frozenset(again))
 
 
 @dataclass
@@ -112,8 +114,21 @@ class _Draft:
         incident = self._incident(key, match, alert, delivery)
         self._join(delivery, incident, alert, latest=False)
 
-    def correlation(self) -> Correlation:
+    def stands(self, alerts: Sequence[Alert]) -> bool:
+        """Say whether a repetition of ``alerts`` would find all of them firing, and leave it so.
+
+        An incident that is closed later does not change that for what began before now.
+        """
+        return all(
+            alert.starts_at <= self.now
+            and (episode := self.episodes.get(alert.fingerprint)) is not None
+            and episode.status is AlertStatus.FIRING
+            for alert in alerts
+        )
+
+    def correlation(self, repeatable: frozenset[DeliveryId]) -> Correlation:
         return Correlation(
+            repeatable=repeatable,
             opened=tuple(self.opened.values()),
             joined=tuple(self.joined.values()),
             resent=tuple(self.resent),

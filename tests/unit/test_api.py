@@ -237,7 +237,7 @@ class Recorder:
 
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
-    ) -> None:
+    ) -> DeliveryId:
         raise AssertionError("a replay is not put")
 
     async def replay(

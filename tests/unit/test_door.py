@@ -24,7 +24,7 @@ from remediator.bodies import EXCERPT, BodyLimits
 from remediator.errors import StoreUnavailable
 from remediator.intake.listen import ConnectionLimits, listening
 from remediator.intake.server import Door, health_routes, webhook_routes
-from remediator.model import Alert, DeadLetter, Delivery, IncidentId, Source
+from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source
 from remediator.routing import STOPPING, Watch, build_app
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -59,13 +59,14 @@ class Recorder:
 
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
-    ) -> None:
+    ) -> DeliveryId:
         if self.hold is not None:
             self.held.set()
             await self.hold.wait()
         if self.failure is not None:
             raise self.failure
         self.taken.append((delivery, alerts, dead))
+        return delivery.id
 
     async def replay(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]

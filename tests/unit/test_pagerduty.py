@@ -402,9 +402,10 @@ class Inbox:
 
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
-    ) -> None:
+    ) -> DeliveryId:
         self.kept.deliveries.append(delivery)
         self.kept.dead += dead
+        return delivery.id
 
     async def replay(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]

@@ -1,0 +1,153 @@
+"""The Redis that the replicas share: short calls, and none at all while it does not answer.
+
+Nothing here is needed. A call that fails, or takes longer than ``WITHIN``, is given up, and no
+other is tried until the server answers again in the background: a server that is dead or hangs
+costs whoever is waiting at that moment one timeout, and the next ones nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+import redis.asyncio as aioredis
+import structlog
+from redis import exceptions as failures
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from remediator.errors import ConfigError
+
+T = TypeVar("T")
+
+WITHIN = 0.25
+"""Seconds for one call."""
+AGAIN = 1.0
+"""Seconds between two looks whether the server answers again."""
+CONNECTIONS = 32
+"""Connections of one process, for all that it asks."""
+UNREADABLE = "redis: the url cannot be read; write redis://user:password@host:6379/0"
+
+_PROBE = "return redis.call('SET', KEYS[1], string.len(redis.call('INFO', 'server')), 'PX', 1000)"
+"""Uses the rights that we need, and a little memory."""
+
+_log = structlog.get_logger(__name__)
+
+
+class SharedRedis:
+    """The client with its breaker. Use ``shared_redis``."""
+
+    def __init__(
+        self,
+        url: str,
+        namespace: str,
+        impaired: Callable[[bool], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Keep the secret ``url``; every key and channel begins with ``namespace``.
+
+        Raises ``ConfigError``, without its text, for a URL that cannot be read.
+        """
+        try:
+            pool = aioredis.BlockingConnectionPool.from_url(
+                url,
+                max_connections=CONNECTIONS,
+                timeout=WITHIN,
+                socket_timeout=WITHIN,
+                socket_connect_timeout=WITHIN,
+                retry=Retry(NoBackoff(), 0),
+                decode_responses=True,
+            )
+        except ValueError:
+            raise ConfigError(UNREADABLE) from None
+        self.client = aioredis.Redis(connection_pool=pool)
+        self.namespace = namespace
+        self.clock = clock
+        self.lost_at = clock()
+        """When it was last not to be relied on: at the start, and at the end of an outage."""
+        self._impaired = impaired
+        self._lost = asyncio.Event()
+        impaired(False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.namespace!r})"
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it is not asked at present."""
+        return self._lost.is_set()
+
+    async def tried(self, ask: Callable[[], Awaitable[T]]) -> T | None:
+        """Return what ``ask`` returns; None without asking while the server does not answer."""
+        if self.is_lost:
+            return None
+        try:
+            async with asyncio.timeout(WITHIN):
+                return await ask()
+        except (failures.RedisError, OSError, TimeoutError) as error:
+            self._lose(error)
+            return None
+
+    async def probe(self) -> None:
+        """Ask for all that is needed of the server, once; raises what the client raises."""
+        run: Any = self.client.eval  # the client does not type it
+        async with asyncio.timeout(WITHIN):
+            await run(_PROBE, 1, f"{self.namespace}:probe")
+
+    async def come_back(self) -> None:
+        """Look, while the server is lost, whether it answers again. For ever."""
+        while True:
+            await self._lost.wait()
+            await asyncio.sleep(AGAIN)
+            try:
+                await self.probe()
+            except (failures.RedisError, OSError, TimeoutError):
+                continue
+            self.lost_at = self.clock()
+            self._lost.clear()
+            self._impaired(False)
+            _log.info("shared_redis_back")
+
+    def _lose(self, error: Exception) -> None:
+        self.lost_at = self.clock()
+        if not self.is_lost:  # said once an outage
+            self._lost.set()
+            self._impaired(True)
+            _log.warning("shared_redis_lost", reason=reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """Say what is wrong, without the server's address and our credentials."""
+    match error:
+        case failures.AuthenticationError() | failures.AuthorizationError():
+            return "it refused our user or password"
+        case failures.NoPermissionError():
+            return f"our user lacks a right: {str(error)[:200]}"
+        case failures.TimeoutError() | TimeoutError():
+            return f"no answer within {WITHIN:g} s"
+        case failures.ResponseError():
+            return f"it refused: {str(error)[:200]}"
+        case _:
+            return f"it cannot be reached ({type(error).__name__})"
+
+
+@contextlib.asynccontextmanager
+async def shared_redis(
+    url: str, namespace: str, impaired: Callable[[bool], None]
+) -> AsyncIterator[SharedRedis]:
+    """Open it, also where the server is down; ``impaired`` is told whether it is."""
+    shared = SharedRedis(url, namespace, impaired)
+    returning = asyncio.create_task(shared.come_back(), name="shared-redis")
+    try:
+        await shared.tried(shared.probe)
+        yield shared
+    finally:
+        returning.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await returning
+        with contextlib.suppress(failures.RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(WITHIN):
+                await shared.client.aclose()

@@ -1,0 +1,163 @@
+"""The hot cache of duplicates in front of the store, shared by the replicas.
+
+A sender that got no answer, or a 5xx, sends the very same body again, and some send it all the
+time. Such a body is not stored once more when triage has said that it would change nothing, and
+nobody has spoken of any of its alerts since. For each alert the server keeps who spoke of it last:
+``?`` and a body, noted before that body is committed, and ``=`` and the same body once triage has
+said so. Any other body takes its place, so that the first one is stored when it comes again: a
+firing that follows a resolve is never swallowed.
+
+An entry is believed for a short time only, and only while it can be relied on that everybody notes
+what comes: not by a replica that has just started or lost the server meanwhile, and not after a
+restart of the server, which may have forgotten the latest notes (its run id is part of an entry).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from remediator.adapters.shared_redis import SharedRedis
+from remediator.model import Alert, Delivery, DeliveryId
+from remediator.store.repeats import Triaged, may_repeat
+
+BELIEVED_FOR = 5.0
+"""Seconds after its triage in which a body need not be stored once more."""
+NOTED_FOR = 20.0
+"""Seconds that a note lasts for which triage has to come; without it the next body is stored."""
+LARGEST = 256
+"""Alerts of a body that may be a repetition; larger ones are always stored."""
+_CHUNK = 1000
+
+_RUN = "local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''"
+_EARLIER = f"""
+{_RUN}
+local mine = run .. ':' .. ARGV[1] .. ':'
+local known, first = ARGV[4] == '1', nil
+local stale = {{}}
+for i, key in ipairs(KEYS) do
+  local said = redis.call('GET', key)
+  local same = said and string.sub(said, 2, #mine + 1) == mine
+  if not same then stale[#stale + 1] = key end
+  known = known and same and string.sub(said, 1, 1) == '='
+  if known and not first then first = string.sub(said, #mine + 2) end
+end
+if known then return first end
+for i, key in ipairs(stale) do
+  redis.call('SET', key, '?' .. mine .. ARGV[2], 'PX', ARGV[3])
+end
+return false
+"""
+_SETTLE = f"""
+{_RUN}
+local mine = run .. ':' .. ARGV[1] .. ':'
+for i, key in ipairs(KEYS) do
+  local said = redis.call('GET', key)
+  if said and string.sub(said, 2, #mine + 1) ~= mine then
+    if string.sub(said, 1, 1) == '=' then redis.call('DEL', key) end
+  elseif said == '?' .. mine .. ARGV[2] then
+    if ARGV[4] == '1' then
+      redis.call('SET', key, '=' .. mine .. ARGV[2], 'PX', ARGV[3])
+    else
+      redis.call('DEL', key)
+    end
+  end
+end
+"""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """One call of a script."""
+
+    script: str
+    keys: Sequence[str]
+    same: str
+    """What it has in common with a delivery that says the same, by the same sender."""
+    id: DeliveryId
+    seconds: float
+    """Time that what it writes lasts."""
+    flag: bool
+
+    @property
+    def arguments(self) -> tuple[str | int, ...]:
+        """What EVAL takes."""
+        rest = (self.same, self.id, int(self.seconds * 1000), int(self.flag))
+        return self.script, len(self.keys), *self.keys, *rest
+
+
+class SharedRepeats:
+    """Knows repetitions as ``store.repeats.Repeats`` has it."""
+
+    def __init__(
+        self, shared: SharedRedis, version: str, believed_for: float = BELIEVED_FOR
+    ) -> None:
+        """Keep bodies of ``version``, a digest of all that decides what becomes of an alert."""
+        self._shared = shared
+        self._version = version
+        self._believed_for = believed_for
+
+    async def earlier(
+        self, delivery: Delivery, alerts: Sequence[Alert], *, whole: bool
+    ) -> DeliveryId | None:
+        """Return the delivery that this one repeats; else note whom it speaks of."""
+        keys = self._keys(alerts)
+        if not keys:
+            return None
+        if len(keys) > LARGEST:
+            await self._forget(keys)
+            return None
+        known = whole and may_repeat(delivery, alerts) and self._is_believed()
+        same = self._same(delivery)
+        question = _Question(_EARLIER, keys, same, delivery.id, NOTED_FOR, known)
+        first = await self._shared.tried(lambda: self._ask(question))
+        return None if first is None else DeliveryId(first)
+
+    async def settle(self, triaged: Triaged) -> None:
+        """Let what would change nothing be known, and what it speaks of else be forgotten."""
+        questions = []
+        for delivery, alerts, repeatable in triaged:
+            keys, same = self._keys(alerts), self._same(delivery)
+            if len(keys) > LARGEST:
+                await self._forget(keys)
+            elif keys:
+                lasting = self._believed_for
+                questions.append(_Question(_SETTLE, keys, same, delivery.id, lasting, repeatable))
+        if questions:
+            await self._shared.tried(lambda: self._ask_all(questions))
+
+    def _is_believed(self) -> bool:
+        """Say whether nothing can have been committed without a note in the time of an entry."""
+        return self._shared.clock() - self._shared.lost_at > self._believed_for
+
+    def _same(self, delivery: Delivery) -> str:
+        said = (self._version, delivery.source, str(delivery.credential), delivery.digest)
+        return _digest("\0".join(said))
+
+    def _keys(self, alerts: Iterable[Alert]) -> list[str]:
+        prints = sorted({alert.fingerprint for alert in alerts})
+        return [f"{self._shared.namespace}:said:{_digest(one)}" for one in prints]
+
+    async def _ask(self, question: _Question) -> str | None:
+        run: Any = self._shared.client.eval  # the client does not type it
+        answer: str | None = await run(*question.arguments)
+        return answer
+
+    async def _ask_all(self, questions: Iterable[_Question]) -> None:
+        async with self._shared.client.pipeline(transaction=False) as pipe:
+            run: Any = pipe.eval
+            for question in questions:
+                run(*question.arguments)
+            await pipe.execute()
+
+    async def _forget(self, keys: Sequence[str]) -> None:
+        unlink: Any = self._shared.client.unlink  # the client does not type it
+        for start in range(0, len(keys), _CHUNK):
+            await self._shared.tried(functools.partial(unlink, *keys[start : start + _CHUNK]))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]

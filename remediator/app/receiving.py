@@ -1,0 +1,68 @@
+"""The store's inbox as the webhooks and the replays need it: counted, and read again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import TypeAdapter
+
+from remediator.errors import RejectedDelivery, StoreUnavailable
+from remediator.intake.alertmanager import parse
+from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source
+from remediator.store import Store
+from remediator.telemetry import Telemetry
+from remediator.worker import Worker
+
+_ALERTS = TypeAdapter(list[Alert])
+
+
+class CountingInbox:
+    """The store's inbox with what the door needs besides: metrics and replays."""
+
+    def __init__(self, store: Store, worker: Worker, telemetry: Telemetry) -> None:
+        self._store = store
+        self._worker = worker
+        self._telemetry = telemetry
+
+    async def put(
+        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
+    ) -> DeliveryId:
+        """Store it; return its id, or that of the earlier one that it is a mere repetition of."""
+        try:
+            stored = await self._store.inbox.put(delivery, alerts, dead)
+        except StoreUnavailable:
+            self._telemetry.deliveries.labels(delivery.source, "unavailable").inc()
+            raise
+        taken = "taken" if alerts or not dead else "dead"
+        result = taken if stored == delivery.id else "duplicate"
+        self._telemetry.deliveries.labels(delivery.source, result).inc()
+        self._telemetry.delivery_alerts.labels(delivery.source).inc(len(alerts))
+        return stored
+
+    async def replay(
+        self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
+    ) -> list[IncidentId]:
+        """Store it and open its incidents; durable when it returns."""
+        # a replay keeps its alerts instead of its body, so that any process can triage it
+        readable = delivery.model_copy(update={"body": _ALERTS.dump_json(list(alerts))})
+        await self.put(readable, alerts, dead)
+        return await self._worker.triage_now(delivery.id)
+
+    async def stored_alerts(self, some_id: str) -> tuple[Alert, ...] | None:
+        """Return the alerts of a stored delivery, alert or incident; None if there is none."""
+        delivery = await self._store.records.delivery(some_id)
+        if delivery is not None:
+            if delivery.source is Source.PAGERDUTY:
+                return await self._store.events.alerts(delivery.id)
+            return tuple(decode(delivery))
+        return await self._store.records.alerts_of(some_id)
+
+
+def decode(delivery: Delivery) -> Sequence[Alert]:
+    """Read a stored delivery's alerts again; what cannot be read holds none."""
+    if delivery.source is Source.REPLAY:
+        return _ALERTS.validate_json(delivery.body)
+    try:
+        return parse(delivery.body, delivery.received_at).alerts
+    except RejectedDelivery:
+        return ()
