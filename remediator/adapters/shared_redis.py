@@ -63,7 +63,7 @@ class SharedRedis:
             )
         except ValueError:
             raise ConfigError(UNREADABLE) from None
-        self.client = aioredis.Redis(connection_pool=pool)
+        self.client = aioredis.Redis.from_pool(pool)
         self.namespace = namespace
         self.clock = clock
         self.lost_at = clock()
