@@ -50,15 +50,15 @@ def _server(port: int, **options: Any) -> Any:
 class MortalRedis:
     """A server of one test, to be killed, stopped and started again on its port and its file."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self._folder, self._options = folder, options
         self._port = _free_port()
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self._server: Any = None
 
     def start(self) -> None:
         """Start it, with what it had saved."""
-        self._server = _server(self._port, data_dir=self._folder)
+        self._server = _server(self._port, data_dir=self._folder, **self._options)
         self._server.start()
 
     def signal(self, number: signal.Signals) -> None:

@@ -30,7 +30,7 @@ class Admission:
             options: Any = {"connection_pool": shared.client.connection_pool}
             self._common = SlidingWindowCounterRateLimiter(
                 RedisStorage(
-                    "async+redis://shared",  # never connected to: the pool is given
+                    "async+redis://",  # the pool is given
                     implementation="redispy",
                     key_prefix=f"{shared.namespace}:rate",
                     **options,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
@@ -27,11 +28,20 @@ WITHIN = 0.25
 """Seconds for one call."""
 AGAIN = 1.0
 """Seconds between two looks whether the server answers again."""
+TOLD_EVERY = 60.0
+"""Seconds between two lines of the log about outages, at least: one may come and go."""
 CONNECTIONS = 32
 """Connections of one process, for all that it asks."""
 UNREADABLE = "redis: the url cannot be read; write redis://user:password@host:6379/0"
 
-_PROBE = "return redis.call('SET', KEYS[1], string.len(redis.call('INFO', 'server')), 'PX', 1000)"
+_PROBE = """
+local info = redis.call('INFO', 'server')
+if string.find(info, '_mode:cluster') then return redis.error_reply('ERR it is a cluster') end
+redis.call('SET', KEYS[1], '', 'PX', 1000)
+redis.call('GET', KEYS[1])
+redis.call('DEL', KEYS[1])
+redis.call('PUBLISH', ARGV[1], '')
+"""
 """Uses the rights that we need, and a little memory."""
 
 _log = structlog.get_logger(__name__)
@@ -70,6 +80,7 @@ class SharedRedis:
         """When it was last not to be relied on: at the start, and at the end of an outage."""
         self._impaired = impaired
         self._lost = asyncio.Event()
+        self._told_at = -math.inf
         impaired(False)
 
     def __repr__(self) -> str:
@@ -95,7 +106,7 @@ class SharedRedis:
         """Ask for all that is needed of the server, once; raises what the client raises."""
         run: Any = self.client.eval  # the client does not type it
         async with asyncio.timeout(WITHIN):
-            await run(_PROBE, 1, f"{self.namespace}:probe")
+            await run(_PROBE, 1, f"{self.namespace}:probe", f"{self.namespace}:probe")
 
     async def come_back(self) -> None:
         """Look, while the server is lost, whether it answers again. For ever."""
@@ -116,7 +127,20 @@ class SharedRedis:
         if not self.is_lost:  # said once an outage
             self._lost.set()
             self._impaired(True)
-            _log.warning("shared_redis_lost", reason=reason_of(error))
+            if self.lost_at - self._told_at > TOLD_EVERY:
+                self._told_at = self.lost_at
+                _log.warning("shared_redis_lost", reason=reason_of(error))
+
+
+async def look(url: str) -> str | None:
+    """Ask a server once for all that is needed of it; return what is wrong, or None."""
+    shared = SharedRedis(url, "remediator:check", lambda _: None)
+    async with contextlib.aclosing(shared.client):
+        try:
+            await shared.probe()
+        except (failures.RedisError, OSError, TimeoutError) as error:
+            return reason_of(error)
+    return None
 
 
 def reason_of(error: Exception) -> str:

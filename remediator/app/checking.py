@@ -19,6 +19,7 @@ from remediator.app.possible import acts, possible
 from remediator.app.readings import look, missing_workload, without_name
 from remediator.app.sealing import look_at_key
 from remediator.app.service import store_url
+from remediator.app.shared import look_at_shared, serves_what
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import ConfigError, RemediatorError
 from remediator.model import Bound, SenseState, Target, format_duration
@@ -79,6 +80,10 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
         lines.append(await _store(settings, environ))
     except ConfigError as error:
         refusals.append(("error", "store", str(error)))
+    try:
+        lines += await _shared(settings, environ)
+    except ConfigError as error:
+        refusals.append(("error", "redis", str(error)))
     async with open_backends(settings, environ, partly=True, playbooks=playbooks) as backends:
         tried = await _backends(backends)
         shut = {key: _shut(settings, key, why) for key, why in backends.unopened.items()} | unread
@@ -101,7 +106,7 @@ def _position(settings: Settings, line: Line) -> int:
     word, _, name = line[1].removesuffix(_WRITER).partition(" ")
     system, _, service = word.partition("/")
     key: tuple[str, ...] = (word,)
-    if word in type(settings.backends).model_fields:
+    if name and word in type(settings.backends).model_fields:
         key = ("backends", word, name)
     elif service:
         key = ("systems", system, "services", service)
@@ -183,6 +188,17 @@ async def _store(settings: Settings, environ: Mapping[str, str]) -> Line:
     except RemediatorError as error:
         return "error", "store", str(error)
     return "ok", "store", "PostgreSQL answers"
+
+
+async def _shared(settings: Settings, environ: Mapping[str, str]) -> list[Line]:
+    """Ask the Redis of the replicas, without which the service starts all the same."""
+    serves = serves_what(settings)
+    if settings.redis.secret("url") is None:
+        return []
+    wrong = await look_at_shared(settings, environ)
+    if wrong is None:
+        return [("ok", "redis", f"answers; it serves the replicas {serves}")]
+    return [("warning", "redis", f"{wrong}; the service goes on without {serves}")]
 
 
 async def _backends(backends: Backends) -> list[Line]:

@@ -123,6 +123,27 @@ async def open_shared(
         yield Shared(_waiting(rate, redis), repeats, hub, events.send)
 
 
+async def look_at_shared(settings: Settings, environ: Mapping[str, str]) -> str | None:
+    """Ask the configured Redis for all that is needed of it; return what is wrong.
+
+    Raises ``ConfigError`` for a URL that cannot be read.
+    """
+    from remediator.adapters.shared_redis import look  # noqa: PLC0415 - only where configured
+
+    reference = settings.redis.secret("url")
+    return None if reference is None else await look(reference.read(environ))
+
+
+def serves_what(settings: Settings) -> str:
+    """Say what the replicas have of a shared Redis."""
+    serves = ["live events of all replicas"]
+    if settings.redis.duplicates:
+        serves.append("a cache of duplicates")
+    if settings.admission.rate is not None:
+        serves.append(f"one admission limit over all ({settings.admission.rate})")
+    return ", ".join(serves)
+
+
 def _waiting(
     rate: str | None, redis: SharedRedis | None = None
 ) -> Callable[[str], Awaitable[float]]:

@@ -42,7 +42,10 @@ from tests.chart_rendering import (
 from tests.kubernetes_fixtures import Cluster, until, write_kubeconfig
 from tests.lever_trials import refused
 
-STORES: list[Values] = [{}, {"store": {"dsnSecret": {"name": "postgres"}}}]
+STORES: list[Values] = [
+    {},
+    {"store": {"dsnSecret": {"name": "postgres"}}, "redis": {"urlSecret": {"name": "redis"}}},
+]
 WRITER: Values = {
     "writer": {"enabled": True},
     "config": {"backends": {"kubernetes": {"main": {"writer_kubeconfig": "/writer/kubeconfig"}}}},
@@ -91,6 +94,7 @@ def test_every_combination_is_valid_for_every_version_of_kubernetes(
         ({"config": {"listen": "0.0.0.0:80"}}, "config.listen: is set by the chart"),
         ({"config": {"state_dir": "/x"}}, "config.state_dir: is set by the chart"),
         ({"config": {"store": {"dsn_file": "/x"}}}, "set store.dsnSecret.name instead"),
+        ({"config": {"redis": {"url_env": "X"}}}, "set redis.urlSecret.name instead"),
         ({"secrets": []}, "refers to /secrets/keys, which is not mounted"),
         ({"writer": {"enabled": True}}, "no cluster uses the writer"),
         (with_values(WRITER, {"writer": {"enabled": False}}), "there is no writer"),
@@ -183,6 +187,7 @@ def test_the_service_takes_the_configuration_that_is_mounted(
     assert settings.max_body == 16777216
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     named = [c.token_file for c in settings.credentials] + [settings.store.dsn_file]
+    named.append(settings.redis.url_file)
     named += [b.writer_kubeconfig for b in settings.backends.kubernetes.values()]
     for file in (settings.state_dir, *filter(None, named)):
         assert any(str(file).startswith(f"{mount}/") for mount in mounts), file

@@ -53,12 +53,14 @@ FIRING: dict[str, tuple[dict[str, str], str]] = {
         {'remediator_rejected_requests_total{reason="unauthenticated"}': "0+5x60"},
         "20m",
     ),
+    "RemediatorSharedRedisLost": ({"remediator_shared_redis_impaired": "1x900"}, "2h"),
     "RemediatorPaused": ({"remediator_paused": "1x900"}, "13h"),
 }
 """Series, a sample a minute, and when the alert fires with them."""
 QUIET = {
     "remediator_open_incidents": "2x900",
     "remediator_paused": "0x900",
+    "remediator_shared_redis_impaired": "0 1 1 0x900",
     "remediator_oldest_due_seconds": "1x900",
     "remediator_untriaged_deliveries": "0 4 0 3 0x900",
     'remediator_deliveries_total{source="alertmanager",result="taken"}': "0+9x900",
@@ -69,6 +71,7 @@ QUIET = {
     'remediator_notices_total{result="sent"}': "0+9x900",
     'remediator_incidents_total{outcome="mitigated"}': "0+9x900",
     'remediator_rejected_requests_total{reason="unauthenticated"}': "0x900",
+    'remediator_rejected_requests_total{reason="over_limit"}': "0+9x900",
 }
 """A service at work, with some trouble long ago."""
 

@@ -66,6 +66,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- fail (printf "config.store.%s: is set by the chart; set store.dsnSecret.name instead" $key) }}
 {{- end }}
 {{- end }}
+{{- range $key := list "url_file" "url_env" }}
+{{- if hasKey ($.Values.config.redis | default dict) $key }}
+{{- fail (printf "config.redis.%s: is set by the chart; set redis.urlSecret.name instead" $key) }}
+{{- end }}
+{{- end }}
 {{- range regexFindAll "\"/secrets/[^/\"]*" $config -1 }}
 {{- $name := trimPrefix "\"/secrets/" . }}
 {{- if not (has $name $.Values.secrets) }}
