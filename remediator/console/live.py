@@ -30,6 +30,8 @@ def live_routes(hub: Hub) -> tuple[Route, ...]:
     async def events(call: Call) -> web.StreamResponse:
         if call.stopping:
             raise unavailable("the service is stopping")
+        if call.request.method == "HEAD":
+            return web.Response(headers=_HEADERS)
         with hub.listening() as listener:
             if listener is None:
                 raise unavailable("there are too many listeners already")

@@ -12,7 +12,8 @@ import pytest
 from remediator.access import Permission
 from remediator.adapters.postgres import PostgresLever, PostgresReader
 from remediator.console.api import api_routes
-from remediator.console.auditing import audit_routes
+    api = api_routes(nothing, nothing, nothing, nothing)
+    routes = (*api, *audit_routes(nothing), *live_routes(nothing))
 from remediator.model import Alert, MitigationState, Target
 from remediator.playbook import Playbook, load_playbooks
 from remediator.testing import firing_alert, run_playbook
@@ -67,7 +68,8 @@ def test_every_route_of_the_api_is_in_its_table() -> None:
     table = (ROOT / "docs" / "api.md").read_text()
     listed = set(re.findall(r"^\| `(\w+ /\S*)` \| (\S+) \|", table, re.MULTILINE))
     nothing: Any = None
-    routes = [*api_routes(nothing, nothing, nothing, nothing), *audit_routes(nothing)]
+    api = api_routes(nothing, nothing, nothing, nothing)
+    routes = (*api, *audit_routes(nothing), *live_routes(nothing))
     least = {Permission.READ: "`viewer`", Permission.OPERATE: "`operator`"}
     wanted = {
         (f"{route.method} {route.path}", least[route.permission])

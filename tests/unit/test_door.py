@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import hashlib
 import json
@@ -24,6 +25,7 @@ from remediator.bodies import EXCERPT, BodyLimits
 from remediator.errors import StoreUnavailable
 from remediator.intake.listen import ConnectionLimits, listening
 from remediator.intake.server import Door, health_routes, webhook_routes
+from remediator.intake.turnstile import Turnstile
 from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source
 from remediator.routing import STOPPING, Watch, build_app
 
@@ -51,6 +53,8 @@ class Recorder:
     )
     failure: Exception | None = None
     overload: str | None = None
+    waits: dict[str, float] = field(default_factory=dict)
+    """Seconds until a credential may post again."""
     not_ready: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     answered: list[tuple[str, str, int]] = field(default_factory=list)
@@ -72,6 +76,9 @@ class Recorder:
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
     ) -> list[IncidentId]:
         raise AssertionError("a webhook is no replay")
+
+    async def wait(self, credential: str) -> float:
+        return self.waits.get(credential, 0.0)
 
     async def ready(self) -> list[str]:
         if self.failure is not None:
@@ -134,7 +141,8 @@ async def serving(
     connections: ConnectionLimits = CONNECTIONS,
 ) -> AsyncIterator[Server]:
     recorder = recorder or Recorder()
-    door = Door(recorder, lambda: recorder.overload, bodies)
+    turnstile = Turnstile(recorder.wait, recorder.refused.append)
+    door = Door(recorder, lambda: recorder.overload, bodies, turnstile)
     routes = (
         *webhook_routes(door),
         *health_routes(recorder.ready, lambda: (b"up 1\n", "text/plain; version=0.0.4")),
@@ -427,6 +435,20 @@ async def test_shedding_is_503_before_the_body_is_read(server: Server) -> None:
     assert "10000 deliveries wait" in answer.json()["detail"]
     assert answer.headers["Retry-After"]
     assert server.recorder.taken == []
+
+
+async def test_who_posts_too_often_is_sent_away_and_the_others_are_not(
+    server: Server, logs: Any
+) -> None:
+    server.recorder.waits["alertmanager"] = 12.3
+    answers = [await server.post(GROUP) for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {503}
+    assert {answer.headers["Retry-After"] for answer in answers} == {"13"}
+    assert server.recorder.taken == []
+    assert server.recorder.refused == ["over_limit"] * 3
+    assert [line["event"] for line in logs].count("delivery_over_limit") < 3
+    basic = {"Authorization": "Basic " + base64.b64encode(b"graf:pass").decode()}
+    assert (await server.post(GROUP, **basic)).status_code == 202
 
 
 async def test_an_error_of_ours_is_500_logged_once_and_tells_nothing(
