@@ -30,6 +30,8 @@ AGAIN = 1.0
 """Seconds between two looks whether the server answers again."""
 TOLD_EVERY = 60.0
 """Seconds between two lines of the log about outages, at least: one may come and go."""
+_TURNS = 32
+"""Turns of the event loop in which what has arrived is read, with some to spare."""
 CONNECTIONS = 32
 """Connections of one process, for all that it asks."""
 UNREADABLE = "redis: the url cannot be read; write redis://user:password@host:6379/0"
@@ -66,8 +68,8 @@ class SharedRedis:
                 url,
                 max_connections=CONNECTIONS,
                 timeout=WITHIN,
-                socket_timeout=WITHIN,
-                socket_connect_timeout=WITHIN,
+                socket_timeout=None,  # bounded by us, who know when we are late ourselves
+                socket_connect_timeout=None,
                 retry=Retry(NoBackoff(), 0),
                 decode_responses=True,
             )
@@ -96,17 +98,15 @@ class SharedRedis:
         if self.is_lost:
             return None
         try:
-            async with asyncio.timeout(WITHIN):
-                return await ask()
-        except (failures.RedisError, OSError, TimeoutError) as error:
+            return await within(ask())
+        except Exception as error:  # noqa: BLE001 - whatever is wrong here may harm nobody
             self._lose(error)
             return None
 
     async def probe(self) -> None:
         """Ask for all that is needed of the server, once; raises what the client raises."""
         run: Any = self.client.eval  # the client does not type it
-        async with asyncio.timeout(WITHIN):
-            await run(_PROBE, 1, f"{self.namespace}:probe", f"{self.namespace}:probe")
+        await within(run(_PROBE, 1, f"{self.namespace}:probe", f"{self.namespace}:probe"))
 
     async def come_back(self) -> None:
         """Look, while the server is lost, whether it answers again. For ever."""
@@ -115,7 +115,8 @@ class SharedRedis:
             await asyncio.sleep(AGAIN)
             try:
                 await self.probe()
-            except (failures.RedisError, OSError, TimeoutError):
+            except Exception as error:  # noqa: BLE001 - whatever is wrong here may harm nobody
+                _log.debug("shared_redis_still_lost", reason=reason_of(error))
                 continue
             self.lost_at = self.clock()
             self._lost.clear()
@@ -141,6 +142,24 @@ async def look(url: str) -> str | None:
         except (failures.RedisError, OSError, TimeoutError) as error:
             return reason_of(error)
     return None
+
+
+async def within(asked: Awaitable[T]) -> T:
+    """Wait for an answer for ``WITHIN``; ``TimeoutError`` when it has not come then.
+
+    An answer that is here and only waits for this process, which is late, has come.
+    """
+    answer = asyncio.ensure_future(asked)
+    answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # is looked at
+    try:
+        await asyncio.wait({answer}, timeout=WITHIN)
+        for _ in range(_TURNS):
+            if answer.done():
+                return answer.result()
+            await asyncio.sleep(0)
+        raise TimeoutError
+    finally:
+        answer.cancel()
 
 
 def reason_of(error: Exception) -> str:
@@ -173,5 +192,4 @@ async def shared_redis(
         with contextlib.suppress(asyncio.CancelledError):
             await returning
         with contextlib.suppress(failures.RedisError, OSError, TimeoutError):
-            async with asyncio.timeout(WITHIN):
-                await shared.client.aclose()
+            await within(shared.client.aclose())

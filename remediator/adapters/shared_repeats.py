@@ -14,9 +14,11 @@ restart of the server, which may have forgotten the latest notes (its run id is 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,8 @@ NOTED_FOR = 20.0
 LARGEST = 256
 """Alerts of a body that may be a repetition; larger ones are always stored."""
 _CHUNK = 1000
+_TOGETHER = 64
+"""Questions that are asked in one go."""
 
 _RUN = "local run = string.match(redis.call('INFO', 'server'), 'run_id:(%w+)') or ''"
 _EARLIER = f"""
@@ -90,7 +94,7 @@ class _Question:
 
 
 class SharedRepeats:
-    """Knows repetitions as ``store.repeats.Repeats`` has it."""
+    """Knows repetitions as ``store.repeats.Repeats`` has it. Use ``shared_repeats``."""
 
     def __init__(
         self, shared: SharedRedis, version: str, believed_for: float = BELIEVED_FOR
@@ -99,6 +103,7 @@ class SharedRepeats:
         self._shared = shared
         self._version = version
         self._believed_for = believed_for
+        self._waiting: asyncio.Queue[tuple[_Question, asyncio.Future[str | None]]] = asyncio.Queue()
 
     async def earlier(
         self, delivery: Delivery, alerts: Sequence[Alert], *, whole: bool
@@ -113,7 +118,7 @@ class SharedRepeats:
         known = whole and may_repeat(delivery, alerts) and self._is_believed()
         same = self._same(delivery)
         question = _Question(_EARLIER, keys, same, delivery.id, NOTED_FOR, known)
-        first = await self._shared.tried(lambda: self._ask(question))
+        first = None if self._shared.is_lost else await self._asked(question)
         return None if first is None else DeliveryId(first)
 
     async def settle(self, triaged: Triaged) -> None:
@@ -141,22 +146,53 @@ class SharedRepeats:
         prints = sorted({alert.fingerprint for alert in alerts})
         return [f"{self._shared.namespace}:said:{_digest(one)}" for one in prints]
 
-    async def _ask(self, question: _Question) -> str | None:
-        run: Any = self._shared.client.eval  # the client does not type it
-        answer: str | None = await run(*question.arguments)
-        return answer
+    async def _asked(self, question: _Question) -> str | None:
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((question, answer))
+        return await answer
 
-    async def _ask_all(self, questions: Iterable[_Question]) -> None:
+    async def run(self) -> None:
+        """Take all questions that wait, ask them together, answer, and repeat; for ever."""
+        while True:
+            asked = [await self._waiting.get()]
+            while len(asked) < _TOGETHER and not self._waiting.empty():
+                asked.append(self._waiting.get_nowait())
+            answers: list[str | None] | None = None
+            try:
+                questions = [question for question, _ in asked]
+                answers = await self._shared.tried(functools.partial(self._ask_all, questions))
+            finally:
+                for (_, answer), said in zip(asked, answers or [None] * len(asked), strict=True):
+                    if not answer.done():
+                        answer.set_result(said)
+
+    async def _ask_all(self, questions: Iterable[_Question]) -> list[str | None]:
         async with self._shared.client.pipeline(transaction=False) as pipe:
             run: Any = pipe.eval
             for question in questions:
                 run(*question.arguments)
-            await pipe.execute()
+            answers: list[str | None] = await pipe.execute()
+            return answers
 
     async def _forget(self, keys: Sequence[str]) -> None:
         unlink: Any = self._shared.client.unlink  # the client does not type it
         for start in range(0, len(keys), _CHUNK):
             await self._shared.tried(functools.partial(unlink, *keys[start : start + _CHUNK]))
+
+
+@contextlib.asynccontextmanager
+async def shared_repeats(
+    shared: SharedRedis, version: str, believed_for: float = BELIEVED_FOR
+) -> AsyncIterator[SharedRepeats]:
+    """Ask inside the block; who asks later is told nothing."""
+    repeats = SharedRepeats(shared, version, believed_for)
+    asking = asyncio.create_task(repeats.run(), name="repeats")
+    try:
+        yield repeats
+    finally:
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
 
 
 def _digest(text: str) -> str:

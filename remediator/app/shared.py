@@ -105,7 +105,7 @@ async def open_shared(
         shared_redis,
     )
     from remediator.adapters.shared_repeats import (  # noqa: PLC0415 - only where configured
-        SharedRepeats,
+        shared_repeats,
     )
 
     hub, url = Hub(), reference.read(environ)
@@ -118,8 +118,9 @@ async def open_shared(
     async with (
         shared_redis(url, place.namespace, telemetry.shared_redis_impaired) as redis,
         shared_events(redis, place.owner, heard) as events,
+        shared_repeats(redis, place.version) as known,
     ):
-        repeats = SharedRepeats(redis, place.version) if settings.redis.duplicates else NoRepeats()
+        repeats = known if settings.redis.duplicates else NoRepeats()
         yield Shared(_waiting(rate, redis), repeats, hub, events.send)
 
 

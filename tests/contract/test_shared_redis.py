@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from remediator.adapters.admission import Admission
 from remediator.adapters.shared_events import SharedEvents, shared_events
 from remediator.adapters.shared_redis import SharedRedis, look, shared_redis
-from remediator.adapters.shared_repeats import SharedRepeats
+from remediator.adapters.shared_repeats import shared_repeats
 from remediator.errors import ConfigError
 from remediator.live import Happening, LiveEvent
 from remediator.testing import FrozenClock, firing_alert
@@ -251,8 +251,11 @@ async def test_the_rights_in_the_manual_suffice_for_everything(redis_scene: Redi
         one.send(an_event("inc-1"))
         async with asyncio.timeout(20):
             assert (await heard.get()).id == "inc-1"
-    async with shared_redis(url, NAMESPACE, no_matter) as shared:
-        repeats, clock = SharedRepeats(shared, "v"), FrozenClock()
+    clock = FrozenClock()
+    async with (
+        shared_redis(url, NAMESPACE, no_matter) as shared,
+        shared_repeats(shared, "v") as repeats,
+    ):
         many = [firing_alert(f"A{n}", {}, clock.now - timedelta(hours=1)) for n in range(300)]
         for alerts in (many[:1], many):
             delivery = a_delivery(clock)
