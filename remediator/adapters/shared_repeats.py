@@ -28,8 +28,8 @@ from remediator.store.repeats import Triaged, may_repeat
 
 BELIEVED_FOR = 5.0
 """Seconds after its triage in which a body need not be stored once more."""
-NOTED_FOR = 20.0
-"""Seconds that a note lasts for which triage has to come; without it the next body is stored."""
+NOTED_FOR = 300.0
+"""Seconds that a note waits for triage, which may have a backlog."""
 LARGEST = 256
 """Alerts of a body that may be a repetition; larger ones are always stored."""
 _CHUNK = 1000
@@ -59,15 +59,17 @@ _SETTLE = f"""
 {_RUN}
 local mine = run .. ':' .. ARGV[1] .. ':'
 for i, key in ipairs(KEYS) do
-  local said = redis.call('GET', key)
-  if said and string.sub(said, 2, #mine + 1) ~= mine then
-    if string.sub(said, 1, 1) == '=' then redis.call('DEL', key) end
-  elseif said == '?' .. mine .. ARGV[2] then
+  local said = redis.call('GET', key) or ''
+  local known = string.sub(said, 1, 1) == '='
+  local same = string.sub(said, 2, #mine + 1) == mine
+  if said == '?' .. mine .. ARGV[2] or known and same then
     if ARGV[4] == '1' then
       redis.call('SET', key, '=' .. mine .. ARGV[2], 'PX', ARGV[3])
     else
       redis.call('DEL', key)
     end
+  elseif known then
+    redis.call('DEL', key)
   end
 end
 """

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remediator.errors import StoreUnavailable
 from remediator.live import Announce, Happening
 from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source, new_id
 from remediator.store import tables as t
@@ -70,12 +71,16 @@ class Inbox:
             earlier = await self._repeats.earlier(delivery, alerts, whole=not dead)
             if earlier is not None:
                 return earlier
-        await self._database.insert(
-            {
-                t.deliveries: [_row(delivery, len(alerts), len(dead))],
-                t.dead_letters: _letters(delivery, dead),
-            }
-        )
+        try:
+            await self._database.insert(
+                {
+                    t.deliveries: [_row(delivery, len(alerts), len(dead))],
+                    t.dead_letters: _letters(delivery, dead),
+                }
+            )
+        except StoreUnavailable:  # its triage is not to be waited for
+            await self._repeats.settle([(delivery, alerts, False)])
+            raise
         self._decoded[delivery.id] = delivery, alerts
         held = sum(len(waiting) for _, waiting in self._decoded.values())
         while len(self._decoded) > HANDED_OVER or (
