@@ -12,8 +12,8 @@ import pytest
 from remediator.access import Permission
 from remediator.adapters.postgres import PostgresLever, PostgresReader
 from remediator.console.api import api_routes
-    api = api_routes(nothing, nothing, nothing, nothing)
-    routes = (*api, *audit_routes(nothing), *live_routes(nothing))
+from remediator.console.auditing import audit_routes
+from remediator.console.live import live_routes
 from remediator.model import Alert, MitigationState, Target
 from remediator.playbook import Playbook, load_playbooks
 from remediator.testing import firing_alert, run_playbook
