@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, JsonValue
 
 from remediator.maintenance import Plan, Window, scopes_of
 from remediator.model import Bound, Duration, Incident, Limits, Mode, Risk, Target, Value
+from remediator.safeguards import Safeguards
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 _NO_WAIT = timedelta(0)
@@ -129,6 +130,8 @@ class Catalogue(Value):
     services: tuple[Service, ...] = ()
     limits: Limits
     """The global bounds."""
+    safeguards: Safeguards = Safeguards()
+    """The bounds that look back."""
     escalation: Escalation = Escalation()
     """For incidents of services that are not in the catalogue any more."""
     maintenance: tuple[Plan, ...] = ()

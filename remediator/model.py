@@ -12,9 +12,10 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, NewType
+from typing import Annotated, NewType, Self, TypeVar
 
 from pydantic import (
     AwareDatetime,
@@ -25,6 +26,7 @@ from pydantic import (
     JsonValue,
     PlainSerializer,
     SerializeAsAny,
+    ValidationError,
 )
 
 DeliveryId = NewType("DeliveryId", str)
@@ -431,7 +433,7 @@ class Decision(Value):
 
     effect: Effect
     code: str
-    """Stable word for machines: ``budget``, ``cooldown``, ``paused``, ``mode``..."""
+    """Stable word for machines: ``budget``, ``cooldown``, ``paused``, ``demoted``..."""
     reason: str
 
 
@@ -460,6 +462,42 @@ class ItemOutcome(Value):
     detail: str = ""
 
 
+class Figure(Value):
+    """A number that a change raises or lowers, in the ledger beside what was ``before``."""
+
+    name: str
+    """Which one of its target's: ``replicas``, ``memory of app``."""
+    was: int
+    will: int
+
+    @classmethod
+    def of(cls, before: Mapping[str, JsonValue]) -> Self | None:
+        """Read it; None where none is noted that can be read."""
+        return _noted(cls, before.get("figure"))
+
+
+class Instances(Value):
+    """How many running instances a change ends at once, noted as a ``Figure`` is."""
+
+    touched: int = Field(ge=0)
+    of_all: int = Field(ge=0)
+
+    @classmethod
+    def of(cls, before: Mapping[str, JsonValue]) -> Self | None:
+        """Read it; None where none is noted that can be read."""
+        return _noted(cls, before.get("instances"))
+
+
+N = TypeVar("N", bound=Value)
+
+
+def _noted(kind: type[N], noted: JsonValue) -> N | None:
+    try:
+        return kind.model_validate(noted)
+    except ValidationError:
+        return None
+
+
 class Preparation(Value):
     """What ``prepare`` saw in the world before a change: the way back, and what is left to do."""
 
@@ -467,6 +505,14 @@ class Preparation(Value):
     """The mitigation cut down to what still holds; never more than was proposed."""
     before: dict[str, JsonValue] = Field(default_factory=dict)
     undo: dict[str, JsonValue] | None = None
+
+    def noting(
+        self, figure: Figure | None = None, instances: Instances | None = None
+    ) -> Preparation:
+        """Return it with what the bounds count, kept in ``before``."""
+        notes = {"figure": figure, "instances": instances}
+        found = {key: note.model_dump(mode="json") for key, note in notes.items() if note}
+        return self.model_copy(update={"before": {**self.before, **found}})
 
 
 class Outcome(Value):

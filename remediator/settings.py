@@ -28,6 +28,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from remediator.access import Permission, Role, permits
 from remediator.approvers import ApprovalsByRisk, Approver, approver_complaints
+from remediator.budgets import LimitsByScope
 from remediator.catalogue import Catalogue
 from remediator.configfile import Document, Place, Problem, Shape, explain, failure, shown
 from remediator.errors import ConfigError
@@ -49,7 +50,6 @@ from remediator.sections import (
 from remediator.storage import Audit, Redis, Store
 from remediator.systems import (
     Complaint,
-    LimitsByScope,
     ModeByRisk,
     Modes,
     Names,

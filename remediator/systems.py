@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, StrictBool
 
 from remediator.approvers import ApprovalsByRisk, People, naming_complaints, number_complaints
+from remediator.budgets import LimitsByScope
 from remediator.catalogue import Catalogue, EnabledPlaybook, LimitsOverride, Service
 from remediator.configfile import Key
 from remediator.maintenance import Plan
@@ -64,19 +65,6 @@ def _modes(value: object) -> object:
 
 Modes = Annotated[ModeByRisk, BeforeValidator(_modes, json_schema_input_type=Mode | ModeByRisk)]
 """One mode for every risk, or a mapping by risk."""
-
-
-class LimitsByScope(Section):
-    """Bounds on what is done. All of them hold together; each field may be left out."""
-
-    everywhere: LimitsOverride = Field(default=LimitsOverride(), alias="global")
-    """Over all systems together. Default 10 in 1h, cooldown 5m, concurrency 3."""
-    system: LimitsOverride = LimitsOverride()
-    """Of each system. Default 10 in 1h, cooldown 5m, concurrency 3."""
-    service: LimitsOverride = LimitsOverride()
-    """Of each service. Default 5 in 1h, cooldown 5m, concurrency 1."""
-    target: LimitsOverride = LimitsOverride()
-    """Of each target, over all services that share it. Default 5 in 1h, cooldown 5m, concurrency 1."""
 
 
 class TargetEntry(Section):
@@ -327,6 +315,7 @@ def build_catalogue(
     top = _Top(modes.over(dict.fromkeys(Risk, Mode.SHADOW)), limits, approvals)
     return Catalogue(
         limits=limits.everywhere.over(_WIDE),
+        safeguards=limits.safeguards,
         services=tuple(
             _service(system, name, systems[system], names, top)
             for system, name, _ in _services(systems)

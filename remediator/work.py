@@ -17,7 +17,6 @@ from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import PermanentError, TemporaryError
 from remediator.maintenance import Halt, Window, covered, longest, running
 from remediator.model import (
-    Bound,
     Finding,
     Incident,
     IncidentOutcome,
@@ -35,6 +34,7 @@ from remediator.model import (
 )
 from remediator.playbook import CHECK_TIMEOUT, Context, Parameters, Playbook, PlaybookSet
 from remediator.ports import Lever, Port
+from remediator.safeguards import Allowance
 from remediator.store.ledger import Ledger, Settlement, Standing
 from remediator.store.queue import Claim, Transition
 from remediator.views import TimelineEvent
@@ -166,12 +166,16 @@ class Work:
         targets = self.service.targets.values()
         return mitigation.target in targets and mitigation.kind in self.playbook.levers
 
-    def bounds(self, mitigation: Mitigation) -> tuple[Bound, ...]:
-        """List every bound that ``mitigation`` has to keep."""
+    def allowance(self, mitigation: Mitigation) -> Allowance:
+        """Return all that ``mitigation`` has to keep."""
         own = self.enabled.limits.over(self.playbook.limits)
-        everywhere = self.around.catalogue.limits
+        catalogue = self.around.catalogue
         name, target, kind = self.enabled.name, mitigation.target, mitigation.kind
-        return self.service.bounds(everywhere, name, own, target, kind)
+        return Allowance(
+            bounds=self.service.bounds(catalogue.limits, name, own, target, kind),
+            safeguards=catalogue.safeguards,
+            services=len(catalogue.services),
+        )
 
     def lever(self, mitigation: Mitigation) -> Lever:
         """Return the lever; ``PermanentError`` when there is none."""

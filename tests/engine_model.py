@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -40,6 +40,7 @@ from remediator.pipeline import take_step
 from remediator.playbook import PlaybookSet
 from remediator.ports import Handle
 from remediator.report.deliver import deliver
+from remediator.safeguards import Allowance
 from remediator.store import Store
 from remediator.store import tables as t
 from remediator.store.database import Database
@@ -144,10 +145,10 @@ class WatchedLedger(Ledger):
         """When it was last asked for a pause, and whether there was one."""
 
     async def reserve(
-        self, incident: Incident, entry: LedgerEntry, bounds: Sequence[Bound], judge: Judge
+        self, incident: Incident, entry: LedgerEntry, allowance: Allowance, judge: Judge
     ) -> tuple[Decision, LedgerEntry | None]:
         await self.gate.pass_(Point.RESERVE)
-        decision, reserved = await self.inner.reserve(incident, entry, bounds, judge)
+        decision, reserved = await self.inner.reserve(incident, entry, allowance, judge)
         if reserved is not None:
             self.asked = None
             await self._judge(incident, reserved)
@@ -478,10 +479,10 @@ class UnfencedLedger(Ledger):
     """Reserves whoever owns the incident."""
 
     async def reserve(
-        self, incident: Incident, entry: LedgerEntry, bounds: Sequence[Bound], judge: Judge
+        self, incident: Incident, entry: LedgerEntry, allowance: Allowance, judge: Judge
     ) -> tuple[Decision, LedgerEntry | None]:
         now = await _as_it_is_now(self._database, incident)
-        return await super().reserve(now, entry, bounds, judge)
+        return await super().reserve(now, entry, allowance, judge)
 
 
 class UnfencedQueue(Queue):

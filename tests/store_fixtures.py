@@ -40,6 +40,7 @@ from remediator.model import (
 )
 from remediator.pipeline import take_step
 from remediator.playbook import Context, Findings, Parameters, Playbook, PlaybookSet, alertnames
+from remediator.safeguards import Safeguards
 from remediator.store import Store, open_store, tables
 from remediator.store.queue import Claim, Transition
 from remediator.testing import FrozenClock, World, WorldLever, firing_alert, items
@@ -260,12 +261,13 @@ def surroundings(
     everywhere: Limits = WIDE,
     conditional: bool = True,
     undo: bool = False,
+    safeguards: Safeguards = Safeguards(),  # noqa: B008 - frozen
 ) -> tuple[Surroundings, Eyes]:
     eyes = Eyes(world)
     lever = WorldLever(world, conditional=conditional, undo=undo)
     ports: Mapping[str, Any] = {"world": eyes}
     around = Surroundings(
-        catalogue=Catalogue(services=tuple(services), limits=everywhere),
+        catalogue=Catalogue(services=tuple(services), limits=everywhere, safeguards=safeguards),
         playbooks=PlaybookSet([SwitchOff, Dim]),
         ports=lambda service: ports,
         levers=Levers({("world", f"world-of-{s.name}"): (lever,) for s in services}),

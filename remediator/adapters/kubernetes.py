@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -241,14 +241,17 @@ class KubernetesLever(Cluster):
         namespaces: Iterable[str] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         changes: Mapping[str, frozenset[str]] | None = None,
+        hands_off: timedelta = timedelta(0),
     ) -> None:
         """Use ``kubeconfig``; the probe asks for the rights of ``changes``, kinds by namespace.
 
-        Without ``changes`` it asks for the rights of every kind in ``namespaces``.
+        Without ``changes`` it asks for the rights of every kind in ``namespaces``. What others have
+        set within ``hands_off`` is not changed.
         """
         super().__init__(kubeconfig, name=name, namespaces=namespaces)
         self._clock = clock
         self._changes = changes
+        self._hands_off = hands_off
         if changes is not None:
             self.kinds = frozenset[str]().union(*changes.values())
 
@@ -351,7 +354,7 @@ class KubernetesLever(Cluster):
         )
         with self._reading():
             now = self._clock()
-            scene = Scene(deployment, autoscalers, pods, sets, quotas, now)
+            scene = Scene(deployment, autoscalers, pods, sets, quotas, now, self._hands_off)
             return prepared(mitigation, scene)
 
     async def _quotas_if_allowed(self, mitigation: Mitigation) -> list[Object] | None:

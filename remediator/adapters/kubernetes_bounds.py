@@ -8,9 +8,17 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
+from remediator.adapters.kubernetes_managers import last_other_writer
 from remediator.adapters.kubernetes_objects import Object, amount, read_workload, uid_of
 from remediator.errors import BackendRefused
-from remediator.model import Duration, Mitigation, Preparation, Value
+from remediator.model import (
+    Duration,
+    Instances,
+    Mitigation,
+    Preparation,
+    Value,
+    format_duration,
+)
 from remediator.workloads import EFFECT, Workload, effect_of
 
 Json = dict[str, JsonValue]
@@ -29,6 +37,8 @@ class Scene(NamedTuple):
     quotas: Sequence[Object] | None
     """Those of its namespace; None where our account may not list them."""
     now: datetime
+    hands_off: timedelta = timedelta(0)
+    """Time in which what others have set is not changed."""
 
 
 class Bounds(Value):
@@ -117,12 +127,38 @@ def in_turn(scene: Scene) -> None:
     replicas = read_workload(scene.deployment).replicas
     strategy = scene.deployment["spec"].get("strategy") or {}
     kind = strategy.get("type", "RollingUpdate")
-    missing = str((strategy.get("rollingUpdate") or {}).get("maxUnavailable", "25%"))
-    of = replicas if missing.endswith("%") else 100
-    gone = int(amount(missing.removesuffix("%")) * of / 100)
+    missing = (strategy.get("rollingUpdate") or {}).get("maxUnavailable", "25%")
+    gone = _may_miss(scene.deployment, replicas)
     forbid(
         (kind != "RollingUpdate", f"its strategy {kind} would stop all pods at once"),
         (gone >= replicas, f"its maxUnavailable {missing} would stop all pods at once"),
+    )
+
+
+def missing_at_once(scene: Scene) -> Instances:
+    """Say how many pods a change in turn ends before their replacements are ready."""
+    workload = read_workload(scene.deployment)
+    return Instances(
+        touched=_may_miss(scene.deployment, workload.replicas), of_all=workload.replicas
+    )
+
+
+def _may_miss(deployment: Object, replicas: int) -> int:
+    rolling = (deployment["spec"].get("strategy") or {}).get("rollingUpdate") or {}
+    missing = str(rolling.get("maxUnavailable", "25%"))
+    of = replicas if missing.endswith("%") else 100
+    return int(amount(missing.removesuffix("%")) * of / 100)
+
+
+def others_hands_off(scene: Scene, found: Object, change: Json) -> None:
+    """Refuse to change what somebody else has set just now: a human, an autoscaler, a release."""
+    wrote = last_other_writer(found, change) if scene.hands_off else None
+    if wrote is None or scene.now - wrote.at >= scene.hands_off:
+        return
+    ago = max(scene.now - wrote.at, timedelta(0))
+    raise BackendRefused(
+        f"{wrote.manager} set it {int(ago.total_seconds() / 60)} min ago; what others set within"
+        f" {format_duration(scene.hands_off)} is not changed"
     )
 
 

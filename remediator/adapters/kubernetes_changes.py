@@ -21,6 +21,8 @@ from remediator.adapters.kubernetes_bounds import (
     Scene,
     forbid,
     in_turn,
+    missing_at_once,
+    others_hands_off,
     patch_of,
     patching,
     read_bounds,
@@ -47,7 +49,7 @@ from remediator.adapters.kubernetes_room import (
     scoped,
 )
 from remediator.errors import BackendRefused
-from remediator.model import Mitigation, Preparation
+from remediator.model import Figure, Instances, Mitigation, Preparation
 
 PREPARED = "dry run"
 """What the annotation would say in a dry run, before there is an effect key."""
@@ -86,11 +88,13 @@ def _scale(mitigation: Mitigation, scene: Scene) -> Preparation:
         (wanted > running * STEP, f"{running} to {wanted} replicas is more than twice in a step"),
     )
     quota = _quota(scene, wanted - running)
+    figure = Figure(name="replicas", was=running, will=wanted)
     if scene.autoscalers:
-        return _noting(quota, _raise_minimum(mitigation, scene, wanted))
+        return _noting(quota, _raise_minimum(mitigation, scene, wanted)).noting(figure)
     path, found = deployment_path(mitigation.target), scene.deployment
+    others_hands_off(scene, found, {"replicas": wanted})
     plan = patching(mitigation, found, path, {"replicas": wanted}, {"replicas": running})
-    return _noting(quota, plan)
+    return _noting(quota, plan).noting(figure)
 
 
 def _quota(scene: Scene, more: int) -> str | None:
@@ -147,6 +151,7 @@ def _raise_minimum(mitigation: Mitigation, scene: Scene, wanted: int) -> Prepara
         (scaler.minimum >= wanted, f"already so: the {name}'s minimum is {scaler.minimum}"),
     )
     undo: Json = {"minReplicas": scaler.minimum}
+    others_hands_off(scene, found, undo)
     return patching(mitigation, found, path, {"minReplicas": wanted}, undo)
 
 
@@ -157,9 +162,11 @@ def _restart(mitigation: Mitigation, scene: Scene) -> Preparation:
     least = bounds.min_ready
     forbid((workload.ready < least, f"{workload.ready} pods are ready; a restart needs {least}"))
     annotations: Json = {RESTARTED: scene.now.isoformat(timespec="seconds")}
-    template: JsonValue = {"metadata": {"annotations": annotations}}
+    change: Json = {"template": {"metadata": {"annotations": annotations}}}
+    others_hands_off(scene, scene.deployment, change)
     path = deployment_path(mitigation.target)
-    return patching(mitigation, scene.deployment, path, {"template": template}, None)
+    plan = patching(mitigation, scene.deployment, path, change, None)
+    return plan.noting(instances=missing_at_once(scene))
 
 
 def _evict(mitigation: Mitigation, scene: Scene) -> Preparation:
@@ -187,7 +194,8 @@ def _evict(mitigation: Mitigation, scene: Scene) -> Preparation:
         "namespace": mitigation.target.locator["namespace"],
         "was": seen,
     }
-    return Preparation(mitigation=mitigation, before=before)
+    counted = Instances(touched=1, of_all=workload.replicas)
+    return Preparation(mitigation=mitigation, before=before).noting(instances=counted)
 
 
 def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
@@ -214,6 +222,7 @@ def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
     if found.memory_request == limit:  # a request beside the limit keeps the pods Guaranteed
         change["requests"] = {"memory": written(wanted)}
         undo["requests"] = {"memory": old["requests"]["memory"]}
+    others_hands_off(scene, scene.deployment, _resources(kind, name, change))
     quota = _quota_for(scene, kind, name, change)
     plan = patching(
         mitigation,
@@ -222,7 +231,8 @@ def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
         _resources(kind, name, change),
         _resources(kind, name, undo),
     )
-    return _noting(quota, plan)
+    figure = Figure(name=f"memory of {name}", was=limit, will=wanted)
+    return _noting(quota, plan).noting(figure, missing_at_once(scene))
 
 
 PLANNERS: Mapping[str, Planner] = {

@@ -19,6 +19,7 @@ from remediator.adapters.kubernetes_bounds import (
     effect_on,
     forbid,
     in_turn,
+    missing_at_once,
     patch_of,
     patching,
     read_bounds,
@@ -58,7 +59,8 @@ def undo_rollout(mitigation: Mitigation, scene: Scene) -> Preparation:
     preparation = patching(mitigation, scene.deployment, path, {"revision": number}, None)
     was: JsonValue = {"revision": bounds.from_revision}
     before = {**preparation.before, "was": was, "template": digest(kept)}
-    return preparation.model_copy(update={"before": before})
+    whole = preparation.model_copy(update={"before": before})
+    return whole.noting(instances=missing_at_once(scene))
 
 
 def _may_go_back(scene: Scene, bounds: UndoBounds) -> None:

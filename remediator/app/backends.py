@@ -198,7 +198,11 @@ async def _kubernetes(
             writer = backend.writer_kubeconfig
             changes = levers_by_namespace(catalogue, playbooks, name) if playbooks else None
             lever = KubernetesLever(
-                writer, name=f"kubernetes {name}", namespaces=seen, changes=changes
+                writer,
+                name=f"kubernetes {name}",
+                namespaces=seen,
+                changes=changes,
+                hands_off=settings.limits.hands_off,
             )
             levers[key] = (await stack.enter_async_context(lever),)
     return readers, levers

@@ -68,7 +68,7 @@ async def _reserve_and_pull(
     work: Work, preparation: Preparation, approved: LedgerEntry | None
 ) -> Transition:
     mitigation, incident = preparation.mitigation, work.claim.incident
-    bounds = work.bounds(mitigation)
+    allowance = work.allowance(mitigation)
     entry = work.entry(preparation, MitigationState.RESERVED, mitigation.reason)
     if approved is not None:
         live = {"mitigation": mitigation, "before": entry.before, "undo": entry.undo}
@@ -77,8 +77,13 @@ async def _reserve_and_pull(
     decision, reserved = await work.around.ledger.reserve(
         incident,
         entry,
-        bounds,
-        lambda standing: judge(work.around.whole(incident, standing), bounds),
+        allowance,
+        lambda standing: judge(
+            work.around.whole(incident, standing),
+            allowance,
+            preparation,
+            agreed=approved is not None,
+        ),
     )
     if reserved is None:
         return _refused(work, mitigation, decision, approved)

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 
 from remediator.mitigation.limits import judge
+from remediator.mitigation.safeguarding import Plan
 from remediator.model import (
-    Bound,
     Decision,
     Effect,
     Item,
@@ -20,6 +20,7 @@ from remediator.model import (
     Mode,
     Proposal,
 )
+from remediator.safeguards import Allowance
 from remediator.store.ledger import Standing
 
 _MADE = (MitigationState.APPLIED, MitigationState.UNKNOWN, MitigationState.REVERTED)
@@ -60,17 +61,14 @@ def decide(
     dry_run: bool,
     impaired: Sequence[str],
     standing: Standing,
-    bounds: Sequence[Bound],
+    allowance: Allowance,
+    plan: Plan,
 ) -> Decision:
     """Say what policy, senses and bounds make of a mitigation at this moment."""
-    limits = judge(standing, bounds)
+    limits = judge(standing, allowance, plan, agreed=mode is Mode.APPROVE)
     if dry_run or mode in (Mode.OBSERVE, Mode.SHADOW):
-        hindrance = "; ".join(impaired) if impaired else limits.reason
-        allowed = limits.effect is Effect.ALLOW and not impaired
-        would = (
-            "it would have been made" if allowed else f"it would not have been made: {hindrance}"
-        )
         code = "dry_run" if dry_run else str(mode)
+        would = _would(limits, impaired)
         reason = f"{_only_recorded(mode, dry_run=dry_run)}; {_AT_MOST[mode]} {would}"
         return Decision(effect=Effect.SHADOW, code=code, reason=reason)
     if impaired:
@@ -82,6 +80,14 @@ def decide(
         reason = "the mode is approve: a human has to agree first"
         return Decision(effect=Effect.ASK, code="approve", reason=reason)
     return limits
+
+
+def _would(limits: Decision, impaired: Sequence[str]) -> str:
+    if limits.effect is Effect.ALLOW and not impaired:
+        return "it would have been made"
+    if limits.effect is Effect.ASK and not impaired:
+        return f"a human would have been asked: {limits.reason}"
+    return f"it would not have been made: {'; '.join(impaired) or limits.reason}"
 
 
 _AT_MOST = {

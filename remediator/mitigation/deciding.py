@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 
 from remediator.errors import BackendUnavailable, PermanentError
 from remediator.mitigation import decide as policy
 from remediator.mitigation.act import not_prepared, prepare
+from remediator.mitigation.safeguarding import Plan
 from remediator.model import (
-    Bound,
     Decision,
     Effect,
     IncidentOutcome,
@@ -20,7 +19,7 @@ from remediator.model import (
     Preparation,
     Proposal,
 )
-from remediator.store.ledger import Settlement, Standing
+from remediator.store.ledger import Settlement
 from remediator.store.queue import Transition
 from remediator.work import Work, close
 
@@ -53,21 +52,23 @@ async def decide(work: Work) -> Transition:
         return Transition(phase=Phase.DIAGNOSE, next_round=True, notify=False)
     if len(work.made) >= MUTATIONS_PER_INCIDENT:
         return work.escalate(f"{MUTATIONS_PER_INCIDENT} mitigations did not cure it")
-    bounds = work.bounds(mitigation)
-    decision = policy.decide(
+    return await _follow(work, mitigation, await _decided(work, mitigation))
+
+
+async def _decided(work: Work, plan: Plan) -> Decision:
+    """Decide about what is proposed, or about what the live state made of it."""
+    mitigation = plan.mitigation if isinstance(plan, Preparation) else plan
+    incident, allowance = work.claim.incident, work.allowance(mitigation)
+    standing = await work.around.ledger.standing(incident, mitigation, allowance)
+    proposal = work.claim.proposal
+    return policy.decide(
         work.enabled.modes[mitigation.risk],
-        dry_run=claim.incident.dry_run,
-        impaired=proposal.impaired,
-        standing=await _standing(work, mitigation, bounds),
-        bounds=bounds,
+        dry_run=incident.dry_run,
+        impaired=() if proposal is None else proposal.impaired,
+        standing=work.around.whole(incident, standing),
+        allowance=allowance,
+        plan=plan,
     )
-    return await _follow(work, mitigation, decision)
-
-
-async def _standing(work: Work, mitigation: Mitigation, bounds: Sequence[Bound]) -> Standing:
-    incident, ledger = work.claim.incident, work.around.ledger
-    standing = await ledger.standing(incident, mitigation, bounds)
-    return work.around.whole(incident, standing)
 
 
 async def await_approval(work: Work) -> Transition:
@@ -121,6 +122,8 @@ def refused(work: Work, mitigation: Mitigation, decision: Decision) -> Transitio
         return work.resolved_by_itself()
     if decision.code == "maintenance":  # it began just now: the diagnosis waits for its end
         return Transition(phase=Phase.DIAGNOSE, notify=False)
+    if decision.effect is Effect.ASK:  # what worked came back just now
+        return Transition(phase=Phase.DECIDE, notify=False)
     if decision.effect is Effect.WAIT and not work.out_of_patience:
         return work.wait(decision.reason, RECHECK, code=decision.code)
     preparation = Preparation(mitigation=mitigation)
@@ -135,6 +138,12 @@ async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transi
         preparation = await prepare(work.lever(mitigation), mitigation)
     except (BackendUnavailable, PermanentError) as error:
         return not_prepared(work, mitigation, error)
+    again = await _decided(work, preparation)
+    if again.effect in (Effect.DENY, Effect.WAIT):  # nobody is asked for what would be refused
+        return refused(work, mitigation, again)
+    asked_for = mitigation.reason
+    if decision.code != "approve":
+        asked_for = f"{asked_for}; {decision.reason}"
     within = policy.approval_time(_severity(work))
     waiting = MitigationState.AWAITING_APPROVAL
     entry = work.entry(preparation, waiting, decision.reason)
@@ -144,7 +153,7 @@ async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transi
         due_in=within,
         reason=f"waiting for approval: {mitigation.reason}",
         entry=entry.model_copy(update=asked),
-        events=(work.event("approval asked", mitigation.reason, plan=entry.plan_hash),),
+        events=(work.event("approval asked", asked_for, plan=entry.plan_hash),),
     )
 
 
@@ -152,6 +161,7 @@ async def _shadow(work: Work, mitigation: Mitigation, decision: Decision) -> Tra
     reason, preparation = decision.reason, Preparation(mitigation=mitigation)
     try:
         preparation = await prepare(work.lever(mitigation), mitigation)
+        reason = (await _decided(work, preparation)).reason
     except (BackendUnavailable, PermanentError) as error:
         reason = f"{reason}; not validated: {error}"
     entry = work.entry(preparation, MitigationState.SHADOWED, reason)

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from remediator.mitigation.safeguarding import Plan, demoted, safeguard
 from remediator.model import Bound, Decision, Effect, format_duration
+from remediator.safeguards import Allowance
 from remediator.store.ledger import Standing
 
 
-def judge(standing: Standing, bounds: Sequence[Bound]) -> Decision:
-    """Allow one more mitigation, deny it for good, or say what has to pass first."""
+def judge(
+    standing: Standing, allowance: Allowance, plan: Plan, *, agreed: bool = False
+) -> Decision:
+    """Allow one more mitigation, deny it for good, or say what has to pass first.
+
+    Or ask a human first, unless one has ``agreed`` already.
+    """
+    bounds = allowance.bounds
     if standing.paused is not None:
         halt = standing.paused
         return Decision(effect=Effect.WAIT, code=halt.code, reason=halt.reason)
@@ -22,8 +30,10 @@ def judge(standing: Standing, bounds: Sequence[Bound]) -> Decision:
     return (
         _over_budget(standing, bounds)
         or _held(standing)
+        or safeguard(standing, allowance, plan)
         or _cooling_down(standing, bounds)
         or _busy(standing, bounds)
+        or (None if agreed else demoted(standing, allowance))
         or Decision(effect=Effect.ALLOW, code="allowed", reason="within every bound")
     )
 

@@ -33,17 +33,12 @@ from remediator.model import (
     Usage,
     Value,
 )
+from remediator.safeguards import Allowance
 from remediator.store import tables as t
 from remediator.store.database import Database
+from remediator.store.hindsight import COUNTED, Hindsight, hindsight
 from remediator.store.journal import append
 from remediator.store.windows import windows_over
-
-_COUNTED = (
-    MitigationState.RESERVED,
-    MitigationState.APPLIED,
-    MitigationState.UNKNOWN,
-    MitigationState.REVERTED,
-)
 
 _TOLD = (t.mitigations.c.id, t.mitigations.c.effect_key)
 
@@ -55,6 +50,10 @@ class Standing(Value):
     """What the bounds depend on, read in one transaction."""
 
     now: AwareDatetime
+    incident: IncidentId
+    """Whose mitigation it is, of this system and service."""
+    system: str | None
+    service: str | None
     paused: Halt | None
     """Why nothing may be changed now: scope, who and why; None when nothing is paused."""
     firing: bool
@@ -67,6 +66,8 @@ class Standing(Value):
     """The incident whose temporary change of the same kind has not been taken back yet."""
     last_on_target: AwareDatetime | None
     """When another incident last reserved a mitigation of the same target."""
+    past: Hindsight
+    """What we changed before."""
 
 
 class Settlement(Value):
@@ -98,17 +99,17 @@ class Ledger:
         return started + self.apply_within.total_seconds()
 
     async def standing(
-        self, incident: Incident, mitigation: Mitigation, bounds: Sequence[Bound]
+        self, incident: Incident, mitigation: Mitigation, allowance: Allowance
     ) -> Standing:
         """Read how things stand, without any lock: good for a reason, not for a reservation."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
-            return await _standing(connection, incident, mitigation, bounds, now)
+            return await _standing(connection, incident, mitigation, allowance, now)
 
     async def reserve(
-        self, incident: Incident, entry: LedgerEntry, bounds: Sequence[Bound], judge: Judge
+        self, incident: Incident, entry: LedgerEntry, allowance: Allowance, judge: Judge
     ) -> tuple[Decision, LedgerEntry | None]:
-        """Count ``entry`` against every bound and commit it, or say why not.
+        """Count ``entry`` against all of ``allowance`` and commit it, or say why not.
 
         An entry whose id is already stored (an approved one) is moved to ``reserved``. Raises
         ``OwnershipLost`` when ``incident`` is no longer ours.
@@ -120,7 +121,7 @@ class Ledger:
             await _own(connection, incident)
             now = await self._database.now(connection)
             plan = entry.mitigation
-            decision = judge(await _standing(connection, incident, plan, bounds, now))
+            decision = judge(await _standing(connection, incident, plan, allowance, now))
             if decision.effect is not Effect.ALLOW:
                 return decision, None
             reserved = entry.model_copy(
@@ -164,7 +165,7 @@ async def _standing(
     connection: AsyncConnection,
     incident: Incident,
     mitigation: Mitigation,
-    bounds: Sequence[Bound],
+    allowance: Allowance,
     now: datetime,
 ) -> Standing:
     firing = select(t.alerts.c.id).where(
@@ -180,16 +181,21 @@ async def _standing(
     last = select(func.max(t.mitigations.c.reserved_at)).where(
         on_target,
         t.mitigations.c.incident_id != incident.id,
-        t.mitigations.c.state.in_(_COUNTED),
+        t.mitigations.c.state.in_(COUNTED),
     )
+    target, safeguards = mitigation.target, allowance.safeguards
     return Standing(
         now=now,
+        incident=incident.id,
+        system=incident.system,
+        service=incident.service,
         paused=await _halt(connection, incident, now),
         firing=(await connection.execute(firing.limit(1))).first() is not None,
-        usages=tuple([await _usage(connection, bound, now) for bound in bounds]),
+        usages=tuple([await _usage(connection, bound, now) for bound in allowance.bounds]),
         busy_with=(await connection.execute(busy)).scalar(),
         held_by=(await connection.execute(held)).scalar(),
         last_on_target=(await connection.execute(last)).scalar(),
+        past=await hindsight(connection, incident, target, safeguards, now),
     )
 
 
@@ -211,7 +217,7 @@ async def _usage(connection: AsyncConnection, bound: Bound, now: datetime) -> Us
     reserved = select(func.count()).where(
         within,
         t.mitigations.c.reserved_at > now - bound.limits.window,
-        t.mitigations.c.state.in_(_COUNTED),
+        t.mitigations.c.state.in_(COUNTED),
     )
     in_flight = select(func.count()).where(within, t.mitigations.c.in_flight)
     return Usage(

@@ -37,6 +37,7 @@ from remediator.model import (
     Source,
 )
 from remediator.pipeline import take_step
+from remediator.safeguards import Allowance
 from remediator.store.queue import Claim
 from remediator.testing import World, items
 from remediator.work import Work
@@ -284,9 +285,9 @@ async def test_the_reservation_itself_asks_for_ordered_windows(bench: Bench) -> 
         kind="switch_off", target=work.service.targets["world"], reason="x", items=items("lamp")
     )
     entry = work.entry(Preparation(mitigation=mitigation), MitigationState.RESERVED, "x")
-    bounds = [Bound(scope="global", limits=WIDE)]
+    allowance = Allowance(bounds=(Bound(scope="global", limits=WIDE),))
     decision, reserved = await bench.store.ledger.reserve(
-        claim.incident, entry, bounds, lambda standing: judge(standing, bounds)
+        claim.incident, entry, allowance, lambda standing: judge(standing, allowance, mitigation)
     )
     assert (decision.effect, decision.code, reserved) == (Effect.WAIT, "maintenance", None)
 

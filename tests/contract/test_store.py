@@ -27,6 +27,7 @@ from remediator.model import (
     Risk,
 )
 from remediator.pipeline import take_step
+from remediator.safeguards import Allowance, Safeguards, Spread
 from remediator.store.queue import LEASE, Claim, Transition
 from remediator.testing import FrozenClock, World, items
 from remediator.work import Work
@@ -229,13 +230,15 @@ async def test_a_renewed_lease_holds(open_bench: OpenBench) -> None:
 # --- the ledger -------------------------------------------------------------------------------
 
 
-def _bounds(**limits: Any) -> list[Bound]:
+def _bounds(**limits: Any) -> Allowance:
     given = WIDE.model_copy(update=limits)
-    return [Bound(scope="global", limits=given)]
+    everywhere = Safeguards(spread=Spread(services=1))
+    bounds = (Bound(scope="global", limits=given),)
+    return Allowance(bounds=bounds, safeguards=everywhere, services=12)
 
 
 async def _reserve(
-    bench: Bench, claim: Claim, name: str, bounds: list[Bound] | None = None
+    bench: Bench, claim: Claim, name: str, bounds: Allowance | None = None
 ) -> tuple[Any, Any]:
     service = bench.around.catalogue.service(claim.incident.system, claim.incident.service)
     assert service is not None
@@ -248,7 +251,7 @@ async def _reserve(
     entry = work.entry(Preparation(mitigation=mitigation), MitigationState.RESERVED, name)
     using = bounds if bounds is not None else _bounds()
     return await bench.store.ledger.reserve(
-        claim.incident, entry, using, lambda standing: judge(standing, using)
+        claim.incident, entry, using, lambda standing: judge(standing, using, mitigation)
     )
 
 

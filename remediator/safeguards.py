@@ -1,0 +1,93 @@
+"""Bounds that look back: at what our own changes came to, over all playbooks together.
+
+The values of the configuration, and which kinds of change each of them is about. What happened is
+read in the reservation's transaction; ``mitigation.safeguarding`` judges it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Annotated
+
+from pydantic import ConfigDict, Field
+
+from remediator.model import Bound, Duration, Value
+
+RAISES = frozenset({"scale", "set_memory"})
+"""Kinds that raise a figure; their lever says from what to what (``model.Figure``)."""
+TOUCHES = frozenset({"evict_pod", "restart_rollout", "set_memory", "undo_rollout"})
+"""Kinds that end running instances; their lever says how many of how many (``model.Instances``)."""
+REPLACES: Mapping[str, frozenset[str]] = MappingProxyType(
+    {"undo_rollout": frozenset({"set_memory", "restart_rollout"})}
+)
+"""What a kind would undo with its own change: going back replaces the whole pod template."""
+
+HandsOff = Annotated[Duration, Field(strict=True)]
+_Period = Annotated[Duration, Field(strict=True, gt=timedelta(0))]
+
+
+class _Rule(Value):
+    model_config = ConfigDict(use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+class Relapses(_Rule):
+    """When a playbook whose successes do not last has to ask first."""
+
+    count: Annotated[int, Field(ge=1, strict=True)] = 3
+    """So many incidents that were mitigated while their alert came back."""
+    within: _Period = timedelta(hours=1)
+    """Time after the end of an incident in which a new one of the same cause is a relapse."""
+    window: _Period = timedelta(hours=24)
+    """Time over which they are counted; once it has passed, nothing is held against it."""
+
+
+class Growth(_Rule):
+    """How far our own changes may raise one figure of one target, one upon the other."""
+
+    factor: Annotated[float, Field(gt=1, le=10)] = 2.0
+    """Times the figure before the first of them."""
+    window: _Period = timedelta(days=7)
+    """Time over which those that stand are added up; what was taken back does not count."""
+
+
+class Spread(_Rule):
+    """How much may be touched within a short time, by all playbooks together."""
+
+    instances: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of a workload's instances, one at least."""
+    services: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of all configured services, `at_least` in any case."""
+    at_least: Annotated[int, Field(ge=1, strict=True)] = 3
+    """Services that may be changed however few there are."""
+    window: _Period = timedelta(minutes=10)
+    """Time that counts; a change in flight counts however old it is."""
+
+
+class Safeguards(Value):
+    """All of them."""
+
+    relapses: Relapses = Relapses()
+    growth: Growth = Growth()
+    spread: Spread = Spread()
+    hands_off: HandsOff = timedelta(minutes=30)
+    """Time in which nothing is changed back that somebody else, or another playbook, has changed."""
+
+    def services_at_once(self, services: int) -> int:
+        """Return how many of so many services may be changed within the window."""
+        return max(self.spread.at_least, int(services * self.spread.services))
+
+    def instances_at_once(self, instances: int) -> int:
+        """Return how many of so many instances may be touched within the window."""
+        return max(1, int(instances * self.spread.instances))
+
+
+class Allowance(Value):
+    """Everything that one mitigation has to keep."""
+
+    bounds: tuple[Bound, ...]
+    """Those of every scope, widest first."""
+    safeguards: Safeguards = Safeguards()
+    services: int = 1
+    """How many services are configured."""

@@ -1,0 +1,167 @@
+"""What the ledger knows of the past, as the bounds look back on it. Reads, never writes.
+
+Called inside the reservation's transaction, so that what is read is what holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import AwareDatetime, JsonValue
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.model import (
+    Assessment,
+    Figure,
+    Incident,
+    IncidentId,
+    IncidentOutcome,
+    Instances,
+    MitigationState,
+    Target,
+    Value,
+)
+from remediator.safeguards import RAISES, REPLACES, Relapses, Safeguards
+from remediator.store import tables as t
+
+COUNTED = (
+    MitigationState.RESERVED,
+    MitigationState.APPLIED,
+    MitigationState.UNKNOWN,
+    MitigationState.REVERTED,
+)
+"""States of a change that was made, or may have been."""
+
+
+class Past(Value):
+    """One change that we made, or may have made."""
+
+    incident: IncidentId
+    system: str
+    service: str
+    playbook: str
+    target_key: str
+    kind: str
+    state: MitigationState
+    at: AwareDatetime
+    """When it was reserved."""
+    before: dict[str, JsonValue]
+
+    @property
+    def stands(self) -> bool:
+        """Whether it has not been taken back."""
+        return self.state is not MitigationState.REVERTED
+
+    @property
+    def figure(self) -> Figure | None:
+        """The figure that it changed; None where that cannot be read."""
+        return Figure.of(self.before)
+
+    @property
+    def instances(self) -> Instances | None:
+        """The instances that it touched; None where that cannot be read."""
+        return Instances.of(self.before)
+
+
+class Mended(Value):
+    """An incident that a playbook mitigated, and whether its cause came back."""
+
+    incident: IncidentId
+    at: AwareDatetime
+    """When it ended."""
+    back_at: AwareDatetime | None
+    """When the next incident of the same cause began; None where there was none."""
+
+
+class Hindsight(Value):
+    """What the past says about one more change."""
+
+    on_target: tuple[Past, ...] = ()
+    """Changes of the same target whose kind the safeguards know, oldest first."""
+    lately: tuple[Past, ...] = ()
+    """Changes of all targets within the window of ``Spread``, or in flight."""
+    mended: tuple[Mended, ...] = ()
+    """What the same playbook mitigated on the same service, oldest first."""
+
+
+async def hindsight(
+    connection: AsyncConnection,
+    incident: Incident,
+    target: Target,
+    safeguards: Safeguards,
+    now: datetime,
+) -> Hindsight:
+    """Read what the safeguards depend on."""
+    known = RAISES.union(*REPLACES.values())
+    longest = max(safeguards.growth.window, safeguards.hands_off)
+    since = t.mitigations.c.reserved_at > now - longest
+    same = (t.mitigations.c.target_key == target.key) & t.mitigations.c.kind.in_(sorted(known))
+    recent = t.mitigations.c.reserved_at > now - safeguards.spread.window
+    return Hindsight(
+        on_target=await _pasts(connection, since & same),
+        lately=await _pasts(connection, or_(recent, t.mitigations.c.in_flight)),
+        mended=await _mended(connection, incident, safeguards.relapses, now),
+    )
+
+
+async def _pasts(connection: AsyncConnection, which: ColumnElement[bool]) -> tuple[Past, ...]:
+    columns = t.mitigations.c
+    query = (
+        select(
+            columns.incident_id.label("incident"),
+            columns.reserved_at.label("at"),
+            *(columns[name] for name in _SAME),
+        )
+        .where(which, columns.reserved_at.is_not(None), columns.state.in_(COUNTED))
+        .order_by(columns.reserved_at, columns.id)
+    )
+    rows = (await connection.execute(query)).mappings()
+    return tuple(Past.model_validate(dict(row)) for row in rows)
+
+
+_SAME = ("system", "service", "playbook", "target_key", "kind", "state", "before")
+
+
+async def _mended(
+    connection: AsyncConnection, incident: Incident, rule: Relapses, now: datetime
+) -> tuple[Mended, ...]:
+    """Pair every success with the next incident of its cause; replays are neither."""
+    since = now - rule.window
+    ours, them = t.mitigations.c, t.incidents.c
+    query = (
+        select(them.id, them.correlation_key, them.closed_at)
+        .join(t.mitigations, ours.incident_id == them.id)
+        .where(ours.system == incident.system, ours.service == incident.service)
+        .where(ours.playbook == incident.playbook, ours.verdict == Assessment.BETTER)
+        .where(ours.reserved_at > since, them.closed_at > since)
+        .where(them.outcome == IncidentOutcome.MITIGATED, them.replay_of.is_(None))
+        .distinct()
+        .order_by(them.closed_at)
+    )
+    ended = (await connection.execute(query)).all()
+    begun = await _begun(connection, {key for _, key, _ in ended}, since)
+    return tuple(_back(begun, *row) for row in ended)
+
+
+async def _begun(
+    connection: AsyncConnection, keys: set[str], since: datetime
+) -> Sequence[tuple[str, datetime]]:
+    if not keys:
+        return ()
+    them = t.incidents.c
+    query = (
+        select(them.correlation_key, them.opened_at)
+        .where(them.correlation_key.in_(sorted(keys)), them.opened_at > since)
+        .where(them.replay_of.is_(None))
+        .where(or_(them.outcome.is_(None), them.outcome != IncidentOutcome.SUPPRESSED))
+        .order_by(them.opened_at)
+    )
+    return [(key, at) for key, at in (await connection.execute(query)).all()]
+
+
+def _back(begun: Iterable[tuple[str, datetime]], incident: Any, key: str, at: datetime) -> Mended:
+    back_at = next((opened for cause, opened in begun if cause == key and opened >= at), None)
+    return Mended(incident=incident, at=at, back_at=back_at)
