@@ -230,11 +230,13 @@ async def test_a_renewed_lease_holds(open_bench: OpenBench) -> None:
 # --- the ledger -------------------------------------------------------------------------------
 
 
+ALL_AT_ONCE = Safeguards(spread=Spread(services=1))
+
+
 def _bounds(**limits: Any) -> Allowance:
     given = WIDE.model_copy(update=limits)
-    everywhere = Safeguards(spread=Spread(services=1))
     bounds = (Bound(scope="global", limits=given),)
-    return Allowance(bounds=bounds, safeguards=everywhere, services=12)
+    return Allowance(bounds=bounds, safeguards=ALL_AT_ONCE, services=12)
 
 
 async def _reserve(
@@ -290,7 +292,7 @@ async def test_twelve_incidents_and_a_budget_of_five_end_as_five_changes_and_sev
     services = [a_service(f"s{n}") for n in range(12)]
     five = WIDE.model_copy(update={"budget": 5})
     world = World(things={f"s{n}:lamp" for n in range(12)})
-    async with open_bench(world, services, everywhere=five) as bench:
+    async with open_bench(world, services, everywhere=five, safeguards=ALL_AT_ONCE) as bench:
         await bench.receive(*(bench.alert(service=f"s{n}") for n in range(12)))
         await bench.settle(20)
         incidents = await bench.incidents()
