@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from remediator.model import Bound, Duration, Value
+from remediator.model import Bound, Duration, Value, format_duration
 
 RAISES = frozenset({"scale", "set_memory"})
 """Kinds that raise a figure; their lever says from what to what (``model.Figure``)."""
@@ -81,6 +81,18 @@ class Safeguards(Value):
     def instances_at_once(self, instances: int) -> int:
         """Return how many of so many instances may be touched within the window."""
         return max(1, int(instances * self.spread.instances))
+
+    def described(self, services: int) -> str:
+        """Say all of it in one sentence, for so many services."""
+        back, most, spread = self.relapses, self.growth, self.spread
+        return (
+            f"a playbook whose alert was back within {format_duration(back.within)} {back.count}"
+            f" times in {format_duration(back.window)} asks first; a figure is raised"
+            f" {most.factor:g} times at most in {format_duration(most.window)}; within"
+            f" {format_duration(spread.window)} at most {spread.instances:.0%} of a workload's"
+            f" instances are ended and {self.services_at_once(services)} services changed; what"
+            f" others changed is left alone for {format_duration(self.hands_off)}"
+        )
 
 
 class Allowance(Value):

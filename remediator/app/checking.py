@@ -76,6 +76,8 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     file = place.base / Path(place.name).name if place.base.is_absolute() else "no file"
     read = f"{file}: {_count(len(catalogue.services), 'service')}"
     lines = [*_without_playbook(settings.playbooks.folders, playbooks)]
+    if catalogue.services:
+        lines.append(("ok", "limits", catalogue.safeguards.described(len(catalogue.services))))
     try:
         lines.append(await _store(settings, environ))
     except ConfigError as error:
