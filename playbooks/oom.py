@@ -227,8 +227,8 @@ class OOM(Playbook[OOMParameters]):
     # --- choosing ------------------------------------------------------------------------------
 
     def _choose(self, context: Context, findings: Findings) -> Proposal:
-        if "deployment" not in context.targets["workload"].locator:
-            return Proposal(reason="Only deployments are touched: a database needs a human.")
+        if not {"deployment", "statefulset"} & context.targets["workload"].locator.keys():
+            return Proposal(reason="The target names no deployment and no stateful set.")
         unknown = findings.unknown("deployment", "pods", "kills")
         workload = findings.evidence("deployment", Workload)
         pods, killed = findings.evidence("pods", Standing), findings.evidence("kills", Kills)
@@ -326,13 +326,15 @@ class OOM(Playbook[OOMParameters]):
     def _one(
         self, context: Context, kind: str, reason: str, *items: Item, **bounds: str | int
     ) -> Proposal:
+        usual = Risk.LOW if items else Risk.MEDIUM
+        target = context.targets["workload"]
         plan = Mitigation(
             kind=kind,
-            target=context.targets["workload"],
+            target=target,
             reason=reason,
             items=items,
             parameters={**bounds, "allow_gitops": self.parameters.allow_gitops},
-            risk=Risk.LOW if items else Risk.MEDIUM,
+            risk=Risk.HIGH if "statefulset" in target.locator else usual,
             reversible=kind == "set_memory",
         )
         return Proposal(mitigations=(plan,), reason=reason)

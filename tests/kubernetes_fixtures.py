@@ -31,7 +31,7 @@ from tests.postgres_fixtures import missing
 
 READY_WITHIN = 60.0
 _CONTROLLERS = (
-    "deployment,replicaset,namespace,garbagecollector,podgc,disruption,resourcequota,"
+    "deployment,replicaset,statefulset,namespace,garbagecollector,podgc,disruption,resourcequota,"
     "serviceaccount-token"
 )
 _CORE, _APPS = "/api/v1", "/apis/apps/v1"
@@ -343,6 +343,48 @@ class Cluster:
         await self.create(_APPS, "deployments", body)
         await self.settle(name)
         return await self.deployment(name)
+
+    def member_plan(self, kind: str, *items: Item, **parameters: Any) -> Mitigation:
+        """Make a mitigation of the stateful set as a playbook would."""
+        locator = {"namespace": self.namespace, "statefulset": "store"}
+        target = self.target().model_copy(update={"locator": locator})
+        plan = self.plan(kind, *items, **parameters)
+        return plan.model_copy(update={"target": target})
+
+    async def stateful(self, replicas: int = 3, **spec: Any) -> None:
+        """Create the stateful set and play the kubelet until all its members are ready."""
+        resources = {"limits": {"memory": "256Mi"}, "requests": {"memory": "128Mi"}}
+        container = {"name": "app", "image": "registry.invalid/store:1", "resources": resources}
+        labels = {"app": "store"}
+        template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+        body = {
+            "apiVersion": "apps/v1",
+            "kind": "StatefulSet",
+            "metadata": {"name": "store"},
+            "spec": {
+                "replicas": replicas,
+                "serviceName": "store",
+                "selector": {"matchLabels": labels},
+                "template": template,
+                **spec,
+            },
+        }
+        await self.create(_APPS, "statefulsets", body)
+        await self.settle_members()
+
+    async def settle_members(self) -> None:
+        """Play the kubelet until all members of the stateful set are ready and of one revision."""
+
+        async def complete() -> bool:
+            await self.run_pods("store")
+            found = await self.admin.get(self.path(_APPS, "statefulsets", "store"))
+            status, wanted = found.get("status", {}), found["spec"]["replicas"]
+            counts = {status.get(k, 0) for k in ("replicas", "readyReplicas")}
+            seen = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
+            same = status.get("updateRevision") == status.get("currentRevision")
+            return seen and same and counts == {wanted}
+
+        await until(complete, "all members are ready")
 
     async def settle(self, name: str = "orders") -> None:
         """Play the kubelet until the deployment's rollout is complete."""

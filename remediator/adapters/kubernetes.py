@@ -28,8 +28,11 @@ from remediator.adapters.kubernetes_client import (
 )
 from remediator.adapters.kubernetes_cluster import Cluster
 from remediator.adapters.kubernetes_objects import (
+    STATEFUL_SET,
     Object,
     core_path,
+    is_stateful,
+    named,
     namespace_of,
     newest_first,
     read_autoscaler,
@@ -99,11 +102,11 @@ class KubernetesReader(Cluster):
 
     async def workload(self, target: Target) -> Workload:
         """Read the deployment itself."""
-        return self._read(read_workload, await self._deployment(target))
+        return self._read(read_workload, await self._workload(target))
 
     async def pods(self, target: Target) -> tuple[Pod, ...]:
         """List its pods, oldest first."""
-        found = await self._pods(target, await self._deployment(target))
+        found = await self._pods(target, await self._workload(target))
         pods = [self._read(read_pod, pod) for pod in found]
         return tuple(sorted(pods, key=lambda pod: (pod.created_at, pod.name)))
 
@@ -116,27 +119,32 @@ class KubernetesReader(Cluster):
 
     async def events(self, target: Target) -> tuple[WorkloadEvent, ...]:
         """List what was noted about it, its replica sets and its pods, newest first."""
-        deployment = await self._deployment(target)
+        deployment = await self._workload(target)
         sets, found = await asyncio.gather(
             self._replica_sets(target, deployment), self._list(f"{core_path(target)}/events")
         )
         names = {f"ReplicaSet/{found['metadata']['name']}" for found in sets}
         pods = tuple(f"Pod/{found['metadata']['name']}-" for found in sets)
-        name = target.locator["deployment"]
-        names |= {f"Deployment/{name}", f"HorizontalPodAutoscaler/{name}"}
+        kind, name = named(target)
+        names |= {f"{kind}/{name}", f"HorizontalPodAutoscaler/{name}"}
+        if kind == STATEFUL_SET:
+            pods = (f"Pod/{name}-",)
         events = [self._read(read_event, event) for event in found]
         return newest_first(e for e in events if e.about in names or e.about.startswith(pods))
 
     async def revisions(self, target: Target) -> tuple[Revision, ...]:
         """List the revisions that are kept, newest first."""
-        found = await self._replica_sets(target, await self._deployment(target))
+        workload = await self._workload(target)
+        if is_stateful(workload):
+            raise BackendRefused(f"{self._name}: the revisions of a stateful set are not read")
+        found = await self._replica_sets(target, workload)
         revisions = [self._read(read_revision, kept) for kept in found]
         return tuple(sorted(revisions, key=lambda revision: revision.number, reverse=True))
 
     async def room(self, target: Target) -> Room:
         """Say how many more of its pods fit in the namespace's quotas and on the nodes."""
         deployment, quotas, nodes, everywhere = await asyncio.gather(
-            self._deployment(target),
+            self._workload(target),
             self._with(QUOTAS, self._quotas(target)),
             self._with(NODES, self._list("/api/v1/nodes")),
             self._with(ALL_PODS, self._list("/api/v1/pods")),
@@ -152,7 +160,7 @@ class KubernetesReader(Cluster):
 
     async def usage(self, target: Target) -> tuple[PodUsage, ...]:
         """Read what its pods use now, as far as they have been measured; at least one."""
-        deployment = await self._deployment(target)
+        deployment = await self._workload(target)
         path = f"{_METRICS}/namespaces/{quote(namespace_of(target), safe='')}/pods"
         selector = selector_of(deployment)
         try:
@@ -172,7 +180,7 @@ class KubernetesReader(Cluster):
 
     async def logs(self, target: Target, lines: int = 50) -> tuple[PodLog, ...]:
         """Read the last lines of every run of every container that has a log."""
-        pods = await self._pods(target, await self._deployment(target))
+        pods = await self._pods(target, await self._workload(target))
         runs = runs_of(pods)
         wanted, turn = max(1, min(lines, LINES)), asyncio.Semaphore(AT_ONCE)
         share = min(KEPT, KEPT_TOGETHER // max(1, len(runs)))
@@ -233,12 +241,13 @@ class KubernetesLever(Cluster):
     kinds = frozenset(PLANNERS)
     conditional = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by keyword, each with a meaning of its own
         self,
         kubeconfig: Path | None,
         *,
         name: str = "kubernetes",
         namespaces: Iterable[str] = (),
+        sets_in: Iterable[str] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         changes: Mapping[str, frozenset[str]] | None = None,
         hands_off: timedelta = timedelta(0),
@@ -248,7 +257,7 @@ class KubernetesLever(Cluster):
         Without ``changes`` it asks for the rights of every kind in ``namespaces``. What others have
         set within ``hands_off`` is not changed.
         """
-        super().__init__(kubeconfig, name=name, namespaces=namespaces)
+        super().__init__(kubeconfig, name=name, namespaces=namespaces, sets_in=sets_in)
         self._clock = clock
         self._changes = changes
         self._hands_off = hands_off
@@ -314,7 +323,9 @@ class KubernetesLever(Cluster):
         if self._changes is None:
             return await super()._missing()
         asked = (
-            self._client.missing(rights_for(kinds), frozenset({namespace}))
+            self._client.missing(
+                rights_for(kinds, sets=namespace in self._sets_in), frozenset({namespace})
+            )
             for namespace, kinds in sorted(self._changes.items())
         )
         return [phrase for phrases in await asyncio.gather(*asked) for phrase in phrases]
@@ -338,14 +349,14 @@ class KubernetesLever(Cluster):
         if preparation.mitigation.kind != UNDO_ROLLOUT:
             return change_of(preparation, effect)
         mitigation = preparation.mitigation
-        deployment = await self._deployment(mitigation.target)
+        deployment = await self._workload(mitigation.target)
         kept = await self._replica_sets(mitigation.target, deployment)
         with self._reading():
             return change_back(preparation, effect, pinned(kept, mitigation.items[0]))
 
     async def _planned(self, mitigation: Mitigation) -> Preparation:
         target = mitigation.target
-        deployment = await self._deployment(target)
+        deployment = await self._workload(target)
         autoscalers, pods, sets, quotas = await asyncio.gather(
             self._autoscalers(target),
             self._pods(target, deployment),

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import Field, JsonValue, ValidationError
 
 from remediator.adapters.kubernetes_managers import last_other_writer
-from remediator.adapters.kubernetes_objects import Object, amount, read_workload, uid_of
+from remediator.adapters.kubernetes_members import members_in_turn, quorum
+from remediator.adapters.kubernetes_objects import (
+    Object,
+    amount,
+    is_stateful,
+    read_workload,
+    uid_of,
+)
 from remediator.errors import BackendRefused
 from remediator.model import (
     Duration,
@@ -27,7 +34,8 @@ Json = dict[str, JsonValue]
 class Scene(NamedTuple):
     """The live objects that a decision rests upon."""
 
-    deployment: Object
+    live: Object
+    """The deployment or the stateful set itself."""
     autoscalers: Sequence[tuple[str, Object]]
     """Those that scale it, each with its path."""
     pods: Sequence[Object]
@@ -109,11 +117,11 @@ def forbid(*rules: tuple[bool, str]) -> None:
 
 
 def steady(scene: Scene, bounds: Bounds) -> Workload:
-    """Return the deployment; refuse what nothing may be changed about now."""
-    workload = read_workload(scene.deployment)
+    """Return the workload; refuse what nothing may be changed about now."""
+    workload = read_workload(scene.live)
     managed = workload.gitops is not None and not bounds.allow_gitops
     forbid(
-        (scene.deployment["metadata"].get("deletionTimestamp") is not None, "it is being deleted"),
+        (scene.live["metadata"].get("deletionTimestamp") is not None, "it is being deleted"),
         (workload.replicas == 0, "it is scaled to 0: somebody stopped it on purpose"),
         (workload.paused, "its rollout is paused: somebody works on it"),
         (workload.rollout is not None, f"a rollout is in progress: {workload.rollout}"),
@@ -123,12 +131,16 @@ def steady(scene: Scene, bounds: Bounds) -> Workload:
 
 
 def in_turn(scene: Scene) -> None:
-    """Refuse what would replace the pods of this deployment other than one after the other."""
-    replicas = read_workload(scene.deployment).replicas
-    strategy = scene.deployment["spec"].get("strategy") or {}
+    """Refuse what would replace the pods of this workload other than one after the other."""
+    if is_stateful(scene.live):
+        members_in_turn(scene.live)
+        quorum(scene.live, scene.pods)
+        return
+    replicas = read_workload(scene.live).replicas
+    strategy = scene.live["spec"].get("strategy") or {}
     kind = strategy.get("type", "RollingUpdate")
     missing = (strategy.get("rollingUpdate") or {}).get("maxUnavailable", "25%")
-    gone = _may_miss(scene.deployment, replicas)
+    gone = _may_miss(scene.live, replicas)
     forbid(
         (kind != "RollingUpdate", f"its strategy {kind} would stop all pods at once"),
         (gone >= replicas, f"its maxUnavailable {missing} would stop all pods at once"),
@@ -137,10 +149,10 @@ def in_turn(scene: Scene) -> None:
 
 def missing_at_once(scene: Scene) -> Instances:
     """Say how many pods a change in turn ends before their replacements are ready."""
-    workload = read_workload(scene.deployment)
-    return Instances(
-        touched=_may_miss(scene.deployment, workload.replicas), of_all=workload.replicas
-    )
+    workload = read_workload(scene.live)
+    if is_stateful(scene.live):
+        return Instances(touched=1, of_all=workload.replicas)
+    return Instances(touched=_may_miss(scene.live, workload.replicas), of_all=workload.replicas)
 
 
 def _may_miss(deployment: Object, replicas: int) -> int:

@@ -29,14 +29,16 @@ from remediator.adapters.kubernetes_bounds import (
     steady,
 )
 from remediator.adapters.kubernetes_client import Change
+from remediator.adapters.kubernetes_members import MEMBERWISE, quorum
 from remediator.adapters.kubernetes_objects import (
     Object,
     core_path,
-    deployment_path,
+    is_stateful,
     read_autoscaler,
     read_pod,
     read_workload,
     uid_of,
+    workload_path,
     written,
 )
 from remediator.adapters.kubernetes_rollback import undo_rollout
@@ -62,6 +64,9 @@ Planner = Callable[[Mitigation, Scene], Preparation]
 
 def prepared(mitigation: Mitigation, scene: Scene) -> Preparation:
     """Hold a mitigation against the live objects; ``BackendRefused`` says what forbids it."""
+    kind = mitigation.kind
+    human = is_stateful(scene.live) and kind not in MEMBERWISE
+    forbid((human, f"{kind} is not made on a stateful set: it is a human's"))
     return PLANNERS[mitigation.kind](mitigation, scene)
 
 
@@ -91,7 +96,7 @@ def _scale(mitigation: Mitigation, scene: Scene) -> Preparation:
     figure = Figure(name="replicas", was=running, will=wanted)
     if scene.autoscalers:
         return _noting(quota, _raise_minimum(mitigation, scene, wanted)).noting(figure)
-    path, found = deployment_path(mitigation.target), scene.deployment
+    path, found = workload_path(mitigation.target), scene.live
     others_hands_off(scene, found, {"replicas": wanted})
     plan = patching(mitigation, found, path, {"replicas": wanted}, {"replicas": running})
     return _noting(quota, plan).noting(figure)
@@ -111,8 +116,8 @@ def _quota_for(scene: Scene, kind: str, name: str, resources: Json) -> str | Non
     """Refuse where a quota is too small for replacing the pods by ones of these resources."""
     if scene.quotas is None:
         return _UNSEEN
-    workload = read_workload(scene.deployment)
-    old = scene.deployment["spec"]["template"]["spec"]
+    workload = read_workload(scene.live)
+    old = scene.live["spec"]["template"]["spec"]
     more = growth(old, resized(old, kind, name, resources))
     short = quota_short(scene.quotas, demand_of(_specs(scene)), more, workload.replicas)
     if short is not None:
@@ -121,7 +126,7 @@ def _quota_for(scene: Scene, kind: str, name: str, resources: Json) -> str | Non
 
 
 def _specs(scene: Scene) -> list[Object]:
-    return [scene.deployment["spec"]["template"]["spec"], *(pod["spec"] for pod in scene.pods)]
+    return [scene.live["spec"]["template"]["spec"], *(pod["spec"] for pod in scene.pods)]
 
 
 _UNSEEN = "not looked at: our account may not list resourcequotas"
@@ -163,9 +168,9 @@ def _restart(mitigation: Mitigation, scene: Scene) -> Preparation:
     forbid((workload.ready < least, f"{workload.ready} pods are ready; a restart needs {least}"))
     annotations: Json = {RESTARTED: scene.now.isoformat(timespec="seconds")}
     change: Json = {"template": {"metadata": {"annotations": annotations}}}
-    others_hands_off(scene, scene.deployment, change)
-    path = deployment_path(mitigation.target)
-    plan = patching(mitigation, scene.deployment, path, change, None)
+    others_hands_off(scene, scene.live, change)
+    path = workload_path(mitigation.target)
+    plan = patching(mitigation, scene.live, path, change, None)
     return plan.noting(instances=missing_at_once(scene))
 
 
@@ -179,6 +184,8 @@ def _evict(mitigation: Mitigation, scene: Scene) -> Preparation:
     pod = pods.get((str(meant[0]), str(meant[1])))
     if pod is None or pod.terminating:
         raise BackendRefused(f"already so: the pod {meant[0]} is gone or going")
+    if is_stateful(scene.live):
+        quorum(scene.live, scene.pods, pod.uid)
     left = sum(other.ready and not other.terminating for other in pods.values() if other != pod)
     others = workload.replicas - 1
     forbid(
@@ -215,19 +222,19 @@ def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
         (wanted > limit * STEP, f"{written(limit)} to {written(wanted)} is more than twice"),
     )
     kind = "initContainers" if found.init else "containers"
-    template = scene.deployment["spec"]["template"]["spec"]
+    template = scene.live["spec"]["template"]["spec"]
     old = next(c for c in template[kind] if c["name"] == name)["resources"]
     change: Json = {"limits": {"memory": written(wanted)}}
     undo: Json = {"limits": {"memory": old["limits"]["memory"]}}
     if found.memory_request == limit:  # a request beside the limit keeps the pods Guaranteed
         change["requests"] = {"memory": written(wanted)}
         undo["requests"] = {"memory": old["requests"]["memory"]}
-    others_hands_off(scene, scene.deployment, _resources(kind, name, change))
+    others_hands_off(scene, scene.live, _resources(kind, name, change))
     quota = _quota_for(scene, kind, name, change)
     plan = patching(
         mitigation,
-        scene.deployment,
-        deployment_path(mitigation.target),
+        scene.live,
+        workload_path(mitigation.target),
         _resources(kind, name, change),
         _resources(kind, name, undo),
     )

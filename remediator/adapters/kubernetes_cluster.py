@@ -18,13 +18,15 @@ from remediator.adapters.kubernetes_objects import (
     Object,
     apps_path,
     core_path,
-    deployment_path,
+    is_stateful,
     namespace_of,
     owned_by,
     scales,
     selector_of,
     uid_of,
+    workload_path,
 )
+from remediator.adapters.kubernetes_rights import MEMBERS
 from remediator.errors import BackendRefused, BackendUnavailable, RemediatorError
 from remediator.model import Sense, SenseState, Target
 
@@ -46,14 +48,18 @@ class Cluster:
         *,
         name: str = "kubernetes",
         namespaces: Iterable[str] = (),
+        sets_in: Iterable[str] = (),
     ) -> None:
         """Use ``kubeconfig``, or none in a pod; the probe asks for rights in ``namespaces``.
+
+        It asks for those on stateful sets only in ``sets_in``.
 
         Raises ``ConfigError`` when it is entered and the file cannot be used.
         """
         self._client = KubernetesClient(kubeconfig, name)
         self._name = name
         self._namespaces = frozenset(namespaces) or frozenset({""})
+        self._sets_in = frozenset(sets_in)
         self._autoscaling: str | None = None
 
     def __repr__(self) -> str:
@@ -79,12 +85,13 @@ class Cluster:
 
     async def _missing(self) -> list[str]:
         """Name the rights that our account lacks."""
-        return await self._client.missing(self.rights, self._namespaces)
+        missing = await self._client.missing(self.rights, self._namespaces)
+        return missing + await self._client.missing(frozenset({MEMBERS}), self._sets_in)
 
     # --- live objects --------------------------------------------------------------------------
 
-    async def _deployment(self, target: Target) -> Object:
-        return await self._client.get(deployment_path(target))
+    async def _workload(self, target: Target) -> Object:
+        return await self._client.get(workload_path(target))
 
     async def _list(self, path: str, **query: str) -> list[Object]:
         """Read a whole list, page by page; half of one would be half of the truth."""
@@ -99,6 +106,8 @@ class Cluster:
         raise BackendUnavailable(f"{self._name}: more than {PAGE * PAGES} objects at {path}")
 
     async def _replica_sets(self, target: Target, deployment: Object) -> list[Object]:
+        if is_stateful(deployment):  # it keeps its revisions elsewhere
+            return []
         path, selector = f"{apps_path(target)}/replicasets", selector_of(deployment)
         return owned_by(await self._list(path, labelSelector=selector), [uid_of(deployment)])
 
@@ -108,7 +117,7 @@ class Cluster:
             self._replica_sets(target, deployment),
             self._list(f"{core_path(target)}/pods", labelSelector=selector),
         )
-        return owned_by(pods, map(uid_of, sets))
+        return owned_by(pods, [uid_of(deployment), *map(uid_of, sets)])
 
     async def _autoscalers(self, target: Target) -> list[tuple[str, Object]]:
         if self._autoscaling is None:

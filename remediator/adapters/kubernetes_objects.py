@@ -24,6 +24,7 @@ from remediator.workloads import (
 
 Object: TypeAlias = Mapping[str, Any]
 
+STATEFUL_SET = "StatefulSet"
 REVISION = "deployment.kubernetes.io/revision"
 _MANIFEST = "kubectl.kubernetes.io/last-applied-configuration"
 _GITOPS = ("argocd", "argo-cd", "flux", "kustomize-controller", "helm-controller")
@@ -84,12 +85,20 @@ def namespace_of(target: Target) -> str:
         raise BackendRefused(f"the target {target.key} has no namespace") from None
 
 
-def deployment_path(target: Target) -> str:
-    """Return where the deployment is; ``BackendRefused`` when the target names none."""
-    name = target.locator.get("deployment")
-    if not name:
-        raise BackendRefused(f"the target {target.key} names no deployment")
-    return f"{apps_path(target)}/deployments/{quote(name, safe='')}"
+def workload_path(target: Target) -> str:
+    """Return where the workload is; ``BackendRefused`` when the target does not name one."""
+    kind, name = named(target)
+    return f"{apps_path(target)}/{kind.lower()}s/{quote(name, safe='')}"
+
+
+def named(target: Target) -> tuple[str, str]:
+    """Return kind and name of the workload; ``BackendRefused`` when it is none, or two."""
+    found = [(kind, target.locator.get(kind.lower(), "")) for kind in ("Deployment", STATEFUL_SET)]
+    meant = [(kind, name) for kind, name in found if name]
+    if len(meant) != 1:
+        what = "both a deployment and a stateful set" if meant else "no deployment"
+        raise BackendRefused(f"the target {target.key} names {what}")
+    return meant[0]
 
 
 def apps_path(target: Target) -> str:
@@ -150,8 +159,13 @@ def gitops_manager(found: Object) -> str | None:
 # --- what they say -----------------------------------------------------------------------------
 
 
+def is_stateful(found: Object) -> bool:
+    """Say whether it is a stateful set."""
+    return found.get("kind") == STATEFUL_SET
+
+
 def read_workload(deployment: Object) -> Workload:
-    """Read a deployment."""
+    """Read a deployment or a stateful set."""
     metadata, spec = deployment["metadata"], deployment["spec"]
     status = deployment.get("status") or {}
     annotations = metadata.get("annotations") or {}
@@ -164,7 +178,7 @@ def read_workload(deployment: Object) -> Workload:
         ready=status.get("readyReplicas", 0),
         updated=status.get("updatedReplicas", 0),
         paused=bool(spec.get("paused")),
-        rollout=_rollout(deployment),
+        rollout=_members(deployment) if is_stateful(deployment) else _rollout(deployment),
         gitops=gitops_manager(deployment),
         annotations={key: text for key, text in annotations.items() if key != _MANIFEST},
         containers=tuple(_template_containers(spec["template"]["spec"])),
@@ -184,6 +198,19 @@ def _rollout(deployment: Object) -> str | None:
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
     reason = conditions.get("Progressing", {}).get("reason", "NewReplicaSetAvailable")
     return None if reason == "NewReplicaSetAvailable" else f"the new pods are not up: {reason}"
+
+
+def _members(stateful: Object) -> str | None:
+    """Say how far a change of a stateful set's members is, or None."""
+    wanted, status = stateful["spec"].get("replicas", 1), stateful.get("status") or {}
+    total, updated = status.get("replicas", 0), status.get("updatedReplicas", 0)
+    if stateful["metadata"].get("generation", 0) > status.get("observedGeneration", 0):
+        return "the last change has not been taken up yet"
+    if total != wanted:
+        return f"{total} of {wanted} members are there"
+    if status.get("updateRevision") != status.get("currentRevision"):
+        return f"{updated} of {wanted} members are updated"
+    return None
 
 
 def _template_containers(spec: Object) -> Iterator[ContainerResources]:
@@ -290,8 +317,8 @@ def scales(autoscaler: Object, target: Target) -> bool:
     """Say whether the autoscaler sets the replicas of the target's deployment."""
     meant = autoscaler["spec"].get("scaleTargetRef") or {}
     group = str(meant.get("apiVersion", "apps/v1")).partition("/")[0]
-    wanted = ("Deployment", target.locator.get("deployment"))
-    return (meant.get("kind"), meant.get("name")) == wanted and group in ("apps", "extensions")
+    same = (meant.get("kind"), meant.get("name")) == named(target)
+    return same and group in ("apps", "extensions")
 
 
 def read_event(event: Object) -> WorkloadEvent:

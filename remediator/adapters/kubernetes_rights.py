@@ -49,10 +49,27 @@ RIGHTS: Mapping[str, frozenset[Right]] = MappingProxyType(
     }
 )
 """What the writer needs for each kind of change, besides ``READS``."""
+MEMBERS = Right("get", "apps", "statefulsets")
+"""What both accounts need besides where a target is a stateful set."""
+_PATCH_SET = Right("patch", "apps", "statefulsets")
+ON_SETS: Mapping[str, frozenset[Right]] = MappingProxyType(
+    {
+        "restart_rollout": frozenset({MEMBERS, _PATCH_SET}),
+        "evict_pod": frozenset({MEMBERS}),
+        "set_memory": frozenset({MEMBERS, _PATCH_SET}),
+    }
+)
+"""What the writer needs for each kind of change of a stateful set, besides ``RIGHTS``."""
 WRITES = frozenset[Right]().union(*RIGHTS.values())
 
 
-def rights_for(kinds: Iterable[str]) -> frozenset[Right]:
-    """Return all that the writer needs for changes of these kinds; for none it needs nothing."""
-    needed = frozenset[Right]().union(*(RIGHTS[kind] for kind in kinds))
+def rights_for(kinds: Iterable[str], *, sets: bool = False) -> frozenset[Right]:
+    """Return all that the writer needs for changes of these kinds; for none it needs nothing.
+
+    With ``sets`` some of what it changes are stateful sets.
+    """
+    several = tuple(kinds)
+    needed = frozenset[Right]().union(*(RIGHTS[kind] for kind in several))
+    if sets:
+        needed = needed.union(*(ON_SETS.get(kind, frozenset()) for kind in several))
     return READS | needed if needed else needed

@@ -28,10 +28,10 @@ from remediator.adapters.kubernetes_bounds import (
 from remediator.adapters.kubernetes_client import Change
 from remediator.adapters.kubernetes_objects import (
     Object,
-    deployment_path,
     read_revision,
     revision_of,
     uid_of,
+    workload_path,
 )
 from remediator.errors import BackendRefused
 from remediator.model import Item, Mitigation, Preparation
@@ -55,8 +55,8 @@ def undo_rollout(mitigation: Mitigation, scene: Scene) -> Preparation:
         (number >= bounds.from_revision, f"revision {number} is not before the one that runs"),
         (uid_of(kept) == uid_of(_running(scene)), f"already so: revision {number} runs"),
     )
-    path = deployment_path(mitigation.target)
-    preparation = patching(mitigation, scene.deployment, path, {"revision": number}, None)
+    path = workload_path(mitigation.target)
+    preparation = patching(mitigation, scene.live, path, {"revision": number}, None)
     was: JsonValue = {"revision": bounds.from_revision}
     before = {**preparation.before, "was": was, "template": digest(kept)}
     whole = preparation.model_copy(update={"before": before})
@@ -64,7 +64,7 @@ def undo_rollout(mitigation: Mitigation, scene: Scene) -> Preparation:
 
 
 def _may_go_back(scene: Scene, bounds: UndoBounds) -> None:
-    found, running = scene.deployment, _running(scene)
+    found, running = scene.live, _running(scene)
     number, last = revision_of(found), effect_on(found) or ""
     annotations = found["metadata"].get("annotations") or {}
     since = read_revision(running).created_at
@@ -92,7 +92,7 @@ def _may_go_back(scene: Scene, bounds: UndoBounds) -> None:
 
 
 def _running(scene: Scene) -> Object:
-    number = revision_of(scene.deployment)
+    number = revision_of(scene.live)
     for kept in scene.replica_sets:
         if number and revision_of(kept) == number:
             return kept

@@ -186,13 +186,17 @@ async def _kubernetes(
     )
     from remediator.app.rbac import (  # noqa: PLC0415 - loads the cluster's client
         levers_by_namespace,
+        with_sets,
     )
 
     targets = [target for service in catalogue.services for target in service.targets.values()]
     for name, backend in settings.backends.kubernetes.items():
         key = ("kubernetes", name)
         seen = {t.locator["namespace"] for t in targets if (t.kind, t.name) == key}
-        reader = KubernetesReader(backend.kubeconfig, name=f"kubernetes {name}", namespaces=seen)
+        sets = with_sets(catalogue, name)
+        reader = KubernetesReader(
+            backend.kubeconfig, name=f"kubernetes {name}", namespaces=seen, sets_in=sets
+        )
         readers[key] = await stack.enter_async_context(reader)
         if backend.writer_kubeconfig is not None:
             writer = backend.writer_kubeconfig
@@ -201,6 +205,7 @@ async def _kubernetes(
                 writer,
                 name=f"kubernetes {name}",
                 namespaces=seen,
+                sets_in=sets,
                 changes=changes,
                 hands_off=settings.limits.hands_off,
             )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from remediator.adapters.kubernetes_members import MEMBERWISE
 from remediator.app.backends import Backends, Key
 from remediator.app.checked import usable
 from remediator.catalogue import EnabledPlaybook, Service
@@ -91,7 +92,10 @@ def _on(lever: str, target: Target, backends: Backends, *, writes: bool) -> str 
     name = f"{target.kind} {target.name}"
     if key in backends.unopened:
         return None
-    if target.kind == "kubernetes" and "deployment" not in target.locator:
+    if target.kind == "kubernetes" and "statefulset" in target.locator:
+        if lever not in MEMBERWISE:
+            return f"the target {target.role} is a stateful set"
+    elif target.kind == "kubernetes" and "deployment" not in target.locator:
         return f"the target {target.role} names no deployment"
     shape = _SHAPES.get(lever)
     if shape is not None and not isinstance(backends.readers.get(key), shape[0]):

@@ -16,6 +16,7 @@ from remediator.adapters.kubernetes_client import Right
 from remediator.adapters.kubernetes_rights import (
     COUNTING_QUOTAS,
     EVENTS,
+    MEMBERS,
     OPTIONAL,
     QUOTAS,
     READS,
@@ -72,16 +73,23 @@ def roles(settings: Settings, wanted: Wanted) -> str:
 
     Raises ``ConfigError`` when the configuration is wrong or holds nothing that was asked for.
     """
-    levers = _levers(settings, wanted)
-    parts = [_document(found) for space in levers for found in _roles(space, levers[space], wanted)]
+    levers, sets = _levers(settings, wanted), _sets(settings, wanted)
+    parts = [
+        _document(found)
+        for space, kinds in levers.items()
+        for found in _roles(space, kinds, wanted, sets=space in sets)
+    ]
     parts.append(_OPTIONAL_PART + "---\n".join(map(_document, _room(wanted.reader))))
     return "---\n".join(parts)
 
 
 def chart_values(settings: Settings, wanted: Wanted) -> str:
     """Return the same as values of the chart, as YAML; ``ConfigError`` as for ``roles``."""
-    levers = _levers(settings, wanted)
-    spaces = {space: {"levers": sorted(kinds)} for space, kinds in levers.items()}
+    levers, sets = _levers(settings, wanted), _sets(settings, wanted)
+    spaces: dict[str, dict[str, object]] = {
+        space: {"levers": sorted(kinds)} | ({"statefulSets": True} if space in sets else {})
+        for space, kinds in levers.items()
+    }
     values = {
         "rbac": {"namespaces": spaces},
         "writer": {"enabled": any(levers.values())},
@@ -89,17 +97,22 @@ def chart_values(settings: Settings, wanted: Wanted) -> str:
     return _document(values)
 
 
-def reader_rights() -> frozenset[Right]:
-    """Return what the reader is given in a namespace; it can do without some of it."""
-    return READS | {EVENTS} | (OPTIONAL - ROOM)
+def reader_rights(*, sets: bool = False) -> frozenset[Right]:
+    """Return what the reader is given in a namespace; it can do without some of it.
+
+    With ``sets`` a target there is a stateful set.
+    """
+    return READS | {EVENTS} | (OPTIONAL - ROOM) | ({MEMBERS} if sets else set())
 
 
-def writer_rights(kinds: Collection[str]) -> frozenset[Right]:
+def writer_rights(kinds: Collection[str], *, sets: bool = False) -> frozenset[Right]:
     """Return what the writer needs in a namespace for changes of these kinds.
 
     Listing quotas it can do without, but then it cannot see that they leave no room.
     """
-    return rights_for(kinds) | ({QUOTAS} if COUNTING_QUOTAS & set(kinds) else frozenset())
+    return rights_for(kinds, sets=sets) | (
+        {QUOTAS} if COUNTING_QUOTAS & set(kinds) else frozenset()
+    )
 
 
 def rules(rights: Iterable[Right]) -> list[dict[str, list[str]]]:
@@ -130,6 +143,20 @@ def levers_by_namespace(
                 if (target.kind, target.name) == (KIND, cluster):
                     found[target.locator["namespace"]] |= cls.levers & RIGHTS.keys()
     return dict(sorted(found.items()))
+
+
+def with_sets(catalogue: Catalogue, cluster: str) -> frozenset[str]:
+    """Return the namespaces of the cluster in which a target is a stateful set."""
+    return frozenset(
+        target.locator["namespace"]
+        for service in catalogue.services
+        for target in service.targets.values()
+        if (target.kind, target.name) == (KIND, cluster) and "statefulset" in target.locator
+    )
+
+
+def _sets(settings: Settings, wanted: Wanted) -> frozenset[str]:
+    return with_sets(settings.catalogue(), _cluster(settings, wanted.cluster))
 
 
 def _levers(settings: Settings, wanted: Wanted) -> Levers:
@@ -166,10 +193,12 @@ _OPTIONAL_PART = (
 )
 
 
-def _roles(namespace: str, kinds: frozenset[str], wanted: Wanted) -> Iterator[Mapping[str, Any]]:
-    given = [("remediator-reader", wanted.reader, reader_rights())]
+def _roles(
+    namespace: str, kinds: frozenset[str], wanted: Wanted, *, sets: bool
+) -> Iterator[Mapping[str, Any]]:
+    given = [("remediator-reader", wanted.reader, reader_rights(sets=sets))]
     if kinds:
-        given.append(("remediator-writer", wanted.writer, writer_rights(kinds)))
+        given.append(("remediator-writer", wanted.writer, writer_rights(kinds, sets=sets)))
     for name, account, rights in given:
         metadata = {"name": name, "namespace": namespace}
         yield {**_head("Role", metadata), "rules": rules(rights)}

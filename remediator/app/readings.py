@@ -165,9 +165,11 @@ def without_name(said: str, name: str) -> str:
 
 
 async def missing_workload(target: Target, backends: Backends) -> str | None:
-    """Read the deployment that ``target`` names once; say what is wrong with it, or None."""
+    """Read the workload that ``target`` names once; say what is wrong with it, or None."""
     port = backends.readers.get((target.kind, target.name))
-    if target.kind != "kubernetes" or port is None or "deployment" not in target.locator:
+    if target.kind != "kubernetes" or port is None:
+        return None
+    if not {"deployment", "statefulset"} & target.locator.keys():
         return None
     try:
         await cast("Workloads", port).workload(target)
