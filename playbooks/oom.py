@@ -90,6 +90,8 @@ class OOMParameters(Parameters):
     """Age up to which a kill counts, and time over which growth is looked at."""
     leak_growth: float = Field(default=0.1, gt=0, le=1)
     """Share of the limit by which a pod has to grow in `recent` to be a leak."""
+    stateful: bool = False
+    """Touch also the members of a stateful set, one at a time, with the risk `high`."""
     allow_gitops: bool = False
     """Change also what a GitOps controller may change back."""
     verification: Verification = Verification(
@@ -227,8 +229,9 @@ class OOM(Playbook[OOMParameters]):
     # --- choosing ------------------------------------------------------------------------------
 
     def _choose(self, context: Context, findings: Findings) -> Proposal:
-        if not {"deployment", "statefulset"} & context.targets["workload"].locator.keys():
-            return Proposal(reason="The target names no deployment and no stateful set.")
+        if "statefulset" in context.targets["workload"].locator and not self.parameters.stateful:
+            reason = "Only deployments are touched: a database needs a human (stateful is false)."
+            return Proposal(reason=reason)
         unknown = findings.unknown("deployment", "pods", "kills")
         workload = findings.evidence("deployment", Workload)
         pods, killed = findings.evidence("pods", Standing), findings.evidence("kills", Kills)

@@ -16,7 +16,7 @@ import yaml
 
 from remediator.adapters.kubernetes import KubernetesReader
 from remediator.adapters.kubernetes_client import KubernetesClient
-from remediator.adapters.kubernetes_rights import READS, RIGHTS
+from remediator.adapters.kubernetes_rights import ON_SETS, READS, RIGHTS
 from remediator.app.rbac import (
     ROOM,
     Account,
@@ -216,6 +216,10 @@ def test_the_chart_knows_the_same_rights_as_the_service() -> None:
     assert listed(known["reader"]) == plain(reader_rights())
     assert listed(known["writer"]) == plain(READS)
     assert listed(known["room"]) == plain(ROOM)
+    assert listed(known["reader"] + known["sets"]) == plain(reader_rights(sets=True))
+    assert known["leversOnSets"].keys() == ON_SETS.keys()
+    for kind, rights in known["leversOnSets"].items():
+        assert listed(rights + known["sets"]) == plain(ON_SETS[kind])
     assert known["levers"].keys() == RIGHTS.keys()
     for kind, rights in known["levers"].items():
         assert listed(rights) | plain(READS) == plain(writer_rights([kind]))
@@ -224,11 +228,12 @@ def test_the_chart_knows_the_same_rights_as_the_service() -> None:
     assert sorted(spaces["properties"]["levers"]["items"]["enum"]) == sorted(RIGHTS)
 
 
+@pytest.mark.parametrize("kind", ["deployment", "statefulset"])
 @pytest.mark.parametrize("mode", ["shadow", "approve"])
 def test_its_roles_are_those_that_the_command_prints(
-    chart: Chart, tmp_path: Path, mode: str
+    chart: Chart, tmp_path: Path, mode: str, kind: str
 ) -> None:
-    workload = {"cluster": "main", "namespace": "shop", "deployment": "orders"}
+    workload = {"cluster": "main", "namespace": "shop", kind: "orders"}
     service = {
         "match": {"service": "orders"},
         "targets": {"workload": workload},

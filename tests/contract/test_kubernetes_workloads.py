@@ -164,9 +164,12 @@ async def test_what_is_not_there_and_what_names_no_deployment_is_refused(
     with pytest.raises(BackendRefused, match="not found"):
         await reader.workload(cluster.target("nothing"))
     target = cluster.target()
-    locator = {"namespace": cluster.namespace, "statefulset": "db"}
+    none = {"namespace": cluster.namespace, "pod": "db-0"}
     with pytest.raises(BackendRefused, match="names no deployment"):
-        await reader.pods(target.model_copy(update={"locator": locator}))
+        await reader.pods(target.model_copy(update={"locator": none}))
+    two = {**target.locator, "statefulset": "db"}
+    with pytest.raises(BackendRefused, match="both a deployment and a stateful set"):
+        await reader.pods(target.model_copy(update={"locator": two}))
 
 
 async def test_a_cluster_that_is_down_is_unavailable_and_impaired(cluster: Cluster) -> None:

@@ -88,6 +88,24 @@ def test_readers_read_everywhere_and_writers_write_where_a_playbook_may_act(
     assert binding["subjects"] == [{"kind": "ServiceAccount", "namespace": "ops", "name": "writes"}]
 
 
+def test_rights_on_stateful_sets_are_given_where_a_target_is_one(tmp_path: Path) -> None:
+    text = configuration(tmp_path, cart={"OOM": {"mode": "auto"}}, shop={"OOM": {"mode": "auto"}})
+    content = yaml.safe_load(text.read_text())
+    target = content["systems"]["shop"]["services"]["shop"]["targets"]["workload"]
+    target["statefulset"] = target.pop("deployment")
+    text.write_text(yaml.safe_dump(content))
+    settings = load_settings(text, {"HOME": str(tmp_path)}, tmp_path)
+    found = printed(roles(settings, WANTED))
+    oom = {"evict_pod", "restart_rollout", "set_memory"}
+    for space, sets in (("cart", False), ("shop", True)):
+        assert found["Role", space, "remediator-reader"]["rules"] == rules(reader_rights(sets=sets))
+        writer = found["Role", space, "remediator-writer"]
+        assert writer["rules"] == rules(writer_rights(oom, sets=sets))
+    spaces = yaml.safe_load(chart_values(settings, WANTED))["rbac"]["namespaces"]
+    assert spaces["cart"] == {"levers": sorted(oom)}
+    assert spaces["shop"] == {"levers": sorted(oom), "statefulSets": True}
+
+
 def test_no_right_is_a_wildcard_and_none_reads_secrets_or_runs_commands(tmp_path: Path) -> None:
     settings = settings_of(
         tmp_path, shop={"OOM": {"mode": "auto"}, "HighLatency": {"mode": "auto"}}

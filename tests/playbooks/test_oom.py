@@ -24,6 +24,7 @@ from remediator.model import (
     Mitigation,
     MitigationState,
     Proposal,
+    Risk,
     Sense,
     SenseState,
     Target,
@@ -585,9 +586,20 @@ async def test_what_else_fires_on_the_service_is_named() -> None:
     assert proposal.reason.endswith("Also firing on this service: HighLatency.")
 
 
+STATEFUL = TARGET.model_copy(update={"locator": {"namespace": "shop", "statefulset": "orders-db"}})
+
+
+async def test_a_stateful_set_is_touched_only_where_that_is_allowed_and_with_a_high_risk() -> None:
+    playbook = playbook_of(stateful=True)
+    context = context_of(
+        target=STATEFUL, workload=Given((pod_of("a", killed=RECENT),)), prometheus=Samples({})
+    )
+    (plan,) = playbook.propose(context, await playbook.diagnose(context)).mitigations
+    assert (plan.kind, plan.risk) == ("set_memory", Risk.HIGH)
+
+
 async def test_a_database_is_never_touched() -> None:
-    locator = {"namespace": "shop", "statefulset": "orders-db"}
-    target = TARGET.model_copy(update={"locator": locator})
+    target = STATEFUL
     playbook = playbook_of()
     context = context_of(
         target=target, workload=Given((pod_of("a", killed=RECENT),)), prometheus=Samples({})
