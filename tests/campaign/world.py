@@ -160,7 +160,7 @@ def merged(world: World, plan: Plan) -> dict[str, Any]:
     wide = {"budget": plan.budget, "concurrency": 10, "cooldown": "0s"}
     shop = {"match": {"system": "shop"}, "limits": wide, "services": services}
     return {
-        "limits": {"global": {**wide, "budget": 20}},
+        "limits": {"global": {**wide, "budget": 20}, "spread": {"services": 1.0}},
         "backends": backends,
         "systems": {"shop": shop},
     }
