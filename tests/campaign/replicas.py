@@ -98,9 +98,8 @@ class Replica:
     starts: int = 0
     wrong: list[str] = field(default_factory=list)
     """Ends that nobody ordered."""
-    successor: Zygote | None = None
-    """The new version, once it is to be used."""
-    started_new: bool = False
+    successor: tuple[Zygote, Path] | None = None
+    """The new version and its configuration, which are to be used some time."""
     _ended: asyncio.Future[int] | None = None
     _read: int = 0
 
@@ -130,7 +129,7 @@ class Replica:
     def upgrade(self) -> None:
         """Let the next process be of the new version."""
         assert self.successor is not None
-        self.zygote = self.successor
+        self.zygote, self.config = self.successor
 
     async def _run(self) -> int:
         self.starts += 1
@@ -146,7 +145,6 @@ class Replica:
             "order": given and {**given, "stop": order and order.stop},
         }
         self.pid, self._ended = await self.zygote.fork(task)
-        self.started_new = self.zygote is self.successor
         reading = asyncio.create_task(self._listens())
         try:
             return await asyncio.shield(self._ended)
@@ -196,6 +194,7 @@ class Replica:
 
 OPERATOR, INGEST = "operator-of-the-campaign-0123456789", "ingest-of-the-campaign-0123456789"
 _TOKENS = {
+    "CAMPAIGN_AUDIT": "audit-key-of-the-campaign-0123456789",
     "CAMPAIGN_OPERATOR": OPERATOR,
     "CAMPAIGN_INGEST": INGEST,
     "READER": "reader-token",

@@ -24,7 +24,7 @@ from tests.campaign.judge import Broken, Facts, facts_of, judge
 from tests.campaign.network import link_to
 from tests.campaign.plan import SPAN, Plan
 from tests.campaign.records import Book
-from tests.campaign.replicas import Replica
+from tests.campaign.replicas import OPERATOR, Replica, Zygote
 from tests.campaign.sender import Sender
 from tests.campaign.world import World, merged, the_world
 from tests.kubernetes_fixtures import until
@@ -33,6 +33,8 @@ LEASE = "1s"
 QUIET_WITHIN = 180.0
 """Seconds after the trouble in which everything has come to an end: the longest lease of an
 unfinished message or taking back is 60 s, and there may be one after the other."""
+NEW_KEYS = ("audit", "limits.spread")
+"""What the version before does not know."""
 GIVES_UP = 75.0
 """Seconds after the trouble when the alerts of what nobody cured resolve by themselves."""
 
@@ -93,6 +95,7 @@ async def run_seed(plan: Plan, ground: Ground, slot: Slot) -> Result:
         result.broken += await judge(facts)
         result.broken += [Broken("wrong", what) for r in seed.replicas for what in r.wrong]
         result.broken += [Broken("wrong", what) for what in sender.wrong]
+        result.broken += await _audited(seed)
         _count(result, facts, sender, seed)
         if result.broken:
             _keep(facts, folder)
@@ -117,17 +120,33 @@ async def _prepared(
     sqlite = None if plan.postgres else folder / "replica-0/state/remediator.db"
     client = await stack.enter_async_context(httpx.AsyncClient(timeout=25, verify=False))
     seed = _Seed(plan, ground, slot, folder, stack, world, slack, Book(sqlite, dsn), client)
-    config = folder / "remediator.yaml"
-    config.write_text(yaml.safe_dump(_configuration(seed)))
     orders = iter(plan.orders)
-    first = ground.zygote if ground.previous is None or not plan.cut_over else ground.previous
+    old, new = _written(seed)
     for number in range(plan.replicas):
         own = folder / f"replica-{number}"
         own.mkdir()
-        replica = Replica(f"replica-{number}", own, first, config, lambda: next(orders, None))
-        replica.successor = ground.zygote if plan.cut_over else None
+        replica = Replica(f"replica-{number}", own, *old, lambda: next(orders, None))
+        replica.successor = new if plan.cut_over else None
         seed.replicas.append(replica)
     return seed
+
+
+def _written(seed: _Seed) -> tuple[tuple[Zygote, Path], tuple[Zygote, Path]]:
+    """Write the configurations; return what a seed begins with, and what it is upgraded to."""
+    config, path = _configuration(seed), seed.folder / "remediator.yaml"
+    path.write_text(yaml.safe_dump(config))
+    new = seed.ground.zygote, path
+    if not seed.plan.cut_over or seed.ground.previous is None:
+        return new, new
+    for key in NEW_KEYS:
+        *above, last = key.split(".")
+        section = config
+        for name in above:
+            section = section[name]
+        del section[last]
+    before = seed.folder / "previous.yaml"
+    before.write_text(yaml.safe_dump(config))
+    return (seed.ground.previous, before), new
 
 
 def _configuration(seed: _Seed) -> dict[str, Any]:
@@ -139,6 +158,7 @@ def _configuration(seed: _Seed) -> dict[str, Any]:
         "shutdown_within": "5s",
         "log": {"format": "json"},
         "store": {"lease": LEASE},
+        "audit": {"key_env": "CAMPAIGN_AUDIT"},
         "redis": {"url_file": "redis.url"},
         "credentials": [
             {"name": "alertmanager", "role": "ingest", "token_env": "CAMPAIGN_INGEST"},
@@ -216,6 +236,17 @@ async def _until_quiet(seed: _Seed, sender: Sender) -> str:
         if not unrest and told:
             return ""
     return unrest or "alerts could not be told to be over"
+
+
+async def _audited(seed: _Seed) -> list[Broken]:
+    """Let a process verify the audit."""
+    headers = {"Authorization": f"Bearer {OPERATOR}"}
+    (url, *_) = [replica.url for replica in seed.replicas if replica.url]
+    answer = await seed.client.get(f"{url}/api/v1/audit/verify", headers=headers)
+    said = answer.json()
+    unsealed = said.get("unsealed", 0) > 0 and not seed.plan.cut_over
+    whole = answer.status_code == 200 and said["ok"] and not unsealed
+    return [] if whole else [Broken("wrong", f"the audit: {answer.text[:500]}")]
 
 
 def _count(result: Result, facts: Facts, sender: Sender, seed: _Seed) -> None:
