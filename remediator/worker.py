@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -30,6 +30,7 @@ from remediator.ports import Notifier
 from remediator.report.deliver import deliver
 from remediator.report.escalating import Escalating
 from remediator.store import Store
+from remediator.store.claims import GIVEN_BACK_WITHIN, given_back
 from remediator.store.database import patiently
 from remediator.store.episodes import Correlation
 from remediator.store.queue import Claim, Transition
@@ -82,7 +83,10 @@ class Doorbell:
 
 
 class Worker:
-    """Owns the loops. ``run`` ends when ``stop`` was called and every step has ended."""
+    """Owns the loops. ``run`` ends when ``stop`` was called and every step has ended.
+
+    ``drain`` does not wait for longer than it is told to.
+    """
 
     def __init__(  # noqa: PLR0913 - each a part of its own
         self,
@@ -113,6 +117,7 @@ class Worker:
         self._fetching = fetching
         self._stopping = asyncio.Event()
         self._steps: set[asyncio.Task[None]] = set()
+        self._running: asyncio.Task[Any] | None = None
 
     def stop(self) -> None:
         """Claim nothing any more."""
@@ -120,8 +125,20 @@ class Worker:
         self._bell.ring()
         self._bell.fetches.set()
 
+    async def drain(self, within: float) -> None:
+        """Stop, and wait ``within`` seconds for the steps; then end them and give them back."""
+        self.stop()
+        if self._running is None:
+            return
+        await asyncio.wait([self._running], timeout=within)
+        if not self._running.done():
+            _log.warning("steps_given_back", incidents=len(self._steps))
+            self._running.cancel()
+            await asyncio.wait([self._running], timeout=2 * GIVEN_BACK_WITHIN)
+
     async def run(self) -> None:
         """Run the loops until ``stop``; steps under way are finished first."""
+        self._running = asyncio.current_task()
         async with asyncio.TaskGroup() as group:
             self._group = group
             if self._fetching is not None:
@@ -220,7 +237,10 @@ class Worker:
             started = asyncio.get_running_loop().time()
             result = None
             try:
-                async with self._leased(claim):
+                async with (
+                    given_back(self._store.queue.release, claim),
+                    self._leased(claim),
+                ):
                     result = await self._step(claim)
             except OwnershipLost as error:
                 _log.warning("ownership_lost", reason=str(error))

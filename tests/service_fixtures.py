@@ -71,10 +71,15 @@ class Service:
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if it runs."""
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
     async def end(self, how: signal.Signals) -> int:
         assert self.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(how)
+        self.send(how)
         await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode

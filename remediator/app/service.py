@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from remediator.app.receiving import CountingInbox, decode
 from remediator.app.retaining import age_of, keep_within
 from remediator.app.sealing import sealing_keys
 from remediator.app.shared import Place, Shared, open_shared, version_of
+from remediator.app.signals import ended_by_signals
 from remediator.app.watching import Watching, watch_backlog
 from remediator.app.windows import Windows
 from remediator.bodies import BodyLimits
@@ -52,7 +52,7 @@ from remediator.openapi import with_description
 from remediator.playbook import PlaybookSet
 from remediator.ports import Silences
 from remediator.report.escalating import Escalating
-from remediator.routing import Route, Watch, build_app
+from remediator.routing import STOPPING, Route, Watch, build_app
 from remediator.settings import Credential as ConfiguredCredential
 from remediator.settings import Settings
 from remediator.store import Store, open_store
@@ -63,6 +63,9 @@ from remediator.worker import Doorbell, Worker
 
 BACKLOG = 2000
 """Writes that may wait for the store before new deliveries are turned away with 503."""
+
+_REQUESTS_WITHIN = 5.0
+"""Seconds, after the steps have ended, for the answers that are still owed."""
 
 _CANNOT_LISTEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
 _log = structlog.get_logger(__name__)
@@ -161,19 +164,17 @@ async def running(
         host, port = await stack.enter_async_context(_listening(parts, access, worker))
         _log.info("listening", host=host, port=port, services=len(catalogue.services))
         shown = f"[{host}]" if ":" in host else host
-        yield Running(url=f"http://{shown}:{port}", state_dir=settings.state_dir)
-        _log.info("stopping")
+        try:
+            yield Running(url=f"http://{shown}:{port}", state_dir=settings.state_dir)
+        finally:
+            _log.info("stopping")
 
 
 async def serve(settings: Settings, *, on_ready: Callable[[Running], None]) -> None:
-    """Run the service until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    async with running(settings) as service:
+    """Run the service until SIGTERM or SIGINT, also while it starts; a second one ends it at once."""
+    async with ended_by_signals(), running(settings) as service:
         on_ready(service)
-        await stop.wait()
+        await asyncio.Event().wait()
 
 
 async def migrate(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
@@ -262,10 +263,8 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
         try:
             yield worker
         finally:
-            worker.stop()
-            within = parts.settings.shutdown_within.total_seconds()
-            await asyncio.wait([loops], timeout=within)
-            loops.cancel()  # what is left over is taken up again when its lease is over
+            await worker.drain(parts.settings.shutdown_within.total_seconds())
+            loops.cancel()
             for task in beside:
                 task.cancel()
 
@@ -303,11 +302,15 @@ async def _listening(
     limits = ConnectionLimits(
         header_timeout=settings.header_timeout.total_seconds(),
         max_connections=settings.max_connections,
-        stop_within=settings.shutdown_within.total_seconds(),
+        stop_within=min(_REQUESTS_WITHIN, settings.shutdown_within.total_seconds()),
     )
     try:
         async with listening(app, settings.listen.host, settings.listen.port, limits) as address:
-            yield address
+            try:
+                yield address
+            finally:  # it says that it stops for as long as there is work to end
+                app[STOPPING].set()
+                await worker.drain(settings.shutdown_within.total_seconds())
     except OSError as error:
         if error.errno not in _CANNOT_LISTEN:
             raise

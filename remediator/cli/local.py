@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from importlib import metadata
@@ -41,7 +42,9 @@ LEVEL_STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 def serve(*, config: Config = None) -> None:
-    """Run the service until SIGTERM or Ctrl-C."""
+    """Run the service until SIGTERM or Ctrl-C; what is being done is ended first."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the service itself listens to them
+        signal.signal(number, lambda *_: sys.exit(0))
     settings = settings_of(config)
     from remediator import app  # noqa: PLC0415 - loads the clients of every backend
     from remediator.telemetry import configure_logging  # noqa: PLC0415 - the same

@@ -16,6 +16,7 @@ import structlog
 from remediator.errors import OwnershipLost, PermanentError, StoreUnavailable, TemporaryError
 from remediator.intake.detail import with_labels
 from remediator.model import Alert
+from remediator.store.claims import given_back
 from remediator.store.database import patiently
 from remediator.store.events import Waiting
 
@@ -52,6 +53,10 @@ class Queue(Protocol):
         """Let it be tried again."""
         ...
 
+    async def release(self, waiting: Waiting) -> None:
+        """Let whoever comes next fetch it."""
+        ...
+
 
 class Fetching:
     """Fetches what waits. Without ``fetch`` all goes on as it is: nobody could fetch it."""
@@ -70,7 +75,8 @@ class Fetching:
 
     async def _bring(self, waiting: Waiting) -> None:
         try:
-            await self._try(waiting)
+            async with given_back(self._queue.release, waiting):
+                await self._try(waiting)
         except OwnershipLost as error:
             _log.warning("fetch_lost", reason=str(error))
         except StoreUnavailable as error:  # its lease runs out and it is fetched again

@@ -16,6 +16,7 @@ from remediator.errors import OwnershipLost, PermanentError, TemporaryError
 from remediator.ports import Handle, Notifier
 from remediator.report.summary import summarise
 from remediator.store import Store
+from remediator.store.claims import given_back
 from remediator.store.database import patiently
 from remediator.store.notices import Notice
 from remediator.views import IncidentView, Report
@@ -43,7 +44,8 @@ async def deliver(
     notices = await store.notices.claim(1)
     for notice in notices:
         try:
-            await _deliver(store, notifier, notice, count, note)
+            async with given_back(store.notices.release, notice):
+                await _deliver(store, notifier, notice, count, note)
         except OwnershipLost as error:
             _log.warning("notice_lost", reason=str(error))
     return bool(notices)

@@ -20,6 +20,7 @@ from remediator.model import Mode
 from remediator.ports import Notifier
 from remediator.report.escalation import NOTES, compose, next_step, notes_due
 from remediator.store import Store
+from remediator.store.claims import given_back
 from remediator.store.database import patiently
 from remediator.store.escalations import Message, Standing, Step, Telling
 from remediator.summons import Channel, Summons, Word
@@ -105,7 +106,8 @@ class Escalating:
         telling = await self._store.escalations.claim(name)
         if telling is not None:
             try:
-                await self._send(telling)
+                async with given_back(self._store.escalations.release, telling):
+                    await self._send(telling)
             except OwnershipLost as error:
                 _log.warning("message_lost", reason=str(error))
         return False

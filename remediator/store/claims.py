@@ -6,13 +6,21 @@ epoch; every later write of that claim says so and touches no row once somebody 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Column, ColumnElement, Table, Update, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import OwnershipLost
+from remediator.errors import OwnershipLost, StoreUnavailable
+
+T = TypeVar("T")
+
+GIVEN_BACK_WITHIN = 2.0
+"""Seconds in which the store has to take a claim back; after them its lease runs out."""
 
 
 def claim_due(
@@ -50,6 +58,25 @@ async def write_claimed(
     done = await connection.execute(update(table).where(mine).values(**values))
     if done.rowcount != 1:
         raise OwnershipLost(f"{row_id} is no longer claimed by this worker")
+
+
+async def release_claimed(
+    connection: AsyncConnection, table: Table, row_id: str, epoch: int
+) -> None:
+    """Let whoever comes next claim the row at once; raises ``OwnershipLost`` as a write does."""
+    await write_claimed(connection, table, row_id, epoch, {"lease_until": None})
+
+
+@contextlib.asynccontextmanager
+async def given_back(release: Callable[[T], Awaitable[None]], claim: T) -> AsyncIterator[None]:
+    """Release ``claim`` when what is done with it is cancelled, because this process ends."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        with contextlib.suppress(OwnershipLost, StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(GIVEN_BACK_WITHIN):
+                await release(claim)
+        raise
 
 
 def _key(table: Table) -> Column[Any]:

@@ -26,7 +26,7 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
-from remediator.store.claims import claim_due, write_claimed
+from remediator.store.claims import claim_due, release_claimed, write_claimed
 from remediator.store.database import Database
 from remediator.store.journal import append
 from remediator.store.windows import windows_over
@@ -210,6 +210,14 @@ class Escalations:
             now = await self._database.now(connection)
             values = {"last_error": reason, "due_at": now + again_in}
             await _write(connection, telling, values | {"attempts": telling.attempts + 1})
+
+        await self._database.write(operation)
+
+    async def release(self, telling: Telling) -> None:
+        """Give a message back at once, for whoever comes next."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            await release_claimed(connection, t.tellings, telling.id, telling.epoch)
 
         await self._database.write(operation)
 

@@ -30,7 +30,7 @@ from remediator.model import (
     new_id,
 )
 from remediator.store import tables as t
-from remediator.store.claims import claim_due, write_claimed
+from remediator.store.claims import claim_due, release_claimed, write_claimed
 from remediator.store.database import Database
 from remediator.store.journal import append
 from remediator.store.queue import CLOSED_FOR_HUMANS, request_notice
@@ -151,6 +151,14 @@ class Events:
             waiting,
             lambda now: {"due_at": now + again_in, "reason": reason, "attempts": attempts},
         )
+
+    async def release(self, waiting: Waiting) -> None:
+        """Give an event back at once, for whoever comes next."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            await release_claimed(connection, t.events, waiting.delivery_id, waiting.epoch)
+
+        await self._database.write(operation)
 
     async def alerts(self, delivery: DeliveryId) -> tuple[Alert, ...]:
         """Return the alerts of a stored event; none where the delivery brought no event."""

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from remediator.model import IncidentId, Value
 from remediator.ports import Handle
 from remediator.store import tables as t
-from remediator.store.claims import claim_due, write_claimed
+from remediator.store.claims import claim_due, release_claimed, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 
@@ -86,6 +86,14 @@ class Notices:
             attempts = notice.attempts + 1
             values = {"attempts": attempts, "last_error": reason, "due_at": now + again_in}
             await _write(connection, notice, values)
+
+        await self._database.write(operation)
+
+    async def release(self, notice: Notice) -> None:
+        """Give a notice back at once, for whoever comes next."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            await release_claimed(connection, t.notices, notice.incident_id, notice.epoch)
 
         await self._database.write(operation)
 

@@ -35,7 +35,7 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.acknowledging import begin_escalation
-from remediator.store.claims import claim_due, write_claimed
+from remediator.store.claims import claim_due, release_claimed, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
@@ -191,10 +191,16 @@ class Queue:
         return await self._database.write(operation)
 
     async def release(self, claim: Claim) -> None:
-        """Give an unfinished claim back at once, for whoever comes next."""
+        """Give an unfinished claim back at once, for whoever comes next.
+
+        One that puts a change back is kept until its lease is over: the call may be on its way.
+        """
+        if claim.incident.phase is Phase.REVERT:
+            return
+        incident = claim.incident
 
         async def operation(connection: AsyncConnection) -> None:
-            await _write(connection, claim, {"lease_until": None})
+            await release_claimed(connection, t.incidents, incident.id, incident.epoch)
 
         await self._database.write(operation)
 

@@ -68,6 +68,11 @@ class Link:
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return len(self._serving)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.callback(writer.transport.abort)
