@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import re
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -38,6 +39,8 @@ _PRELOADED = [
     "remediator.adapters.redis",
     "alembic.command",
     "aiosqlite",
+    "asyncpg",
+    "tests.replica_fixtures",
 ]
 _WRITES = re.compile(r"\s*(?:INSERT INTO|UPDATE|DELETE FROM) (\w+)")
 
@@ -116,9 +119,8 @@ class CrashingService(Service):
             (self.folder / name).write_text("")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOADED)
-        self.forked = context.Process(
-            target=_serve, args=(self.folder, self.environment, moment), daemon=True
-        )
+        target, arguments = self._becoming(moment)
+        self.forked = context.Process(target=target, args=arguments, daemon=True)
         await asyncio.to_thread(self.forked.start)
         async with asyncio.timeout(STARTED_WITHIN):
             while not (found := re.search(r"http://\S+\n", self._said())):
@@ -127,6 +129,16 @@ class CrashingService(Service):
                 await asyncio.sleep(0.05)
         self.url = found[0].strip()
 
+    def _becoming(self, moment: Moment | None) -> tuple[Callable[..., None], tuple[Any, ...]]:
+        """Return what the process is to run."""
+        return _serve, (self.folder, self.environment, moment)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the process, if it runs."""
+        if self.forked is not None and self.forked.is_alive() and self.forked.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.forked.pid, number)
+
     def _said(self) -> str:
         return (self.folder / "stdout").read_text()
 
@@ -134,10 +146,8 @@ class CrashingService(Service):
         """End the process that runs, if one does, and return how it ended."""
         if self.forked is None:
             return 0
+        self.send(how)
         forked, self.forked = self.forked, None
-        if forked.is_alive() and forked.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(forked.pid, how)
         await asyncio.to_thread(forked.join)
         code = forked.exitcode or 0
         forked.close()

@@ -17,6 +17,7 @@ import yaml
 from tests.campaign.network import Link, Weather, link_to
 from tests.fault_rigs import Fault, open_breaker
 from tests.postgres_fixtures import eventually
+from tests.replica_fixtures import Replica
 from tests.service_fixtures import Service, pool_alert
 
 
@@ -25,8 +26,8 @@ class Pair:
     """Two replicas on one store; ``one`` reaches what they look after by a way of its own."""
 
     fault: Fault
-    one: Service
-    two: Service
+    one: Replica
+    two: Replica
     way: Link
 
     async def busy(self) -> None:
@@ -55,8 +56,8 @@ async def _pair(store: str, folder: Path, *, shutdown_within: str) -> AsyncItera
             "shutdown_within": shutdown_within,
         }
         through = yaml.safe_load(yaml.safe_dump(config).replace(url, way.through(url)))
-        one = Service(folder / "one", through, fault.environ)
-        two = Service(folder / "two", config, fault.environ)
+        one = Replica(folder / "one", through, fault.environ)
+        two = Replica(folder / "two", config, fault.environ)
         for service in (one, two):
             service.folder.mkdir()
             stack.push_async_callback(service.kill)
@@ -121,7 +122,8 @@ async def test_a_second_signal_ends_it_at_once(postgres_database: str, tmp_path:
         await pair.busy()
         pair.one.send(signal.SIGINT)
         await eventually(lambda: _says_that_it_stops(pair.one), "it is not ready any more")
-        assert await pair.one.end(signal.SIGTERM) == -signal.SIGTERM
+        # 255 where its fork server could not tell
+        assert await pair.one.end(signal.SIGTERM) in {-signal.SIGTERM, 255}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
