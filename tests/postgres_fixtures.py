@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import secrets
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,6 +92,15 @@ async def execute(dsn: str, *statements: str) -> None:
             await connection.execute(statement)
     finally:
         await connection.close()
+
+
+def signal_server(server: EmbeddedPostgres, number: signal.Signals) -> None:
+    """Send a signal to every process of a server."""
+    with contextlib.suppress(OSError):
+        first = int((server.folder / "data/postmaster.pid").read_text().split()[0])
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        for pid in (first, *map(int, children)):
+            os.kill(pid, number)
 
 
 async def eventually(look: Callable[[], Awaitable[bool]], what: str, within: float = 10.0) -> None:

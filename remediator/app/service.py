@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from secrets import token_hex
@@ -63,6 +64,8 @@ from remediator.worker import Doorbell, Worker
 
 BACKLOG = 2000
 """Writes that may wait for the store before new deliveries are turned away with 503."""
+STORE_COMES_WITHIN = timedelta(minutes=1)
+"""Time that a start waits for a store that is away; whoever starts it has to try again then."""
 
 _REQUESTS_WITHIN = 5.0
 """Seconds, after the steps have ended, for the answers that are still owed."""
@@ -138,6 +141,7 @@ async def running(
                 keys=sealing_keys(settings, environ),
                 announce=shared.announce,
                 repeats=shared.repeats,
+                wait=STORE_COMES_WITHIN,
             )
         )
         backends = await stack.enter_async_context(open_backends(settings, environ))

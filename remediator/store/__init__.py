@@ -71,6 +71,7 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     keys: Keys | None = None,
     announce: Announce = lambda *_: None,
     repeats: Repeats = NoRepeats(),  # noqa: B008 - it keeps nothing
+    wait: timedelta = timedelta(0),
 ) -> AsyncIterator[Store]:
     """Open the store at ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN), its schema in place.
 
@@ -79,12 +80,11 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     ``scopes`` those that may be paused; ``deciders`` names who may approve, by ``SYSTEM/SERVICE``
     where not everybody may. A claim, and the time in which a reserved change may
     begin, end after ``lease``. ``keys`` seal the journal, ``announce`` is told of what is durable,
-    ``repeats`` may know a body that need not be stored once more. Raises ``ConfigError`` for a
-    schema of another version and
-    ``StoreUnavailable``.
+    ``repeats`` may know a body that need not be stored once more. ``wait`` is the time for a store
+    that is away. Raises ``ConfigError`` for a schema of another version and ``StoreUnavailable``.
     """
     async with open_database(url, clock=clock, keys=keys) as database:
-        schema = await require_schema(database)
+        schema = await require_schema(database, wait)
         audit = Audit(database, keys)
         await audit.begin()
         ledger = Ledger(database, lease)

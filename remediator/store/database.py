@@ -44,8 +44,12 @@ BATCH = 256
 """Most operations in one commit; bounds the time that the first of them waits."""
 SERIAL_LOCK = 0x52454D45
 """Advisory lock of PostgreSQL under which reservations, pauses and triage are serial."""
-STATEMENT_TIMEOUT = 15.0
-"""Seconds after which a statement on PostgreSQL is given up: nothing may hang."""
+STATEMENT_TIMEOUT = 10.0
+"""Seconds after which a statement on PostgreSQL is given up: nothing may hang. Longer than a stopped
+process may hold the serial lock."""
+TAKEN_WITHIN = 8.0
+"""Seconds in which a sender that waits learns whether its delivery is taken: Alertmanager gives up
+after 10 at the earliest."""
 
 _AGAIN = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to write a result while the store is away."""
@@ -88,24 +92,32 @@ class Database:
         """Operations that wait for a commit."""
         return self._waiting.qsize()
 
-    async def write(self, operation: Operation[T], *, serial: bool = False) -> T:
+    async def write(
+        self, operation: Operation[T], *, serial: bool = False, within: float | None = None
+    ) -> T:
         """Run ``operation`` in a transaction shared with others; return once it is durable.
 
         ``serial`` operations never run at the same time as another replica's. Raises what the
-        operation raises (its changes are then undone), or ``StoreUnavailable``.
+        operation raises (its changes are then undone), or ``StoreUnavailable``; when that is
+        because of ``within``, in seconds, it may become durable all the same.
         """
-        result: T = await self._ask(_Job(self._answer(), operation=operation, serial=serial))
+        job = _Job(self._answer(), operation=operation, serial=serial)
+        result: T = await self._ask(job, within)
         return result
 
-    async def insert(self, rows: Rows) -> None:
+    async def insert(self, rows: Rows, within: float | None = None) -> None:
         """Insert rows together with everybody else's, a statement a table; as ``write`` does."""
-        await self._ask(_Job(self._answer(), rows=rows))
+        await self._ask(_Job(self._answer(), rows=rows), within)
 
-    async def _ask(self, job: _Job) -> Any:
+    async def _ask(self, job: _Job, within: float | None) -> Any:
         if self._closed:
             raise StoreUnavailable("the store is closed")
         self._waiting.put_nowait(job)
-        return await job.done
+        try:
+            async with asyncio.timeout(within):
+                return await job.done
+        except TimeoutError:
+            raise StoreUnavailable(f"the store has not taken it within {within} s") from None
 
     def _answer(self) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().create_future()

@@ -31,7 +31,7 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.claims import claim_due, release_claimed, write_claimed
-from remediator.store.database import Database
+from remediator.store.database import TAKEN_WITHIN, Database
 from remediator.store.journal import append
 from remediator.store.queue import CLOSED_FOR_HUMANS, request_notice
 
@@ -82,7 +82,7 @@ class Events:
         """Make it durable, and return the delivery under which this event came first.
 
         ``alerts`` is what it says by itself; with ``fetch`` it waits for more to be known.
-        Raises ``StoreUnavailable``; then nothing was taken.
+        Raises ``StoreUnavailable``; then its sender has to come again.
         """
         row = _row(delivery, event, alerts)
 
@@ -105,9 +105,9 @@ class Events:
             return delivery.id
 
         try:
-            first = await self._database.write(operation)
+            first = await self._database.write(operation, within=TAKEN_WITHIN)
         except IntegrityError:  # another replica took it at the same moment
-            first = await self._database.write(operation)
+            first = await self._database.write(operation, within=TAKEN_WITHIN)
         self._arrived()
         if first == delivery.id:
             self._announce(Happening.DELIVERY, first)

@@ -18,7 +18,7 @@ from remediator.errors import StoreUnavailable
 from remediator.live import Announce, Happening
 from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source, new_id
 from remediator.store import tables as t
-from remediator.store.database import Database
+from remediator.store.database import TAKEN_WITHIN, Database
 from remediator.store.episodes import Correlate, Correlation, Keys, apply, snapshot_of
 from remediator.store.events import not_fetched, read_alerts
 from remediator.store.repeats import NoRepeats, Repeats
@@ -65,19 +65,18 @@ class Inbox:
         """Make ``delivery`` durable, and hand its alerts to triage.
 
         Returns its id, or that of the earlier delivery of which it is a mere repetition: then
-        it is not stored once more. Raises ``StoreUnavailable``; then nothing was taken.
+        it is not stored once more. Raises ``StoreUnavailable``; then its sender has to come again.
         """
         if delivery.source is Source.ALERTMANAGER:
             earlier = await self._repeats.earlier(delivery, alerts, whole=not dead)
             if earlier is not None:
                 return earlier
+        rows = {
+            t.deliveries: [_row(delivery, len(alerts), len(dead))],
+            t.dead_letters: _letters(delivery, dead),
+        }
         try:
-            await self._database.insert(
-                {
-                    t.deliveries: [_row(delivery, len(alerts), len(dead))],
-                    t.dead_letters: _letters(delivery, dead),
-                }
-            )
+            await self._database.insert(rows, TAKEN_WITHIN)
         except StoreUnavailable:  # its triage is not to be waited for
             await self._repeats.settle([(delivery, alerts, False)])
             raise

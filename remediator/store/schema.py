@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -13,17 +16,37 @@ from sqlalchemy import text
 from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import ConfigError
+from remediator.errors import ConfigError, StoreUnavailable
 from remediator.store.database import SERIAL_LOCK, Database
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-async def require_schema(database: Database) -> str:
+_LOOKS_AGAIN = 2.0
+"""Seconds between two looks whether the store is there."""
+
+_log = structlog.get_logger(__name__)
+
+
+async def require_schema(database: Database, wait: timedelta) -> str:
     """Bring the schema to this version; return what was done.
 
-    Raises ``ConfigError`` when the schema is newer than this program.
+    Waits so long for a store that is away. Raises ``StoreUnavailable``, and ``ConfigError`` when
+    the schema is newer than this program.
     """
+    clock = asyncio.get_running_loop().time
+    end = clock() + wait.total_seconds()
+    while True:
+        try:
+            return await _bring(database)
+        except StoreUnavailable as error:
+            if clock() >= end:
+                raise
+            _log.warning("waiting_for_the_store", reason=str(error), seconds=round(end - clock()))
+        await asyncio.sleep(_LOOKS_AGAIN)
+
+
+async def _bring(database: Database) -> str:
 
     async def operation(connection: AsyncConnection) -> str:
         if database.is_postgres:

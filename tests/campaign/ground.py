@@ -18,6 +18,7 @@ from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
 from tests.campaign.replicas import Zygote, zygote_of
 from tests.fault_rigs import Monitoring, monitoring
 from tests.kubernetes_fixtures import ControlPlane, until
+from tests.postgres_fixtures import signal_server
 
 
 class Valkey:
@@ -121,11 +122,7 @@ class Slot:
 
     def signal_store(self, number: signal.Signals) -> None:
         """Send a signal to every process of the store's server."""
-        with contextlib.suppress(OSError):
-            first = int((self.store.folder / "data/postmaster.pid").read_text().split()[0])
-            children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-            for pid in (first, *map(int, children)):
-                os.kill(pid, number)
+        signal_server(self.store, number)
 
 
 @contextlib.asynccontextmanager

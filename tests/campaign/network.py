@@ -37,6 +37,8 @@ class Link:
     base_delay: float = 0.0
     """Seconds that each message is late in any weather."""
     port: int = 0
+    frozen: int = 0
+    """How often all that was connected fell silent for ever; new connections are not touched."""
     lost: int = 0
     """Answers that were lost."""
     _serving: set[asyncio.Task[None]] = field(default_factory=set)
@@ -49,6 +51,10 @@ class Link:
         self._changed = asyncio.Event()
         if self.weather.down:
             self.cut()
+
+    def freeze(self) -> None:
+        """Let nothing arrive any more on the connections there are, as when a server vanishes."""
+        self.frozen += 1
 
     def cut(self) -> None:
         """Break every connection."""
@@ -99,8 +105,9 @@ class Link:
         asking: bool,
     ) -> None:
         """Pass messages on until one side leaves, or the weather ends the connection."""
+        born = self.frozen
         while data := await source.read(1 << 16):
-            while self.weather.hole:
+            while self.weather.hole or self.frozen > born:
                 await self._changed.wait()
             weather = self.weather
             if weather.delay or self.base_delay:
