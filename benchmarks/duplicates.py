@@ -13,6 +13,7 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -20,6 +21,8 @@ from intake import body, load, serving
 
 WARM = 8.0
 """Seconds before the measurement: a service that has just started believes nothing yet."""
+COUNTED_EVERY = 6.0
+"""Seconds after which the service has surely counted its backlog anew."""
 
 
 @contextlib.contextmanager
@@ -34,8 +37,22 @@ def a_redis(url: str | None) -> Iterator[str]:
         yield f"{server.connection_url}/0"
 
 
-async def measured(content: bytes, seconds: float, redis: str | None) -> tuple[float, float, float]:
-    """Return posts a second, the 99th percentile in ms, and the share that was not stored."""
+@dataclass(frozen=True)
+class Measured:
+    """What one service did."""
+
+    rate: float
+    """Posts a second."""
+    p99: float
+    """Milliseconds."""
+    cpu: float
+    """Milliseconds of the service's own CPU a post, its triage included."""
+    known: float
+    """Share of the posts that was not stored."""
+
+
+async def measured(content: bytes, seconds: float, redis: str | None) -> Measured:
+    """Post to a service that is warm and has no backlog, and wait until it has none again."""
     with tempfile.TemporaryDirectory() as folder:
         environ = {
             "REMEDIATOR_STATE_DIR": folder,
@@ -47,34 +64,51 @@ async def measured(content: bytes, seconds: float, redis: str | None) -> tuple[f
         async with serving("-m", "remediator", "serve", environ=environ) as url:
             token = (Path(folder) / "token").read_text().strip()
             await load(url, token, content, WARM)
-            before = await counts(url)
+            before = await idle(url)
             rate, p99 = await load(url, token, content, seconds)
-            after = await counts(url)
-    swallowed = after.get("duplicate", 0.0) - before.get("duplicate", 0.0)
-    return rate, p99, swallowed / (sum(after.values()) - sum(before.values()))
+            after = await idle(url)
+    posts, known, cpu = (now - then for now, then in zip(after, before, strict=True))
+    return Measured(rate, p99, cpu / posts * 1000, known / posts)
 
 
-async def counts(url: str) -> dict[str, float]:
-    """Read from the metrics what became of the deliveries."""
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as answer:
-        text = await answer.text()
-    found = re.findall(r'^remediator_deliveries_total{result="(\w+)".*} (\S+)$', text, re.MULTILINE)
-    return {result: float(number) for result, number in found}
+async def idle(url: str) -> tuple[float, float, float]:
+    """Wait until nothing waits for triage; return posts, duplicates and CPU seconds so far."""
+    async with aiohttp.ClientSession() as session:
+        await asyncio.sleep(COUNTED_EVERY)
+        while True:
+            async with session.get(f"{url}/metrics") as answer:
+                text = await answer.text()
+            found = re.findall(r"^(\w+)(?:{result=\"(\w+)\".*})? (\S+)$", text, re.MULTILINE)
+            figures = {(name, result): float(number) for name, result, number in found}
+            if not figures["remediator_untriaged_deliveries", ""]:
+                break
+            await asyncio.sleep(1)
+    deliveries = {
+        result: n for (name, result), n in figures.items() if name == "remediator_deliveries_total"
+    }
+    cpu = figures["process_cpu_seconds_total", ""]
+    return sum(deliveries.values()), deliveries.get("duplicate", 0.0), cpu
 
 
 async def main(seconds: float, given: str | None) -> None:
     """Measure bodies of 1, 10 and 100 alerts, and print the ratios."""
-    print("alerts a body | without: posts/s, p99 | with: posts/s, p99, not stored | ratio")
+    print(
+        "alerts a body | without: posts/s, p99, CPU | with: posts/s, p99, CPU, not stored | ratio"
+    )
     with a_redis(given) as redis:
         for alerts in (1, 10, 100):
             content = body(alerts)
-            plain, plain_p99, _ = await measured(content, seconds, None)
-            cached, cached_p99, share = await measured(content, seconds, redis)
+            plain = await measured(content, seconds, None)
+            cached = await measured(content, seconds, redis)
             print(
-                f"{alerts:13} | {plain:9.0f}/s, {plain_p99:6.1f} ms | {cached:9.0f}/s,"
-                f" {cached_p99:6.1f} ms, {share:.1%} | {cached / plain:.2f}",
+                f"{alerts:13} | {_shown(plain)} | {_shown(cached)}, {cached.known:.1%} |"
+                f" {cached.rate / plain.rate:.2f} posts/s, {plain.cpu / cached.cpu:.2f} CPU",
                 flush=True,
             )
+
+
+def _shown(one: Measured) -> str:
+    return f"{one.rate:5.0f}/s, {one.p99:6.1f} ms, {one.cpu:5.2f} ms"
 
 
 if __name__ == "__main__":
