@@ -13,6 +13,10 @@ from typing import Any
 
 import httpx
 
+from remediator.access import generated_secret
+from remediator.audit import Key, Keys
+from remediator.store import open_store
+from remediator.verifying import Verification
 from tests.crashing_service import CrashingService, Moment
 from tests.fault_rigs import Arrange, Fault
 from tests.lossy_proxy import Loss
@@ -108,10 +112,9 @@ async def killed_at(moment: Moment, arrange: Arrange, folder: Path) -> bool:
 async def judge(fault: Fault, incident: dict[str, Any], service: CrashingService) -> None:
     """Hold what became of the fault against what must be."""
     told = f"{incident['outcome']}: {incident['reason']}"
-    audit = (await service.api("GET", "/audit/verify")).json()
-    assert audit["ok"], audit
-    assert audit["unsealed"] == 0
     await service.kill()
+    audit = await verified(service.state)
+    assert (audit.ok, audit.unsealed) == (True, 0), audit
     rows = ledger(service.state / "remediator.db")
     applied = [key for key, state, _ in rows if state == "applied"]
     changes, harm = await fault.changes(), await fault.harm()
@@ -126,6 +129,14 @@ async def judge(fault: Fault, incident: dict[str, Any], service: CrashingService
         assert (len(applied), changes) == (1, 1), f"{rows}: {told}"
         (made,) = (m for m in incident["mitigations"] if m["state"] == "applied")
         assert made["kind"] == fault.kind
+
+
+async def verified(state: Path) -> Verification:
+    """Check every seal of what the killed service left."""
+    keys = Keys(Key(generated_secret(state / "audit-key").encode()))
+    url = f"sqlite:///{state / 'remediator.db'}"
+    async with open_store(url, owner="judge", changed=lambda: None, keys=keys) as store:
+        return await store.audit.verify()
 
 
 def ledger(database: Path) -> list[tuple[str, str, bool]]:
