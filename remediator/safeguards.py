@@ -74,6 +74,12 @@ class Safeguards(Value):
     hands_off: HandsOff = timedelta(minutes=30)
     """Time in which nothing is changed back that somebody else, or another playbook, has changed."""
 
+    @property
+    def looks_back(self) -> timedelta:
+        """Time that what was done is needed for."""
+        windows = (self.relapses.window, self.growth.window, self.spread.window)
+        return max(*windows, self.hands_off)
+
     def services_at_once(self, services: int) -> int:
         """Return how many of so many services may be changed within the window."""
         return max(self.spread.at_least, int(services * self.spread.services))

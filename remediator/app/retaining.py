@@ -10,6 +10,7 @@ import structlog
 
 from remediator.errors import StoreUnavailable
 from remediator.model import Bound
+from remediator.safeguards import Safeguards
 from remediator.store import Store
 
 EVERY = 600.0
@@ -18,10 +19,10 @@ EVERY = 600.0
 _log = structlog.get_logger(__name__)
 
 
-def age_of(retention: timedelta, bounds: Iterable[Bound]) -> timedelta:
-    """Return the age from which on nothing is needed: no limit counts further back."""
+def age_of(retention: timedelta, bounds: Iterable[Bound], safeguards: Safeguards) -> timedelta:
+    """Return the age from which on nothing is needed: no bound looks further back."""
     counted = (max(bound.limits.window, bound.limits.cooldown) for bound in bounds)
-    return max((retention, *counted))
+    return max(retention, safeguards.looks_back, *counted)
 
 
 async def keep_within(store: Store, age: timedelta) -> None:

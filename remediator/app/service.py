@@ -262,7 +262,8 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
         beside = [group.create_task(watch_backlog(parts.store, parts.telemetry), name="backlog")]
         retention = parts.settings.store.retention
         if retention is not None:
-            age = age_of(retention, every_bound(parts.catalogue, parts.playbooks))
+            bounds = every_bound(parts.catalogue, parts.playbooks)
+            age = age_of(retention, bounds, parts.catalogue.safeguards)
             beside.append(group.create_task(keep_within(parts.store, age), name="retention"))
         try:
             yield worker

@@ -16,6 +16,7 @@ from remediator.app.retaining import age_of, delete_old
 from remediator.audit import OPERATORS, Entry, Key, Keys, Part
 from remediator.errors import Refused
 from remediator.model import Bound, Limits, Mode, Source
+from remediator.safeguards import Growth, Safeguards
 from remediator.store import Store, open_store, tables
 from remediator.verifying import Verification, Wrong
 from tests.store_fixtures import SEALED, Bench, OpenBench, a_service, resolved
@@ -453,7 +454,8 @@ async def test_retention_keeps_what_is_owed_still_fires_or_is_to_be_told(
         assert {i.id for i in await bench.incidents()} == {owed, fires}
 
 
-def test_what_limits_count_is_kept_as_long_as_they_count_it() -> None:
-    week = Limits(budget=1, window=7 * DAY, cooldown=timedelta(0), concurrency=1)
-    assert age_of(DAY, [Bound(scope="global", limits=week)]) == 7 * DAY
-    assert age_of(90 * DAY, [Bound(scope="global", limits=week)]) == 90 * DAY
+def test_what_a_bound_looks_back_on_is_kept_as_long_as_it_does() -> None:
+    long = Limits(budget=1, window=9 * DAY, cooldown=timedelta(0), concurrency=1)
+    assert age_of(DAY, [Bound(scope="global", limits=long)], Safeguards()) == 9 * DAY
+    assert age_of(90 * DAY, [Bound(scope="global", limits=long)], Safeguards()) == 90 * DAY
+    assert age_of(DAY, [], Safeguards()) == Growth().window
