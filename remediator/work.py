@@ -85,12 +85,15 @@ class Surroundings:
     ledger: Ledger
     monotonic: Callable[[], float] = time.monotonic
 
-    async def paused(self, incident: Incident, before: datetime | None = None) -> Halt | None:
+    async def paused(
+        self, incident: Incident, before: datetime | None = None, *, claimed: bool = True
+    ) -> Halt | None:
         """Say why nothing may be changed right now: a window, planned or ordered, or a pause.
 
         Or that ``before`` is over by the store's clock: ours may have stood still meanwhile.
+        ``OwnershipLost`` when ``incident`` was claimed and is no longer ours.
         """
-        now, halt = await self.ledger.paused(incident)
+        now, halt = await self.ledger.paused(incident, claimed=claimed)
         if before is not None and now >= before:
             return Halt(reason="the time in which it might be applied was over")
         return longest(self._planned(incident, now), halt)
@@ -185,6 +188,8 @@ class Work:
         """Make a row for the ledger, with the next effect key of this incident."""
         incident, mitigation = self.claim.incident, preparation.mitigation
         number = len(self.claim.entries)
+        # what comes later is later, also when the clock was put back meanwhile
+        before = [entry.created_at + timedelta(microseconds=1) for entry in self.claim.entries]
         key = (
             f"{incident.id}/{self.enabled.name}/{number}/{mitigation.kind}/{mitigation.target.key}"
         )
@@ -202,7 +207,7 @@ class Work:
             plan_hash=mitigation.plan_hash,
             before=preparation.before,
             undo=preparation.undo,
-            created_at=self.claim.now,
+            created_at=max(self.claim.now, *before) if before else self.claim.now,
         )
 
     @property

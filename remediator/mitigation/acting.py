@@ -17,6 +17,7 @@ from remediator.mitigation.act import (
 from remediator.mitigation.decide import choose
 from remediator.mitigation.limits import judge
 from remediator.model import (
+    Assessment,
     Decision,
     Effect,
     IncidentOutcome,
@@ -27,6 +28,7 @@ from remediator.model import (
     Outcome,
     Phase,
     Preparation,
+    Sample,
     SenseState,
 )
 from remediator.store.ledger import Settlement
@@ -107,9 +109,10 @@ async def _look(work: Work, entry: LedgerEntry) -> Transition:
     except PermanentError as error:
         return _unknown(work, entry, str(error))
     outcome = await observe(lever, entry)
-    left = _certain_in(work, entry, LATEST)
-    if outcome.state is MitigationState.NOT_APPLIED and left > timedelta(0):
-        return Transition(phase=Phase.ACT, due_in=left, notify=False)
+    if outcome.state is MitigationState.NOT_APPLIED:
+        unsure = _not_seen_yet(work, entry, outcome)
+        if unsure is not None:
+            return unsure
     if outcome.state is MitigationState.UNKNOWN:
         if not work.out_of_patience:
             return work.wait(outcome.detail, SEEN_AGAIN, code="outcome unknown")
@@ -118,6 +121,23 @@ async def _look(work: Work, entry: LedgerEntry) -> Transition:
         return _unknown(work, entry, f"not seen in the world: {outcome.detail}")
     detail = f"{outcome.detail} (found by looking: its answer was lost, or who made it ended)"
     return _after(work, entry, outcome.model_copy(update={"detail": detail}))
+
+
+def _not_seen_yet(work: Work, entry: LedgerEntry, outcome: Outcome) -> Transition | None:
+    """Look again before it is taken for not made; None once that is certain.
+
+    By the time of the reservation, and by that of the first look as well: were the clock put
+    forward meanwhile, the call may have only just begun.
+    """
+    now, looks = work.claim.now, work.claim.samples
+    first = min([look.at for look in looks], default=now)
+    after_look = first + work.around.ledger.apply_within + LATEST - now
+    left = max(_certain_in(work, entry, LATEST), after_look)
+    if left <= timedelta(0):
+        return None
+    look = Sample(at=now, assessment=Assessment.CANNOT_TELL, evidence=outcome.detail)
+    waiting = Transition(phase=Phase.ACT, due_in=left, notify=False)
+    return waiting if looks else waiting.model_copy(update={"sample": (entry.id, look)})
 
 
 def _after(work: Work, entry: LedgerEntry, outcome: Outcome) -> Transition:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import structlog
 
-from remediator.errors import PermanentError
+from remediator.errors import OwnershipLost, PermanentError
 from remediator.maintenance import Halt, covered
 from remediator.mitigation import act
 from remediator.model import MitigationState, Outcome
@@ -28,7 +28,10 @@ async def take_back(store: Store, around: Surroundings) -> bool:
     """Take back what is due; return whether there may be more."""
     owed = await store.obligations.claim(1)
     for obligation in owed:
-        await _take_back(store, around, obligation)
+        try:
+            await _take_back(store, around, obligation)
+        except OwnershipLost as error:
+            _log.warning("ownership_lost", reason=str(error))
     return bool(owed)
 
 
@@ -37,8 +40,9 @@ async def _take_back(store: Store, around: Surroundings, owed: Obligation) -> No
     if owed.entry.state is not MitigationState.APPLIED:
         await _settle(store, owed, taken_back=True, reason="it was taken back before")
         return
-    halt = await around.paused(owed.incident)
-    hindrance = _hindrance(owed, halt)
+    free = await store.obligations.begin(owed)
+    halt = await around.paused(owed.incident, claimed=False)
+    hindrance = _hindrance(owed, halt, free=free)
     in_window = halt is not None and halt.until is not None
     if hindrance is not None and not in_window and await _too_long(store, around, owed):
         await _settle(store, owed, taken_back=False, reason=_cannot(owed, hindrance))
@@ -56,9 +60,9 @@ async def _take_back(store: Store, around: Surroundings, owed: Obligation) -> No
     await _follow(store, owed, outcome, too_long=await _too_long(store, around, owed))
 
 
-def _hindrance(owed: Obligation, halt: Halt | None) -> str | None:
+def _hindrance(owed: Obligation, halt: Halt | None, *, free: bool) -> str | None:
     """Say why it is not the time to take the change back, or None."""
-    if owed.busy:
+    if not free:
         return "a mitigation of the same target is in flight"
     if owed.firing is not None:
         return f"{owed.firing} fires: the service is not stable"

@@ -79,6 +79,15 @@ async def given_back(release: Callable[[T], Awaitable[None]], claim: T) -> Async
         raise
 
 
+async def require_claimed(
+    connection: AsyncConnection, table: Table, row_id: str, epoch: int
+) -> None:
+    """Raise ``OwnershipLost`` when a claimed row was claimed or finished since."""
+    mine = (_key(table) == row_id) & (table.c.epoch == epoch)
+    if (await connection.execute(select(_key(table)).where(mine))).first() is None:
+        raise OwnershipLost(f"{row_id} is no longer claimed by this worker")
+
+
 def _key(table: Table) -> Column[Any]:
     (key,) = table.primary_key.columns
     return key

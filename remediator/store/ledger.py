@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pydantic import AwareDatetime
-from sqlalchemy import ColumnElement, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, func, insert, or_, select, true, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import OwnershipLost
@@ -35,6 +35,7 @@ from remediator.model import (
 )
 from remediator.safeguards import Allowance
 from remediator.store import tables as t
+from remediator.store.claims import require_claimed
 from remediator.store.database import Database
 from remediator.store.hindsight import COUNTED, Hindsight, hindsight
 from remediator.store.journal import append
@@ -61,7 +62,7 @@ class Standing(Value):
     usages: tuple[Usage, ...]
     """One for each bound, in the same order."""
     busy_with: IncidentId | None
-    """The incident whose mitigation of the same target is in flight."""
+    """The incident whose mitigation of the same target is in flight, or just being taken back."""
     held_by: IncidentId | None
     """The incident whose temporary change of the same kind has not been taken back yet."""
     last_on_target: AwareDatetime | None
@@ -137,9 +138,17 @@ class Ledger:
 
         return await self._database.write(operation, serial=True)
 
-    async def paused(self, incident: Incident) -> tuple[datetime, Halt | None]:
-        """Return the time, and why nothing may be changed now: a pause or an ordered window."""
+    async def paused(
+        self, incident: Incident, *, claimed: bool = True
+    ) -> tuple[datetime, Halt | None]:
+        """Return the time, and why nothing may be changed now: a pause or an ordered window.
+
+        Raises ``OwnershipLost`` when ``incident`` was claimed and is no longer ours: no clock
+        has to be trusted for that, neither one that stood still nor one that went back.
+        """
         async with self._database.read() as connection:
+            if claimed:
+                await require_claimed(connection, t.incidents, incident.id, incident.epoch)
             now = await self._database.now(connection)
             return now, await _halt(connection, incident, now)
 
@@ -172,12 +181,17 @@ async def _standing(
         t.alerts.c.incident_id == incident.id, t.alerts.c.status == AlertStatus.FIRING
     )
     on_target = t.mitigations.c.target_key == mitigation.target.key
-    held = (
+    owed = (
         select(t.mitigations.c.incident_id)
         .join(t.obligations, t.obligations.c.mitigation_id == t.mitigations.c.id)
-        .where(on_target, t.mitigations.c.kind == mitigation.kind)
+        .where(on_target)
     )
-    busy = select(t.mitigations.c.incident_id).where(on_target, t.mitigations.c.in_flight)
+    held = owed.where(t.mitigations.c.kind == mitigation.kind)
+    # a claim that nobody gave back may still be at its call, whatever the clock says
+    taken_back = owed.where(t.obligations.c.lease_until.is_not(None))
+    busy = union_all(
+        select(t.mitigations.c.incident_id).where(on_target, t.mitigations.c.in_flight), taken_back
+    )
     last = select(func.max(t.mitigations.c.reserved_at)).where(
         on_target,
         t.mitigations.c.incident_id != incident.id,

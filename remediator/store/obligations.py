@@ -47,8 +47,6 @@ class Obligation(Value):
     attempts: int
     entry: LedgerEntry
     incident: Incident
-    busy: bool
-    """Whether a mitigation of the same target is in flight, this one included."""
     firing: str | None
     """Name of an alert of the same service that fires now: it is not stable yet."""
     now: AwareDatetime
@@ -72,6 +70,21 @@ class Obligations:
             return [one for one in owed if one is not None]
 
         return await self._database.write(operation)
+
+    async def begin(self, owed: Obligation) -> bool:
+        """Keep everybody else off the target from now on; False when somebody is at it.
+
+        Serial with reservations: one that came first is seen here, one that comes later waits
+        until the claim of ``owed`` has been given back. ``OwnershipLost`` when it is not ours.
+        """
+
+        async def operation(connection: AsyncConnection) -> bool:
+            now = await self._database.now(connection)
+            lease = {"lease_until": now + LEASE}
+            await write_claimed(connection, t.obligations, owed.mitigation_id, owed.epoch, lease)
+            return not await _is_busy(connection, owed.entry.mitigation.target.key)
+
+        return await self._database.write(operation, serial=True)
 
     async def postpone(
         self, owed: Obligation, again_in: timedelta, *, attempts: int, step: str | None = None
@@ -138,19 +151,20 @@ async def _load(
     )
     of = t.incidents.c.id == row["incident_id"]
     incident = (await connection.execute(select(t.incidents).where(of))).mappings().one()
-    busy = select(t.mitigations.c.id).where(
-        t.mitigations.c.target_key == row["target_key"], t.mitigations.c.in_flight
-    )
     return Obligation(
         mitigation_id=MitigationId(mitigation),
         epoch=epoch,
         attempts=attempts,
         entry=entry_of(row),
         incident=incident_of(incident),
-        busy=(await connection.execute(busy)).first() is not None,
         firing=await _firing(connection, row["system"], row["service"]),
         now=now,
     )
+
+
+async def _is_busy(connection: AsyncConnection, target: str) -> bool:
+    on_it = (t.mitigations.c.target_key == target) & t.mitigations.c.in_flight
+    return (await connection.execute(select(t.mitigations.c.id).where(on_it))).first() is not None
 
 
 async def _firing(connection: AsyncConnection, system: str, service: str) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.maintenance import Plan, Window, running, scopes_of
@@ -50,11 +50,15 @@ async def windows_over(
 ) -> list[Window]:
     """List the ordered windows over ``incident`` of which any lies from ``begin`` to ``end``."""
     over = t.maintenance.c.scope.in_(scopes_of(incident))
-    query = _columns().where(over, t.maintenance.c.since <= end, begin < END)
-    rows = (await connection.execute(query)).mappings()
-    return [
-        Window.model_validate({name: row[name] for name in Window.model_fields}) for row in rows
+    # one that began with its order runs, also when the clock was put back since
+    at_once = t.maintenance.c.since <= t.maintenance.c.ordered_at
+    begun = or_(t.maintenance.c.since <= end, at_once)
+    query = _columns().where(over, begun, begin < END)
+    windows = [
+        Window.model_validate({name: row[name] for name in Window.model_fields})
+        for row in (await connection.execute(query)).mappings()
     ]
+    return [window.model_copy(update={"since": min(window.since, end)}) for window in windows]
 
 
 def view_of(row: Any, now: datetime) -> WindowView:

@@ -580,7 +580,7 @@ async def test_an_unconditional_change_that_is_not_seen_goes_to_a_human(
         (claim,) = await dying.claim()
         await _reserve(dying, claim, "lamp")  # and dies before the call
     async with open_bench(world, owner="successor", conditional=False) as successor:
-        await successor.settle(20)
+        await successor.settle(25)
         incident = await successor.incident()
         assert incident.outcome is IncidentOutcome.ESCALATED
         assert incident.mitigations[0].state is MitigationState.UNKNOWN
@@ -598,7 +598,7 @@ async def test_a_conditional_change_that_is_not_seen_is_made_afresh(
         (claim,) = await dying.claim()
         await _reserve(dying, claim, "lamp")  # and dies before the call
     async with open_bench(world, owner="successor") as successor:
-        await successor.settle(20)
+        await successor.settle(25)
         states = [m.state for m in (await successor.incident()).mitigations]
         assert states == [MitigationState.NOT_APPLIED, MitigationState.APPLIED]
         assert len(world.applied) == 1
