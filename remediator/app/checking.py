@@ -185,11 +185,13 @@ async def _store(settings: Settings, environ: Mapping[str, str]) -> Line:
     if url.startswith("sqlite"):
         return "ok", "store", f"SQLite in {settings.state_dir}: one process"
     try:
-        async with open_database(url) as database, database.read() as connection:
-            await connection.execute(text("SELECT 1"))
+        async with open_database(url) as database:
+            pooling = await database.meet()
+            async with database.read() as connection:
+                await connection.execute(text("SELECT 1"))
     except RemediatorError as error:
         return "error", "store", str(error)
-    return "ok", "store", "PostgreSQL answers"
+    return "ok", "store", pooling.meaning
 
 
 async def _shared(settings: Settings, environ: Mapping[str, str]) -> list[Line]:

