@@ -31,6 +31,7 @@ from remediator.audit import Keys
 from remediator.errors import StoreUnavailable
 from remediator.store import journal
 from remediator.store.engines import (
+    HELD_FOR,
     MIGRATED_WITHIN,
     Pooling,
     engine_of,
@@ -52,8 +53,6 @@ SERIAL_LOCK = 0x52454D45
 """Advisory lock of PostgreSQL under which reservations, pauses and triage are serial."""
 MIGRATION_LOCK = SERIAL_LOCK + 1
 """The one under which the schema is changed."""
-HELD_FOR = "5s"
-"""Time that a process which stands still in a transaction keeps its locks in PostgreSQL."""
 TAKEN_WITHIN = 8.0
 """Seconds in which a sender that waits learns whether its delivery is taken: Alertmanager gives up
 after 10 at the earliest."""
@@ -82,6 +81,7 @@ class Database:
         self, url: str, clock: Callable[[], datetime] | None, keys: Keys | None = None
     ) -> None:
         self._url = url
+        self._pooled = False
         self._reader = engine_of(url, read_only=True)
         self._writer = engine_of(url, read_only=False)
         self._clock = clock
@@ -107,6 +107,7 @@ class Database:
             pooling = await pooling_of(self._url)
         if pooling is not Pooling.NONE:
             await self.dispose()
+            self._pooled = True
             self._reader = engine_of(self._url, read_only=True, pooled=True)
             self._writer = engine_of(self._url, read_only=False, pooled=True)
         return pooling
@@ -121,23 +122,26 @@ class Database:
         try:
             with translated():
                 async with engine.begin() as connection:
-                    await self._bound(connection, MIGRATION_LOCK)
+                    await self._begin(connection, pooled=True, lock=MIGRATION_LOCK)
                     return await operation(connection)
         finally:
             await engine.dispose()
 
-    async def _bound(self, connection: AsyncConnection, lock: int | None) -> None:
-        """Begin a transaction: bound how long it may stand still, and take its lock.
+    async def _begin(self, connection: AsyncConnection, *, pooled: bool, lock: int | None) -> None:
+        """Set what a session of our own has from its start, and take the transaction's lock.
 
         First of all, so that no row lock is held while waiting for it.
         """
-        if not self.is_postgres:
-            return
-        asked, given = "set_config('idle_in_transaction_session_timeout', :held, true)", {}
+        wanted: list[str] = []
+        given: dict[str, Any] = {}
+        if pooled:
+            wanted.append("set_config('idle_in_transaction_session_timeout', :held, true)")
+            given["held"] = HELD_FOR
         if lock is not None:
-            asked += ", pg_advisory_xact_lock(:key)"
+            wanted.append("pg_advisory_xact_lock(:key)")
             given["key"] = lock
-        await connection.execute(text(f"SELECT {asked}"), {"held": HELD_FOR, **given})
+        if wanted and self.is_postgres:
+            await connection.execute(text(f"SELECT {', '.join(wanted)}"), given)
 
     async def dispose(self) -> None:
         """Close every connection."""
@@ -233,7 +237,8 @@ class Database:
             async with self._writer.begin() as connection:
                 journal.forget(connection)
                 serial = any(job.serial for job in batch)
-                await self._bound(connection, SERIAL_LOCK if serial else None)
+                lock = SERIAL_LOCK if serial else None
+                await self._begin(connection, pooled=self._pooled, lock=lock)
                 for table, rows in _together(batch):
                     await connection.execute(insert(table), rows)
                 results = [job.operation and await job.operation(connection) for job in batch]

@@ -19,6 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 STATEMENT_TIMEOUT = 10.0
 """Seconds after which a statement on PostgreSQL is given up: nothing may hang. Longer than a stopped
 process may hold the serial lock."""
+HELD_FOR = "5s"
+"""Time that a process which stands still in a transaction keeps its locks in PostgreSQL."""
 MIGRATED_WITHIN = 600.0
 """Seconds that a statement may take which changes the schema, or waits until somebody else has."""
 _CONNECTED_WITHIN = 5.0
@@ -154,10 +156,13 @@ def _postgres_engine(url: str, *, read_only: bool, pooled: bool, patience: float
 
 
 async def _connect(url: str, patience: float, *, pooled: bool) -> _Connection:
+    settings = {"application_name": "remediator"}
+    if not pooled:  # a pooler refuses what it does not know, or loses it
+        settings["idle_in_transaction_session_timeout"] = HELD_FOR
     return await asyncpg.connect(
         url,
         timeout=_CONNECTED_WITHIN,
         command_timeout=patience,
-        server_settings={"application_name": "remediator"},  # a pooler refuses most others
+        server_settings=settings,
         statement_cache_size=0 if pooled else _PREPARED,
     )
