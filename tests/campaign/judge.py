@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -44,11 +44,11 @@ class Facts:
     accepted: Sequence[Accepted]
     patches: Counter[str]
     """How often the API server took a patch with each effect annotation."""
-    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    tables: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
     """By service, how often its backend was changed."""
 
-    def entries(self, part: Part) -> list[dict[str, Any]]:
+    def entries(self, part: Part) -> list[Mapping[str, Any]]:
         """Return the ledger's rows of one service."""
         return [row for row in self.tables["mitigations"] if row["service"] == part.service]
 
@@ -64,7 +64,7 @@ async def facts_of(
     """Read everything."""
     facts = Facts(plan, world, slack, accepted, _patches(seen))
     for table in TABLES:
-        facts.tables[table] = await book.rows(table)
+        facts.tables[table] = [*await book.rows(table)]
     for part in world.parts:
         facts.changes[part.service] = await part.fault.changes()
     return facts
