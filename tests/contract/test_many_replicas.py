@@ -25,6 +25,7 @@ from tests.pgbouncer_fixtures import pgbouncer
 from tests.postgres_fixtures import Connection, eventually
 from tests.store_fixtures import Bench, a_service, surroundings
 
+pytestmark = pytest.mark.timeout(300)
 BUDGET = 5
 
 
