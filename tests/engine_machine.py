@@ -43,10 +43,16 @@ DANGERS: dict[str, dict[str, Any]] = {
         "service": services,
         "fate": st.sampled_from([Point.CLAIMED, Point.CLAIMED, *Point]),
     },
-    "is_paused_meanwhile": {
+    "is_halted_meanwhile": {
         "replica": replicas,
-        "point": st.sampled_from([Point.RESERVED, *Point]),
+        "point": st.sampled_from([Point.RESERVED, Point.RESERVED, *Point]),
         "service": services,
+        "window": st.booleans(),
+        "back": st.sampled_from([0, 2, 0, 30]),
+    },
+    "break_again": {
+        "told": st.lists(services, min_size=2, max_size=4),
+        "seconds": st.sampled_from([12, 60]),
     },
     "stalls_before_its_call": {
         "replica": replicas,
@@ -172,15 +178,32 @@ class Engine(Stage):
         if one.task is not None:
             self.run(self._later(one, 6, fate))
 
-    @rule(**DANGERS["is_paused_meanwhile"])
-    def is_paused_meanwhile(self, replica: int, point: Point, service: str) -> None:
-        """It stops for a moment, in which an operator orders a pause."""
+    @rule(**DANGERS["is_halted_meanwhile"])
+    def is_halted_meanwhile(
+        self, replica: int, point: Point, service: str, *, window: bool, back: int
+    ) -> None:
+        """It stops for a moment, in which an operator halts it, and the clock may be put back."""
         one = self.replicas[replica]
         self.stops(replica, point, service)
-        self.pauses("global")
+        if window:
+            self.maintains("global", 20)
+        else:
+            self.pauses("global")
+        if not self.steady and not self.is_calling:
+            self.clock.jump(-back * SECOND)
         if one.task is not None:
             self.run(one.go_on())
-        self.run(self._resume())
+        self.run(self._end_windows() if window else self._resume())
+
+    @rule(**DANGERS["break_again"])
+    def break_again(self, told: list[str], seconds: int) -> None:
+        """One thing after the other breaks, is mended and resolves."""
+        for service in told:
+            self.fires_anew([(service, "ThingsOn")])
+            self.time_passes_at_work(seconds)
+            self.clock.advance(SECOND)
+            self.run(self._resolve(service))
+            self.time_passes_at_work(12)
 
     @rule(**DANGERS["stalls_before_its_call"])
     def stalls_before_its_call(

@@ -144,6 +144,6 @@ MUTANTS = {
     "sees no time pass": Mutant(Build(sees_time=False), "stalls_before_its_call"),
     "asks for no time": Mutant(Build(around=WithoutDeadline), "stalls_before_its_call"),
     "applies again": Mutant(Build(lever=AppliesAgain), "is_overtaken"),
-    "asks for no pause": Mutant(Build(ledger=WithoutPause), "is_paused_meanwhile"),
+    "asks for no pause": Mutant(Build(ledger=WithoutPause), "is_halted_meanwhile"),
     "reserves beside a taking back": Mutant(Build(ledger=Unmarked), "a_hold_ends"),
 }

@@ -174,6 +174,11 @@ class Stage(RuleBasedStateMachine):
                 return
             await self._pass(min(end - self.clock.now, 8 * SECOND))
 
+    async def _resolve(self, service: str) -> None:
+        firing = self.senders.fires.values()
+        mine = [alert for alert in firing if alert.labels.get("service") == service]
+        await self._send([self.senders.ends(alert) for alert in mine])
+
     async def _hold(self) -> None:
         """Let something of the first service be changed, resolve, and be due to be taken back."""
         self.clock.advance(SECOND)
@@ -181,8 +186,7 @@ class Stage(RuleBasedStateMachine):
         await self._send([alert])
         await self._settle(MINUTE)
         self.clock.advance(SECOND)
-        mine = [a for a in self.senders.fires.values() if a.labels.get("service") == "orders"]
-        await self._send([self.senders.ends(alert) for alert in mine])
+        await self._resolve("orders")
         await self._settle(MINUTE)
         await self._pass(5 * MINUTE)
 

@@ -162,7 +162,7 @@ def a_scene(clock: Clock, *, budget: int, concurrency: int) -> Scene:
     wide = Limits(
         budget=budget, window=10 * minutes, cooldown=timedelta(0), concurrency=concurrency
     )
-    on_target = Limits(budget=3, window=10 * minutes, cooldown=minutes / 2, concurrency=1)
+    on_target = Limits(budget=3, window=10 * minutes, cooldown=minutes, concurrency=1)
 
     def service(name: str, target: str, mode: Mode, **parameters: Any) -> Service:
         made = a_service(

@@ -228,6 +228,24 @@ async def test_what_was_put_back_is_not_made_again(open_bench: OpenBench) -> Non
         assert bench.world.applied == [(incident.mitigations[0].effect_key, "lamp")]
 
 
+async def test_what_was_changed_last_is_judged_also_when_the_clock_was_put_back(
+    bench: Bench,
+) -> None:
+    bench.world.things = {"lamp"}
+    bench.eyes.assessment = Assessment.NOT_BETTER
+    await bench.receive(bench.alert())
+    await bench.settle(30)
+    bench.world.things = {"oven"}
+    while (await bench.incident()).phase is Phase.VERIFY:
+        bench.clock.advance(timedelta(seconds=1))
+        await bench.step()
+    bench.clock.advance(timedelta(minutes=-5))
+    await bench.receive(bench.alert(pod="another"))  # so that it is looked at at once
+    await bench.settle(65)
+    verdicts = {m.effect_key.split("/")[2]: m.verdict for m in (await bench.incident()).mitigations}
+    assert verdicts == {"0": Assessment.NOT_BETTER, "1": Assessment.NOT_BETTER}
+
+
 async def test_nothing_is_put_back_while_paused(open_bench: OpenBench) -> None:
     async with open_bench(World(things={"lamp"}), undo=True) as bench:
         bench.eyes.assessment = Assessment.NOT_BETTER

@@ -276,6 +276,18 @@ async def test_a_window_that_begins_before_the_reservation_forbids_it(
     assert [m.state for m in (await bench.incident()).mitigations] == [MitigationState.APPLIED]
 
 
+async def test_a_window_that_began_with_its_order_runs_also_when_the_clock_is_put_back(
+    bench: Bench,
+) -> None:
+    await bench.receive(bench.alert())
+    (claim,) = await bench.claim()
+    await _order(bench)
+    bench.clock.advance(timedelta(seconds=-5))
+    halt = await bench.around.paused(claim.incident)
+    assert halt is not None
+    assert halt.code == "maintenance"
+
+
 async def test_the_reservation_itself_asks_for_ordered_windows(bench: Bench) -> None:
     await bench.receive(bench.alert())
     (claim,) = await bench.claim()

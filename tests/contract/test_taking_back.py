@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remediator.errors import OwnershipLost
 from remediator.mitigation.holding import UNSTABLE
 from remediator.model import (
     Assessment,
@@ -215,3 +217,34 @@ async def test_a_temporary_change_that_cannot_be_read_blocks_no_other(
         by_service = {i.service: i for i in await bench.incidents()}
         assert by_service["orders"].outcome is IncidentOutcome.ESCALATED
         assert "cannot be read by this version" in by_service["orders"].reason
+
+
+async def test_nothing_is_taken_back_beside_what_came_to_its_target_since_the_claim(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        bench.clock.advance(timedelta(minutes=10))
+        (owed,) = await bench.store.obligations.claim(1)
+        assert await bench.store.obligations.begin(owed)
+
+        async def reserve(connection: AsyncConnection) -> None:  # one that was not seen yet
+            await connection.execute(update(t.mitigations).values(in_flight=True))
+
+        await bench.store.database.write(reserve)
+        assert not await bench.store.obligations.begin(owed)
+
+
+async def test_a_change_is_not_taken_back_by_whom_it_does_not_belong_any_more(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        bench.clock.advance(timedelta(minutes=10))
+        (stale,) = await bench.store.obligations.claim(1)
+        bench.clock.advance(timedelta(minutes=2))
+        await bench.store.obligations.claim(1)
+        with pytest.raises(OwnershipLost):
+            await bench.store.obligations.begin(stale)
