@@ -13,6 +13,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,8 @@ async def _tried(plan: Plan, ground: Ground, slot: Slot) -> Result:
             return await run_seed(plan, ground, slot)
     except TimeoutError:
         return Result(plan, broken=[Broken("stuck", f"no end within {_SEED_WITHIN:g} s")])
+    except Exception:  # noqa: BLE001 - a seed that cannot be judged has failed; the others go on
+        return Result(plan, broken=[Broken("stuck", traceback.format_exc()[-3000:])])
 
 
 def _say(progress: Progress, result: Result) -> None:
