@@ -10,7 +10,6 @@ from __future__ import annotations
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeAlias
-from uuid import uuid4
 
 import asyncpg
 from sqlalchemy import event
@@ -132,19 +131,9 @@ def _postgres_engine(url: str, *, read_only: bool, pooled: bool, patience: float
     async def connect() -> _Connection:
         return await _connect(url, patience, pooled=pooled)
 
-    # names of our own: another client may have left the usual ones in a session
-    unprepared = {
-        "prepared_statement_cache_size": 0,
-        "prepared_statement_name_func": lambda: f"remediator_{uuid4().hex}",
-    }
-
-    def create() -> Any:  # as SQLAlchemy does itself, which passes nothing on
-        dbapi: Any = engine.sync_engine.dialect.dbapi
-        return dbapi.connect(async_creator_fn=connect, **(unprepared if pooled else {}))
-
-    engine = create_async_engine(
+    return create_async_engine(
         "postgresql+asyncpg://",
-        creator=create,
+        async_creator=connect,
         pool_size=_READERS if read_only else 1,
         max_overflow=0,
         pool_timeout=STATEMENT_TIMEOUT,
@@ -152,7 +141,6 @@ def _postgres_engine(url: str, *, read_only: bool, pooled: bool, patience: float
         isolation_level="REPEATABLE READ" if read_only else "READ COMMITTED",
         execution_options={"postgresql_readonly": read_only},
     )
-    return engine
 
 
 async def _connect(url: str, patience: float, *, pooled: bool) -> _Connection:
@@ -164,5 +152,6 @@ async def _connect(url: str, patience: float, *, pooled: bool) -> _Connection:
         timeout=_CONNECTED_WITHIN,
         command_timeout=patience,
         server_settings=settings,
+        # without it statements have no names: a name would stay behind in another's session
         statement_cache_size=0 if pooled else _PREPARED,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -66,3 +67,18 @@ async def test_behind_a_pooler_readers_cannot_write_and_settings_stay_in_their_t
         async with store.database.read() as connection:
             with pytest.raises(DBAPIError, match="read-only transaction"):
                 await connection.execute(text("DELETE FROM pauses"))
+
+
+async def test_no_statement_is_left_behind_a_pooler(postgres_database: str) -> None:
+    left = text("SELECT count(*) FROM pg_prepared_statements")
+
+    async def statements(connection: AsyncConnection) -> int:
+        return int((await connection.execute(left)).scalar_one())
+
+    async with (
+        pgbouncer(postgres_database, "transaction") as through,
+        open_store(through, owner="one", changed=lambda: None) as store,
+    ):
+        # in every session there is, whose transactions are others' in between
+        await asyncio.gather(*(store.records.incidents(limit=10) for _ in range(40)))
+        assert {await store.database.write(statements) for _ in range(8)} == {0}
