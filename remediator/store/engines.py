@@ -7,9 +7,10 @@ PostgreSQL fast, live in a session; they are given up where a pooler stands betw
 
 from __future__ import annotations
 
+import contextlib
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 from sqlalchemy import event
@@ -27,6 +28,13 @@ _READERS = 4
 _PREPARED = 100
 """Statements that a session of our own keeps."""
 _LOOKS = 3
+_GOODBYE_WITHIN = 1.0
+"""Seconds for the end of one connection: a stopping service has several, and little time."""
+
+if TYPE_CHECKING:
+    _Driver = asyncpg.Connection[asyncpg.Record]
+else:  # which knows no parameter
+    _Driver = asyncpg.Connection
 
 _Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -143,6 +151,15 @@ def _postgres_engine(url: str, *, read_only: bool, pooled: bool, patience: float
     )
 
 
+class _Session(_Driver):
+    """A connection to PostgreSQL that ends soon, also when nobody is there to say goodbye to."""
+
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - the driver's
+        """Say goodbye, or end it without."""
+        with contextlib.suppress(TimeoutError):  # it is broken off then
+            await super().close(timeout=timeout or _GOODBYE_WITHIN)
+
+
 async def _connect(url: str, patience: float, *, pooled: bool) -> _Connection:
     settings = {"application_name": "remediator"}
     if not pooled:  # a pooler refuses what it does not know, or loses it
@@ -151,6 +168,7 @@ async def _connect(url: str, patience: float, *, pooled: bool) -> _Connection:
         url,
         timeout=_CONNECTED_WITHIN,
         command_timeout=patience,
+        connection_class=_Session,
         server_settings=settings,
         # without it statements have no names: a name would stay behind in another's session
         statement_cache_size=0 if pooled else _PREPARED,

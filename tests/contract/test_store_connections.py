@@ -82,3 +82,16 @@ async def test_no_statement_is_left_behind_a_pooler(postgres_database: str) -> N
         # in every session there is, whose transactions are others' in between
         await asyncio.gather(*(store.records.incidents(limit=10) for _ in range(40)))
         assert {await store.database.write(statements) for _ in range(8)} == {0}
+
+
+async def test_a_service_that_stops_does_not_wait_for_a_postgres_that_is_gone(
+    postgres_database: str,
+) -> None:
+    async with link_to(postgres_database, random.Random(1)) as link:
+        through = link.through(postgres_database)
+        opening = open_store(through, owner="one", changed=lambda: None)
+        store = await opening.__aenter__()
+        await asyncio.gather(*(store.records.ping() for _ in range(8)))
+        link.freeze()
+        async with asyncio.timeout(20):  # below the half minute that a stopping service is given
+            await opening.__aexit__(None, None, None)
