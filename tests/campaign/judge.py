@@ -105,8 +105,7 @@ def _lost(facts: Facts) -> Verdicts:
 def _doubled(facts: Facts) -> Verdicts:
     for part in facts.world.parts:
         counted = [row for row in facts.entries(part) if row["state"] in COUNTED]
-        taken_back = [row for row in counted if row["undo"] is not None]
-        most = len(counted) + (len(taken_back) if part.kind == "scale" else 0)
+        most = len(counted) + sum(row["undo"] is not None for row in counted)
         made = facts.changes[part.service]
         if made > most:
             what = f"{part.service} was changed {made} times, the ledger has {len(counted)} rows"
@@ -118,7 +117,8 @@ def _doubled(facts: Facts) -> Verdicts:
 
 
 def _past_bounds(facts: Facts) -> Verdicts:
-    made = sum(min(facts.changes[p.service], len(facts.entries(p))) for p in facts.world.parts)
+    made = sum(facts.changes[part.service] for part in facts.world.parts)
+    made -= sum(row["state"] == "reverted" for row in facts.tables["mitigations"])
     if made > facts.plan.budget:
         yield "past a bound", f"{made} changes, the budget of the system is {facts.plan.budget}"
     counted = [row for row in facts.tables["mitigations"] if row["state"] in COUNTED]

@@ -182,9 +182,9 @@ async def _trouble(seed: _Seed, result: Result) -> Sender:
     chaos = Chaos(plan, seed.slot, seed.world, seed.replicas, seed.client)
     for replica in seed.replicas:
         await enter(_kept(replica))
+    points = await enter(_running(chaos.watch_points()))  # one may stop itself while it starts
     await _one_listens(seed.replicas)
     sender = Sender(seed.replicas, random.Random(f"sender {plan.seed}"), seed.client)
-    points = await enter(_running(chaos.watch_points()))
     for part, fires in zip(seed.world.parts, plan.fires, strict=True):
         await enter(_running(sender.follow(part, fires)))
     async with _running(sender.make_noise()):
