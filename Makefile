@@ -30,7 +30,7 @@ campaign: .venv/.installed-test
 # Engines that lack a part: each has to be found within 50 seeds.
 campaign-mutants: .venv/.installed-test
 	@for mutant in apply_before epoch lock observe; do \
-	  $(CAMPAIGN) --seeds 50 --store postgres --until-broken --mutant $$mutant || exit 1; done
+	  $(CAMPAIGN) --seeds 50 --until-broken --mutant $$mutant || exit 1; done
 
 check: .venv/.installed-check
 	$(BIN)/ruff format --check .

@@ -37,7 +37,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=25, help="how many; 0: until stopped")
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--store", choices=("both", "sqlite", "postgres"), default="both")
-    parser.add_argument("--side-by-side", type=int, default=6, help="set-ups at the same time")
+    parser.add_argument("--side-by-side", type=int, default=7, help="set-ups at the same time")
     parser.add_argument("--report", type=Path, help="write the Markdown report to this file")
     parser.add_argument(
         "--upgrade",
