@@ -108,11 +108,17 @@ class Replica:
         """Whether a process runs, or stands still."""
         return self._ended is not None and not self._ended.done()
 
+    @property
+    def previous(self) -> bool:
+        """Whether it runs the version before: its own faults are not this one's."""
+        return self.successor is not None and self.zygote is not self.successor[0]
+
     async def keep(self) -> None:
         """Start a process whenever there is none, until cancelled."""
         while True:
             code = await self._run()
-            if code not in _OURS and not self._without_store(code) and not self._too_old(code):
+            ordered = code in _OURS or self._without_store(code) or self._too_old(code)
+            if not ordered and not self.previous:
                 self.wrong.append(f"{self.name} ended by itself with {code}: {self.last_words()}")
             await asyncio.sleep(PREFERRED_AFTER)
 
