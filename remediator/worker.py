@@ -287,7 +287,7 @@ class Worker:
         async def renew() -> None:
             nonlocal lost
             while True:
-                await asyncio.sleep(self._store.lease.total_seconds() / 3)
+                await asyncio.sleep(claim.lease.total_seconds() / 3)
                 try:
                     await self._store.queue.renew(claim)
                 except StoreUnavailable as error:

@@ -221,9 +221,9 @@ class Replica:
         """Seconds that its monotonic clock stood still."""
         self.task: asyncio.Task[None] | None = None
         door = cast("Database", self.door)
-        inner = build.ledger(door, store.lease)
+        inner = build.ledger(door, LEASE)
         ledger = WatchedLedger(inner, store.database, self.gate, scene.record, self._monotonic)
-        self.queue = build.queue(door, name, store.lease)
+        self.queue = build.queue(door, name, LEASE)
         self.store = replace(
             store,
             inbox=Inbox(door, lambda: None),

@@ -38,8 +38,6 @@ class Store:
 
     schema: str
     """What was done to the schema when it was opened."""
-    lease: timedelta
-    """Time after which a silent owner's incident is taken over."""
     database: Database
     inbox: Inbox
     events: Events
@@ -90,7 +88,6 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
         ledger = Ledger(database, lease)
         yield Store(
             schema=schema,
-            lease=lease,
             database=database,
             inbox=Inbox(database, changed, announce, repeats),
             events=Events(database, changed, announce),

@@ -6,6 +6,8 @@ touches no row when somebody else has claimed since. A timer is a later ``due_at
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,6 +16,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from sqlalchemy import CursorResult, Select, case, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remediator.errors import OwnershipLost
 from remediator.live import Announce, Happening
 from remediator.maintenance import Window
 from remediator.model import (
@@ -52,6 +55,10 @@ _log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=5)
 """Time after which a silent owner's incident is taken over; renewed at a third of it."""
+LONGEST = 8.0
+"""Times the lease that claims may last while the store is slower than the lease allows for."""
+_EASES = 0.9
+"""What each finished step leaves of that stretch."""
 RECENT = timedelta(days=1)
 """Age of an incident, at the opening of another, up to which its alerts are the other's matter."""
 NEIGHBOURS = 50
@@ -76,6 +83,8 @@ class Claim(Value):
     """Ordered maintenance windows over it since it was opened."""
     now: AwareDatetime
     """The store's time at the claim."""
+    lease: Duration = LEASE
+    """Time that it is ours, at the claim and after every renewal."""
 
     @property
     def firing(self) -> bool:
@@ -119,23 +128,26 @@ class Queue:
     ) -> None:
         """Claim in the name of ``owner``, unique to this process, for ``lease`` at a time.
 
-        ``announce`` is told of every step that was written.
+        Where claims are lost because the store is slow, they last longer, up to ``LONGEST`` times:
+        replicas would otherwise take the same work from each other for ever. ``announce`` is told
+        of every step that was written.
         """
         self._database = database
         self._announce = announce
         self._owner = owner
         self._lease = lease
+        self._stretch = 1.0
 
     async def claim(self, limit: int) -> list[Claim]:
         """Claim up to ``limit`` due incidents, oldest first; each for one step."""
 
         async def operation(connection: AsyncConnection) -> list[Claim]:
-            now = await self._database.now(connection)
+            now, lease = await self._database.now(connection), self._lease * self._stretch
             postgres = self._database.is_postgres
-            claim = claim_due(t.incidents, now, self._lease, limit, skip_locked=postgres)
+            claim = claim_due(t.incidents, now, lease, limit, skip_locked=postgres)
             claim = claim.values(owner=self._owner, poked=False)
             rows = (await connection.execute(claim.returning(t.incidents))).mappings().all()
-            claims = [await _load_or_close(connection, row, now) for row in rows]
+            claims = [await _load_or_close(connection, row, now, lease) for row in rows]
             return [claim for claim in claims if claim is not None]
 
         return await self._database.write(operation)
@@ -145,9 +157,18 @@ class Queue:
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
-            await _write(connection, claim, {"lease_until": now + self._lease})
+            await _write(connection, claim, {"lease_until": now + claim.lease})
 
-        await self._database.write(operation)
+        with self._minding_losses():
+            await self._database.write(operation)
+
+    @contextlib.contextmanager
+    def _minding_losses(self) -> Iterator[None]:
+        try:
+            yield
+        except OwnershipLost:
+            self._stretch = min(self._stretch * 2, LONGEST)
+            raise
 
     async def finish(self, claim: Claim, result: Transition) -> None:
         """End the step: write its whole result, release the lease, keep earlier wake-ups.
@@ -174,7 +195,9 @@ class Queue:
             return result.outcome is not None
 
         # a close is serial with triage, so that no alert joins what is just being closed
-        closed = await self._database.write(operation, serial=result.outcome is not None)
+        with self._minding_losses():
+            closed = await self._database.write(operation, serial=result.outcome is not None)
+        self._stretch = max(self._stretch * _EASES, 1.0)
         self._announce(Happening.CLOSED if closed else Happening.CHANGED, claim.incident.id)
 
     async def retry_later(self, claim: Claim, delay: timedelta) -> int:
@@ -304,10 +327,12 @@ async def request_notice(connection: AsyncConnection, incident: str, now: dateti
         )
 
 
-async def _load_or_close(connection: AsyncConnection, row: Any, now: datetime) -> Claim | None:
+async def _load_or_close(
+    connection: AsyncConnection, row: Any, now: datetime, lease: timedelta
+) -> Claim | None:
     """Read a claimed row; one that this version cannot read goes to a human and blocks nobody."""
     try:
-        return await _load(connection, row, now)
+        return await _load(connection, row, now, lease)
     except ValidationError as error:
         _log.error("incident_unreadable", incident_id=row["id"], reason=str(error))
         await close_unread(connection, row["id"], now)
@@ -342,7 +367,7 @@ async def close_unread(
     await request_notice(connection, incident, now)
 
 
-async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
+async def _load(connection: AsyncConnection, row: Any, now: datetime, lease: timedelta) -> Claim:
     incident = incident_of(row)
     mine = t.mitigations.c.incident_id == incident.id
     entries = await connection.execute(
@@ -367,6 +392,7 @@ async def _load(connection: AsyncConnection, row: Any, now: datetime) -> Claim:
         ),
         windows=tuple(await windows_over(connection, incident, incident.opened_at, now)),
         now=now,
+        lease=lease,
     )
 
 

@@ -227,6 +227,29 @@ async def test_a_renewed_lease_holds(open_bench: OpenBench) -> None:
         assert await two.claim() == []
 
 
+async def test_claims_last_longer_while_the_store_is_too_slow_for_them_and_ease_again(
+    open_bench: OpenBench,
+) -> None:
+    async with open_bench() as one, open_bench(owner="two") as two:
+        await one.receive(one.alert())
+        (lost,) = await one.claim()
+        one.clock.advance(LEASE)
+        (claim,) = await two.claim()
+        with pytest.raises(OwnershipLost):
+            await one.store.queue.renew(lost)
+        await two.store.queue.finish(claim, Transition(phase=Phase.DECIDE))
+        (longer,) = await one.claim()
+        one.clock.advance(LEASE)
+        assert await two.claim() == []
+        await one.store.queue.finish(longer, Transition(phase=Phase.DECIDE))
+        leases = []
+        for _ in range(10):
+            (claim,) = await one.claim()
+            leases.append(claim.lease)
+            await one.store.queue.finish(claim, Transition(phase=Phase.DECIDE))
+        assert leases[0] > leases[1] > leases[-1] == LEASE
+
+
 # --- the ledger -------------------------------------------------------------------------------
 
 
