@@ -319,7 +319,11 @@ class Lever(Protocol):
         ...
 
     async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
-        """Look whether the change was made. Changes nothing."""
+        """Look whether the change was made. Changes nothing.
+
+        ``unknown`` is what was seen and tells neither. Raises ``BackendUnavailable`` or
+        ``BackendRefused`` when nothing could be seen.
+        """
         ...
 
     async def revert(

@@ -169,10 +169,7 @@ class BreakerLever:
     async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Look in which state the breaker is now: only a closed one was surely reset."""
         name, _ = _meant(preparation.mitigation)
-        try:
-            _, found = await self._find(preparation.mitigation)
-        except RemediatorError as error:
-            return _outcome(name, MitigationState.UNKNOWN, f"cannot be looked up: {error}")
+        _, found = await self._find(preparation.mitigation)
         if found is None:
             return _outcome(name, MitigationState.UNKNOWN, f"breaker {name} is no longer listed")
         match found.state:

@@ -290,10 +290,7 @@ class KubernetesLever(Cluster):
     async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Look for our annotation on the object; an evicted pod is gone or going."""
         kind = preparation.mitigation.kind
-        try:
-            live = await self._live(preparation)
-        except (BackendRefused, BackendUnavailable) as error:
-            return Outcome(state=MitigationState.UNKNOWN, detail=f"cannot be looked up: {error}")
+        live = await self._live(preparation)
         if kind == "evict_pod":
             done = live is None or live["metadata"].get("deletionTimestamp") is not None
         else:

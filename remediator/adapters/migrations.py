@@ -144,10 +144,7 @@ class MigrationLever:
     async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Look where the pairs are now: some above the figure and some not proves nothing."""
         pairs, figure = _meant(preparation.mitigation)
-        try:
-            live = await self._percentages()
-        except RemediatorError as error:
-            return Outcome(state=MitigationState.UNKNOWN, detail=f"cannot be looked up: {error}")
+        live = await self._percentages()
         seen = [_seen(pair, live.get(pair), figure) for pair in pairs]
         states = {item.state for item in seen}
         state = states.pop() if len(states) == 1 else MitigationState.UNKNOWN

@@ -170,15 +170,7 @@ class PostgresLever(_Opened):
     async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Look whether the sessions are gone, or run something else where that was the aim."""
         plan = read_plan(preparation.mitigation)
-        try:
-            remaining = await self._remaining(plan, list(plan.meant))
-        except RemediatorError as error:
-            unknown = [ItemOutcome(key=k, state=MitigationState.UNKNOWN) for k in plan.meant]
-            return Outcome(
-                state=MitigationState.UNKNOWN,
-                detail=f"cannot be looked up: {error}",
-                items=tuple(unknown),
-            )
+        remaining = await self._remaining(plan, list(plan.meant))
         return outcome_of(observed(plan, key, remaining) for key in plan.meant)
 
     async def revert(

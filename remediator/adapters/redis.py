@@ -247,10 +247,7 @@ class RedisLever(_Opened):
         """Look how many keys are left: none is applied, fewer than before cannot be told."""
         prefix, _ = self._meant(preparation.mitigation)
         earlier = preparation.before.get("matching")
-        try:
-            left = len(await self._matching(prefix, None))
-        except RemediatorError as error:
-            return _outcome(prefix, MitigationState.UNKNOWN, f"cannot be looked up: {error}")
+        left = len(await self._matching(prefix, None))
         detail = f"{left} keys begin with {prefix!r}, before it were {earlier}"
         if not left:
             return _outcome(prefix, MitigationState.APPLIED, detail)

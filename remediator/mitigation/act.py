@@ -39,6 +39,9 @@ SETTLE_TIME = timedelta(seconds=2)
 LATEST = timedelta(seconds=12)
 """Time past ``apply_before`` up to which a call that is not seen may still take effect: the longest
 call of an adapter and ``SETTLE_TIME``."""
+TELLS_WITHIN = timedelta(minutes=1)
+"""Time past ``apply_before`` in which what is seen may still come to tell: a half-open breaker closes
+or opens. What was removed in part, or has grown again, never will."""
 
 _log = structlog.get_logger(__name__)
 
@@ -78,8 +81,12 @@ async def pull(
 
 
 async def observe(lever: Lever, entry: LedgerEntry) -> Outcome:
-    """Look whether the reserved change was made; ``unknown`` when it cannot be seen."""
-    return await _called(lambda: lever.observe(preparation_of(entry), entry.effect_key))
+    """Look whether the reserved change was made. Raises as ``Lever.observe`` does."""
+    try:
+        async with asyncio.timeout(CALL_TIMEOUT):
+            return await lever.observe(preparation_of(entry), entry.effect_key)
+    except TimeoutError as error:
+        raise BackendUnavailable(f"no answer within {CALL_TIMEOUT:g} s") from error
 
 
 async def revert(lever: Lever, entry: LedgerEntry, *, in_steps: bool = False) -> Outcome:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from remediator.errors import BackendUnavailable, PermanentError
+from remediator.errors import BackendUnavailable, PermanentError, TemporaryError
 from remediator.mitigation import deciding
 from remediator.mitigation.act import (
     LATEST,
     SETTLE_TIME,
+    TELLS_WITHIN,
     not_prepared,
     observe,
     prepare,
@@ -108,15 +109,18 @@ async def _look(work: Work, entry: LedgerEntry) -> Transition:
         lever = work.lever(entry.mitigation)
     except PermanentError as error:
         return _unknown(work, entry, str(error))
-    outcome = await observe(lever, entry)
+    try:
+        outcome = await observe(lever, entry)
+    except (TemporaryError, PermanentError) as error:
+        unseen = f"it cannot be looked up: {error}"
+        return _unsure(work, entry, unseen, over=work.out_of_patience)
     if outcome.state is MitigationState.NOT_APPLIED:
         unsure = _not_seen_yet(work, entry, outcome)
         if unsure is not None:
             return unsure
     if outcome.state is MitigationState.UNKNOWN:
-        if not work.out_of_patience:
-            return work.wait(outcome.detail, SEEN_AGAIN, code="outcome unknown")
-        return _unknown(work, entry, outcome.detail)
+        over = _certain_in(work, entry, TELLS_WITHIN) <= timedelta(0)
+        return _unsure(work, entry, outcome.detail, over=over)
     if outcome.state is MitigationState.NOT_APPLIED and not lever.conditional:
         return _unknown(work, entry, f"not seen in the world: {outcome.detail}")
     detail = f"{outcome.detail} (found by looking: its answer was lost, or who made it ended)"
@@ -168,6 +172,12 @@ def _after(work: Work, entry: LedgerEntry, outcome: Outcome) -> Transition:
 def _certain_in(work: Work, entry: LedgerEntry, after: timedelta = SETTLE_TIME) -> timedelta:
     """Return the time until a call that was begun in time has reached its backend."""
     return (entry.apply_before or work.claim.now) + after - work.claim.now
+
+
+def _unsure(work: Work, entry: LedgerEntry, reason: str, *, over: bool) -> Transition:
+    if over:
+        return _unknown(work, entry, reason)
+    return work.wait(reason, SEEN_AGAIN, code="outcome unknown")
 
 
 def _unknown(work: Work, entry: LedgerEntry, reason: str) -> Transition:

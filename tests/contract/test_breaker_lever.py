@@ -204,7 +204,8 @@ async def test_observe_says_only_what_the_state_proves(now: str, state: Mitigati
         service.breakers = {"b": "CLOSED"}
         assert (await lever.observe(preparation, "key")).state is MitigationState.UNKNOWN
         service.listing = "nonsense"
-        assert (await lever.observe(preparation, "key")).state is MitigationState.UNKNOWN
+        with pytest.raises(BackendUnavailable):
+            await lever.observe(preparation, "key")
 
 
 @BOTH

@@ -496,7 +496,8 @@ async def test_a_server_that_is_down_means_not_applied_and_unknown(
     async with lever_of(cluster, down) as lost:
         assert (await lost.probe()).state is SenseState.IMPAIRED
         assert (await lost.apply(preparation, "key")).state is MitigationState.NOT_APPLIED
-        assert (await lost.observe(preparation, "key")).state is MitigationState.UNKNOWN
+        with pytest.raises(BackendUnavailable, match="cannot be reached"):
+            await lost.observe(preparation, "key")
         with pytest.raises(BackendUnavailable, match="cannot be reached"):
             await lost.prepare(preparation.mitigation)
 

@@ -248,17 +248,21 @@ async def test_lost_answer_ends_it_is_looked_up_and_not_repeated() -> None:
         ({"BTCUSDT": 0}, APPLIED),
         ({"BTCUSDT": 1}, NOT_APPLIED),
         ({"ETHUSDT": 0}, UNKNOWN),
-        ("nonsense", UNKNOWN),
     ],
 )
 async def test_observe_says_only_what_the_status_proves(now: Any, state: MitigationState) -> None:
     async with lever_with(BTCUSDT=25) as (service, lever):
         preparation = await lever.prepare(stop_of("BTCUSDT"))
-        if isinstance(now, dict):
-            service.migrations = now
-        else:
-            service.status_of_migrations = now
+        service.migrations = now
         assert (await lever.observe(preparation, "key")).state is state
+
+
+async def test_a_status_that_cannot_be_read_is_nothing_seen() -> None:
+    async with lever_with(BTCUSDT=25) as (service, lever):
+        preparation = await lever.prepare(stop_of("BTCUSDT"))
+        service.status_of_migrations = "nonsense"
+        with pytest.raises(BackendUnavailable):
+            await lever.observe(preparation, "key")
 
 
 @pytest.mark.parametrize(
@@ -343,5 +347,5 @@ async def test_service_that_is_down_is_unavailable_and_nothing_is_sent() -> None
         assert (await lever.probe()).state is SenseState.IMPAIRED
         outcome = await lever.apply(Preparation(mitigation=stop_of("BTCUSDT")), "key")
         assert outcome.state is NOT_APPLIED
-        observed = await lever.observe(Preparation(mitigation=stop_of("BTCUSDT")), "key")
-    assert observed.state is UNKNOWN
+        with pytest.raises(BackendUnavailable):
+            await lever.observe(Preparation(mitigation=stop_of("BTCUSDT")), "key")

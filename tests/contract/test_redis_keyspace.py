@@ -157,7 +157,8 @@ async def test_server_that_is_down_is_unavailable() -> None:
             await lever.prepare(removal_of("cache:"))
         preparation = Preparation(mitigation=removal_of("cache:"), before={"matching": 3})
         assert (await lever.apply(preparation, "key")).state is MitigationState.NOT_APPLIED
-        assert (await lever.observe(preparation, "key")).state is MitigationState.UNKNOWN
+        with pytest.raises(BackendUnavailable, match="cannot be reached"):
+            await lever.observe(preparation, "key")
 
 
 def test_url_that_cannot_be_read_is_not_repeated() -> None:
