@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,17 +32,17 @@ class Zygote:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._forked: asyncio.Queue[int] = asyncio.Queue()
-        self._asking = asyncio.Lock()
+        self._asked: deque[asyncio.Future[int]] = deque()
+        """Who waits for the id of a process, in the order in which they asked."""
         self._ended: dict[int, asyncio.Future[int]] = {}
 
     async def fork(self, task: dict[str, Any]) -> tuple[int, asyncio.Future[int]]:
         """Start a process; return its id, and what will be its exit code."""
         assert self._process.stdin is not None
-        async with self._asking:
-            self._process.stdin.write(json.dumps(task).encode() + b"\n")
-            await self._process.stdin.drain()
-            pid = await self._forked.get()
+        asked: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._asked.append(asked)
+        self._process.stdin.write(json.dumps(task).encode() + b"\n")
+        pid = await asyncio.shield(asked)
         return pid, self._end_of(pid)
 
     def _end_of(self, pid: int) -> asyncio.Future[int]:
@@ -55,7 +56,7 @@ class Zygote:
             if "pid" in said:
                 self._ended.pop(said["pid"], None)  # an id that is used again
                 self._end_of(said["pid"])
-                self._forked.put_nowait(said["pid"])
+                self._asked.popleft().set_result(said["pid"])
             elif "ended" in said:
                 self._end_of(said["ended"]).set_result(said["status"])
 
@@ -150,10 +151,16 @@ class Replica:
             "environ": self._environ(),
             "order": given and {**given, "stop": order and order.stop},
         }
-        self.pid, self._ended = await self.zygote.fork(task)
+        forking = asyncio.create_task(self.zygote.fork(task))
+        try:
+            self.pid, ended = await asyncio.shield(forking)
+        except asyncio.CancelledError:  # what was asked for comes, and has to be ended
+            self.pid, self._ended = await forking
+            raise
+        self._ended = ended
         reading = asyncio.create_task(self._listens())
         try:
-            return await asyncio.shield(self._ended)
+            return await asyncio.shield(ended)
         finally:
             reading.cancel()
             self.url = ""
