@@ -27,10 +27,10 @@ CAMPAIGN = $(BIN)/python -m tests.campaign --first $(FIRST)
 campaign: .venv/.installed-test
 	$(CAMPAIGN) --seeds $(SEEDS) --store $(STORE) $(if $(UPGRADE),--upgrade) $(if $(REPORT),--report $(REPORT))
 
-# Engines that lack a part: each has to be found within 50 seeds.
+# Engines that lack a part: each has to break its promise within 50 seeds.
 campaign-mutants: .venv/.installed-test
-	@for mutant in apply_before epoch lock observe; do \
-	  $(CAMPAIGN) --seeds 50 --until-broken --mutant $$mutant || exit 1; done
+	@for mutant in apply_before epoch lock observe once; do \
+	  $(CAMPAIGN) --seeds 50 --mutant $$mutant || exit 1; done
 
 check: .venv/.installed-check
 	$(BIN)/ruff format --check .

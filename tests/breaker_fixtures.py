@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class BreakerService:
     created: list[str] = field(default_factory=list)
     effective: bool = True
     """Whether a change takes effect."""
+    closes_after: float = 0.0
+    """Seconds that a breaker is still open after its reset was taken."""
     drop: bool = False
     """Whether the connection breaks after a change was taken."""
     status: int = 200
@@ -111,7 +114,10 @@ class BreakerService:
             assert await request.json() == {"updateState": "CLOSE"}
         if name not in self.breakers:
             self.created.append(name)
-        if self.effective:
+        if self.effective and self.closes_after:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self.closes_after, self.breakers.update, {name: "CLOSED"})
+        elif self.effective:
             self.breakers[name] = "CLOSED"
         if self.drop:
             assert request.transport is not None

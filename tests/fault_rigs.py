@@ -144,13 +144,19 @@ async def _leaking(scene: Scene, folder: Path, database: str) -> Fault:
 # --- a service with circuit breakers -----------------------------------------------------------
 
 
-def open_breaker(*, effective: bool = True, proxy: LossyProxy | None = None) -> Arrange:
-    """A breaker is open and its upstream is well; not ``effective``, no reset closes it."""
+def open_breaker(
+    *, effective: bool = True, closes_after: float = 0.0, proxy: LossyProxy | None = None
+) -> Arrange:
+    """A breaker is open and its upstream is well; not ``effective``, no reset closes it.
+
+    One that closes some seconds after its reset takes another reset meanwhile.
+    """
 
     @asynccontextmanager
     async def arrange(_folder: Path) -> AsyncIterator[Fault]:
         async with breaker_service(payments="OPEN", search="CLOSED") as breakers:
             breakers.effective = effective
+            breakers.closes_after = closes_after
             url = breakers.url
             if proxy is not None:
                 proxy.upstream, url = url, proxy.url

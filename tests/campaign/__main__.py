@@ -22,14 +22,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tests.campaign.ground import Ground, Slot, a_slot, the_ground
 from tests.campaign.judge import Broken
-from tests.campaign.mutants import MUTANTS, tree_of
+from tests.campaign.mutants import BREAKS, MUTANTS, tree_of
 from tests.campaign.plan import Plan, plan_of
 from tests.campaign.replicas import ROOT
-from tests.campaign.report import repeat, report
+from tests.campaign.report import repeat, report, untried
 from tests.campaign.run import Result, run_seed
 
 MIGRATIONS = "remediator/store/migrations/versions"
 _SEED_WITHIN = 600.0
+_SAID_EVERY = 10
 
 
 def _arguments() -> argparse.Namespace:
@@ -44,8 +45,11 @@ def _arguments() -> argparse.Namespace:
         action="store_true",
         help="begin every seed with the version before the schema's last change, and replace it",
     )
-    parser.add_argument("--mutant", choices=sorted(MUTANTS), help="run an engine that is wrong")
-    parser.add_argument("--until-broken", action="store_true", help="stop at the first failure")
+    parser.add_argument(
+        "--mutant",
+        choices=sorted(MUTANTS),
+        help="run an engine that is wrong, until it breaks the promise that it should",
+    )
     return parser.parse_args()
 
 
@@ -70,12 +74,12 @@ async def _campaign(
             async def work(number: int) -> None:
                 async with a_slot(folder / f"slot-{number}") as slot:
                     for plan in plans:
-                        if options.until_broken and any(r.broken for r in results):
+                        if options.mutant and _found(options.mutant, results):
                             return
                         result = await _tried(plan, ground, slot)
                         results.append(result)
                         progress.advance(bar)
-                        _say(progress, result)
+                        _say(progress, result, len(results))
 
             async with asyncio.TaskGroup() as group:
                 for number in range(options.side_by_side):
@@ -87,12 +91,19 @@ async def _tried(plan: Plan, ground: Ground, slot: Slot) -> Result:
         async with asyncio.timeout(_SEED_WITHIN):
             return await run_seed(plan, ground, slot)
     except TimeoutError:
-        return Result(plan, broken=[Broken("stuck", f"no end within {_SEED_WITHIN:g} s")])
+        return Result(plan, broken=[Broken("harness", f"no end within {_SEED_WITHIN:g} s")])
     except Exception:  # noqa: BLE001 - a seed that cannot be judged has failed; the others go on
-        return Result(plan, broken=[Broken("stuck", traceback.format_exc()[-3000:])])
+        return Result(plan, broken=[Broken("harness", traceback.format_exc()[-3000:])])
 
 
-def _say(progress: Progress, result: Result) -> None:
+def _found(mutant: str, results: list[Result]) -> bool:
+    kinds = {broken.kind for result in results for broken in result.broken}
+    return BREAKS[mutant] in kinds
+
+
+def _say(progress: Progress, result: Result, done: int) -> None:
+    if not progress.console.is_terminal and done % _SAID_EVERY == 0:
+        progress.console.print(f"{done} seeds are done")
     if not result.broken:
         return
     progress.console.print(f"broken: {repeat(result)}", style="red", highlight=False)
@@ -120,15 +131,17 @@ def _git(*arguments: str) -> bytes:
 
 
 def main() -> int:
-    """Run it; 0 when every promise was kept. With ``--mutant``: 0 when one was not."""
+    """Run it; 0 when every promise was kept, or a mutant broke the one that it should."""
     options, console = _arguments(), Console(stderr=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="remediator-campaign-"))
     began, results = time.monotonic(), list[Result]()
     try:
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_campaign(options, folder, console, results))
-        text = report(sorted(results, key=lambda r: r.plan.seed), time.monotonic() - began)
+        results.sort(key=lambda result: result.plan.seed)
+        text = report(results, time.monotonic() - began, options.seeds)
         if options.report is not None:
             options.report.write_text(text)
         sys.stdout.write(text)
@@ -138,7 +151,9 @@ def main() -> int:
             console.print(f"what is left of the broken seeds is in {folder}")
         else:
             shutil.rmtree(folder)
-    return int(not broken if options.mutant else broken or not results)
+    if options.mutant:
+        return int(not _found(options.mutant, results))
+    return int(broken or not results or len(results) < options.seeds or bool(untried(results)))
 
 
 if __name__ == "__main__":

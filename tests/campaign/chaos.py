@@ -1,4 +1,7 @@
-"""Does what a plan says to the processes, the servers and the network, and undoes it."""
+"""Does what a plan says to the processes, the servers and the network, and undoes it.
+
+What is noted as done was done: a signal that reached nobody, or a pause that nobody took, is not.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import asyncio
 import contextlib
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import NamedTuple
 
 import httpx
 
@@ -25,6 +30,17 @@ WEATHER = {
 }
 
 
+class Span(NamedTuple):
+    """A time, by the clock that all servers of a campaign have."""
+
+    begin: datetime
+    end: datetime
+
+    def meets(self, begin: datetime, end: datetime) -> bool:
+        """Whether some of it is between the two."""
+        return self.begin <= end and begin <= self.end
+
+
 @dataclass
 class Chaos:
     """One seed's trouble."""
@@ -37,13 +53,19 @@ class Chaos:
     did: Counter[str] = field(default_factory=Counter)
     springs: Counter[str] = field(default_factory=Counter)
     """How often each named point was reached by a process that stopped or died there."""
+    paused: list[Span] = field(default_factory=list)
+    """From the answer to an operator's pause until he asked for its end."""
+    stopped: list[Span] = field(default_factory=list)
+    """When a process stood still anywhere."""
+    kept: list[Span] = field(default_factory=list)
+    """When the network kept messages to the backends."""
     _resuming: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, happening: Happening) -> None:
         """Wait until it is time, do it, and undo it."""
         await asyncio.sleep(happening.at)
-        self.did[happening.what] += 1
-        await _HOW[happening.what](self, happening)
+        if await _HOW[happening.what](self, happening):
+            self.did[happening.what] += 1
 
     async def watch_points(self) -> None:
         """Let processes that stopped themselves go on in their time, until cancelled."""
@@ -67,9 +89,9 @@ class Chaos:
     async def cut_over(self, replica: Replica, at: float) -> None:
         """Replace a process by one of the new version."""
         await asyncio.sleep(at)
-        self.did["replaced by the new version"] += 1
         replica.upgrade()
-        replica.send(signal.SIGTERM)
+        if replica.send(signal.SIGTERM):
+            self.did["replaced by the new version"] += 1
         replica.send(signal.SIGCONT)
 
     async def heal(self) -> None:
@@ -87,87 +109,108 @@ class Chaos:
 
     # --- processes ----------------------------------------------------------------------------
 
-    async def kill(self, happening: Happening) -> None:
-        self.replicas[happening.whom].send(signal.SIGKILL)
+    async def kill(self, happening: Happening) -> bool:
+        return self.replicas[happening.whom].send(signal.SIGKILL)
 
-    async def stop(self, happening: Happening) -> None:
+    async def stop(self, happening: Happening) -> bool:
         replica = self.replicas[happening.whom]
-        if replica.send(signal.SIGSTOP):
-            await self._go_on(replica, happening.lasts)
+        async with _noted(self.stopped):
+            stopped = replica.send(signal.SIGSTOP)
+            if stopped:
+                await self._go_on(replica, happening.lasts)
+        return stopped
 
-    async def term(self, happening: Happening) -> None:
-        replica = self.replicas[happening.whom]
-        replica.send(signal.SIGTERM)
+    async def term(self, happening: Happening) -> bool:
+        return self.replicas[happening.whom].send(signal.SIGTERM)
 
     # --- servers ------------------------------------------------------------------------------
 
-    async def store_crashes(self, happening: Happening) -> None:
+    async def store_crashes(self, happening: Happening) -> bool:
         await self.slot.store.kill()
         await asyncio.sleep(happening.lasts)
         await self.slot.store.start()
+        return True
 
-    async def store_restarts(self, happening: Happening) -> None:
+    async def store_restarts(self, happening: Happening) -> bool:
         await self.slot.store.stop()
         await asyncio.sleep(happening.lasts)
         await self.slot.store.start()
+        return True
 
-    async def store_hangs(self, happening: Happening) -> None:
+    async def store_hangs(self, happening: Happening) -> bool:
         self.slot.signal_store(signal.SIGSTOP)
-        await asyncio.sleep(happening.lasts)
-        self.slot.signal_store(signal.SIGCONT)
+        try:
+            await asyncio.sleep(happening.lasts)
+        finally:
+            self.slot.signal_store(signal.SIGCONT)
+        return True
 
-    async def store_drops(self, happening: Happening) -> None:
+    async def store_drops(self, happening: Happening) -> bool:
+        connected = self.world.links["store"].connections > 0
         self.world.links["store"].cut()
+        return connected
 
-    async def redis_crashes(self, happening: Happening) -> None:
+    async def redis_crashes(self, happening: Happening) -> bool:
         self.slot.shared.kill()
         await asyncio.sleep(happening.lasts)
         await self.slot.shared.start()
+        return True
 
-    async def redis_hangs(self, happening: Happening) -> None:
+    async def redis_hangs(self, happening: Happening) -> bool:
         self.slot.shared.send(signal.SIGSTOP)
-        await asyncio.sleep(happening.lasts)
-        self.slot.shared.send(signal.SIGCONT)
+        try:
+            await asyncio.sleep(happening.lasts)
+        finally:
+            self.slot.shared.send(signal.SIGCONT)
+        return True
 
     # --- the network --------------------------------------------------------------------------
 
-    async def slack_away(self, happening: Happening) -> None:
-        await self._during(happening, [self.world.links["slack"]], Weather(down=True))
+    async def slack_away(self, happening: Happening) -> bool:
+        return await self._during(happening, [self.world.links["slack"]], Weather(down=True))
 
-    async def slack_hangs(self, happening: Happening) -> None:
-        await self._during(happening, [self.world.links["slack"]], Weather(hole=True))
+    async def slack_hangs(self, happening: Happening) -> bool:
+        return await self._during(happening, [self.world.links["slack"]], Weather(hole=True))
 
-    async def prometheus_away(self, happening: Happening) -> None:
-        await self._during(happening, [self.world.links["prometheus"]], Weather(down=True))
+    async def prometheus_away(self, happening: Happening) -> bool:
+        return await self._during(happening, [self.world.links["prometheus"]], Weather(down=True))
 
-    async def weather(self, happening: Happening) -> None:
-        links = [*self.world.backends.values()]
+    async def weather(self, happening: Happening) -> bool:
         if happening.whom == 0 and self.plan.postgres:
             links = [self.world.links["store"]]
-        await self._during(happening, links, WEATHER[happening.what])
+            return await self._during(happening, links, WEATHER[happening.what])
+        async with _noted(self.kept):
+            links = [*self.world.backends.values()]
+            return await self._during(happening, links, WEATHER[happening.what])
 
-    async def _during(self, happening: Happening, links: list[Link], weather: Weather) -> None:
+    async def _during(self, happening: Happening, links: list[Link], weather: Weather) -> bool:
         for link in links:
             link.turn(weather)
         await asyncio.sleep(happening.lasts)
         for link in links:
-            link.turn()
+            if link.weather is weather:  # nobody has turned it since
+                link.turn()
+        return True
 
     # --- operators ----------------------------------------------------------------------------
 
-    async def pause(self, happening: Happening) -> None:
-        await self._order("pause")
+    async def pause(self, happening: Happening) -> bool:
+        paused = await self._order("pause")
+        answered = datetime.now(UTC)
         await asyncio.sleep(happening.lasts)
+        if paused:
+            self.paused.append(Span(answered, datetime.now(UTC)))
         await self._order("resume", until=True)
+        return paused
 
-    async def _order(self, what: str, *, until: bool = False) -> None:
+    async def _order(self, what: str, *, until: bool = False) -> bool:
         """Give an order to any replica; with ``until`` as often as it takes."""
         while True:
             for replica in (r for r in self.replicas if r.url):
                 if await self._ordered(replica, what):
-                    return
+                    return True
             if not until:
-                return
+                return False
             await asyncio.sleep(0.3)
 
     async def _ordered(self, replica: Replica, what: str) -> bool:
@@ -179,7 +222,16 @@ class Chaos:
         return False
 
 
-_HOW: dict[str, Callable[[Chaos, Happening], Awaitable[None]]] = {
+@contextlib.asynccontextmanager
+async def _noted(spans: list[Span]) -> AsyncIterator[None]:
+    begin = datetime.now(UTC)
+    try:
+        yield
+    finally:
+        spans.append(Span(begin, datetime.now(UTC)))
+
+
+_HOW: dict[str, Callable[[Chaos, Happening], Awaitable[bool]]] = {
     "kill": Chaos.kill,
     "stop": Chaos.stop,
     "term": Chaos.term,

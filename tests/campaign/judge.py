@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,19 +9,27 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from remediator.demo.slack import LocalSlack
-from tests.campaign.ground import Cluster
+from tests.campaign.apiserver import Seen
+from tests.campaign.chaos import Span
 from tests.campaign.plan import Plan
 from tests.campaign.records import TABLES, Book
 from tests.campaign.sender import Accepted
 from tests.campaign.world import Part, World
 
 COUNTED = {"reserved", "applied", "unknown", "reverted"}
+MADE = {"applied", "reverted"}
 SILENT = {"no_match", "suppressed"}
 ARRIVES_WITHIN = timedelta(seconds=3)
 """Time past ``apply_before`` within which a call that was begun in time reaches its backend."""
 HELD_UP = timedelta(seconds=12)
-"""The same where the network may keep it: an adapter's longest call, and settling."""
-KINDS = ("lost", "doubled", "past a bound", "late", "stuck", "not taken back", "untold", "wrong")
+"""The same while the network keeps messages: an adapter's longest call, and settling."""
+COOLDOWN = timedelta(minutes=5)
+"""Of every playbook, where the configuration says nothing."""
+KINDS = (
+    *("lost", "doubled", "past a bound", "late", "stuck", "not taken back", "untold", "wrong"),
+    "harness",
+)
+"""The last is a fault of the campaign itself: what it wanted to try was not tried."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,9 @@ class Broken:
     what: str
 
 
+Row = Mapping[str, Any]
+
+
 @dataclass
 class Facts:
     """Everything that is known of a seed after its end."""
@@ -42,30 +52,39 @@ class Facts:
     world: World
     slack: LocalSlack
     accepted: Sequence[Accepted]
-    patches: Counter[str]
-    """How often the API server took a patch with each effect annotation."""
-    tables: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict)
+    seen: Sequence[Seen] = ()
+    """What the API server recorded in the namespaces of this seed."""
+    paused: Sequence[Span] = ()
+    stopped: Sequence[Span] = ()
+    kept: Sequence[Span] = ()
+    tables: dict[str, list[Row]] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
     """By service, how often its backend was changed."""
 
-    def entries(self, part: Part) -> list[Mapping[str, Any]]:
-        """Return the ledger's rows of one service."""
-        return [row for row in self.tables["mitigations"] if row["service"] == part.service]
+    @property
+    def ills(self) -> list[list[Part]]:
+        """The parts, those of one fault together."""
+        by_fault: dict[str, list[Part]] = defaultdict(list)
+        for part in self.world.parts:
+            by_fault[part.backends].append(part)
+        return [*by_fault.values()]
+
+    def entries(self, parts: Sequence[Part]) -> list[Row]:
+        """Return the ledger's rows of some parts."""
+        services = {part.service for part in parts}
+        return [row for row in self.tables["mitigations"] if row["service"] in services]
+
+    def incidents(self, parts: Sequence[Part]) -> list[Row]:
+        """Return the incidents of some parts."""
+        services = {part.service for part in parts}
+        return [row for row in self.tables["incidents"] if row["service"] in services]
 
 
-async def facts_of(
-    plan: Plan,
-    world: World,
-    slack: LocalSlack,
-    accepted: Sequence[Accepted],
-    book: Book,
-    seen: Cluster,
-) -> Facts:
-    """Read everything."""
-    facts = Facts(plan, world, slack, accepted, _patches(seen))
+async def facts_of(facts: Facts, book: Book) -> Facts:
+    """Read the store and the backends."""
     for table in TABLES:
         facts.tables[table] = [*await book.rows(table)]
-    for part in world.parts:
+    for part in facts.world.parts:
         facts.changes[part.service] = await part.fault.changes()
     return facts
 
@@ -75,10 +94,9 @@ async def judge(facts: Facts) -> list[Broken]:
     found = [Broken(kind, what) for check in _CHECKS for kind, what in check(facts)]
     for part in facts.world.parts:
         harm = await part.fault.harm()
-        if harm:
+        if harm and not (part.kind == "scale" and _handed_over(facts, part)):
             kind = "not taken back" if part.kind == "scale" else "wrong"
-            if not _handed_over(facts, part):
-                found.append(Broken(kind, f"{part.service}: {harm}"))
+            found.append(Broken(kind, f"{part.service}: {harm}"))
     return found
 
 
@@ -102,67 +120,44 @@ def _lost(facts: Facts) -> Verdicts:
             yield "lost", f"the alert {alert['fingerprint']} belongs to no incident"
 
 
+# --- what was changed, and how often ------------------------------------------------------------
+
+
 def _doubled(facts: Facts) -> Verdicts:
-    for part in facts.world.parts:
-        counted = [row for row in facts.entries(part) if row["state"] in COUNTED]
-        most = len(counted) + sum(row["undo"] is not None for row in counted)
-        made = facts.changes[part.service]
+    """One change cures each fault, whatever the ledger says; taking it back is another."""
+    for parts in facts.ills:
+        made, most = facts.changes[parts[0].service], 1 + _taken_back(facts, parts)
         if made > most:
-            what = f"{part.service} was changed {made} times, the ledger has {len(counted)} rows"
-            yield "doubled", what
-    ours = {row["effect_key"] for row in facts.tables["mitigations"]}
-    for key, times in facts.patches.items():
-        if times > 1 and key in ours:
-            yield "doubled", f"{key} was made {times} times"
+            yield "doubled", f"{parts[0].backends} was changed {made} times, and once was enough"
 
 
-def _past_bounds(facts: Facts) -> Verdicts:
-    made = sum(facts.changes[part.service] for part in facts.world.parts)
-    made -= sum(row["state"] == "reverted" for row in facts.tables["mitigations"])
-    if made > facts.plan.budget:
-        yield "past a bound", f"{made} changes, the budget of the system is {facts.plan.budget}"
-    counted = [row for row in facts.tables["mitigations"] if row["state"] in COUNTED]
-    if len(counted) > facts.plan.budget:
-        what = f"{len(counted)} rows count against the budget of {facts.plan.budget}"
-        yield "past a bound", what
-    yield from _in_pauses(facts)
+def _seen_twice(facts: Facts) -> Verdicts:
+    known = {row["effect_key"] for row in facts.tables["mitigations"]}
+    patches = Counter((one.effect, one.back) for one in facts.seen if one.effect)
+    for (effect, back), times in patches.items():
+        if times > 1:
+            yield "doubled", f"{effect} was {'taken back' if back else 'made'} {times} times"
+        if effect not in known:
+            yield "doubled", f"{effect} was made and is in no ledger"
+    evicted = {(one.namespace, one.pod) for one in facts.seen if one.pod}
+    for namespace, pods in Counter(namespace for namespace, _ in evicted).items():
+        if pods > 1:
+            yield "doubled", f"{pods} pods of {namespace} were evicted, and one was enough"
 
 
-def _in_pauses(facts: Facts) -> Verdicts:
-    begun: int | None = None
-    for line in sorted(facts.tables["journal"], key=lambda row: int(row["id"])):
-        if line["event"] == "paused global":
-            begun = line["at"]
-        elif line["event"] == "resumed global" and begun is not None:
-            for row in facts.tables["mitigations"]:
-                if row["reserved_at"] is not None and begun < row["reserved_at"] < line["at"]:
-                    yield "past a bound", f"{row['effect_key']} was reserved in a pause"
-            begun = None
+def _only_said(facts: Facts) -> Verdicts:
+    """What is said to be made was made."""
+    for parts in facts.ills:
+        if facts.changes[parts[0].service]:
+            continue
+        said = [row["effect_key"] for row in facts.entries(parts) if row["state"] in MADE]
+        said += [row["id"] for row in facts.incidents(parts) if row["outcome"] == "mitigated"]
+        for what in said:
+            yield "wrong", f"{what} says that something was changed, and nothing was"
 
 
-def _late(facts: Facts) -> Verdicts:
-    kept = any(h.what in {"black hole", "slow"} for h in facts.plan.happenings)
-    grace = HELD_UP if kept else ARRIVES_WITHIN
-    for part in facts.world.parts:
-        ends = [_instant(r["apply_before"]) for r in facts.entries(part) if r["apply_before"]]
-        for at in part.fault.times:
-            if ends and at > max(ends) + grace:
-                late = (at - max(ends)).total_seconds()
-                yield "late", f"{part.service} was changed {late:.1f} s after its time was over"
-
-
-def _stuck(facts: Facts) -> Verdicts:
-    for row in facts.tables["incidents"]:
-        if row["state"] == "open":
-            yield "stuck", f"{row['id']} is open at {row['phase']}: {row['reason']}"
-        closed = (row["state"] == "closed", row["phase"] == "done", row["outcome"] is not None)
-        if len(set(closed)) > 1:
-            yield "wrong", f"{row['id']} is {row['state']} at {row['phase']}, {row['outcome']}"
-    for row in facts.tables["mitigations"]:
-        if row["state"] == "reserved" or row["in_flight"]:
-            yield "stuck", f"{row['effect_key']} is {row['state']}, in flight: {row['in_flight']}"
-    for row in facts.tables["obligations"]:
-        yield "not taken back", f"{row['mitigation_id']} is still owed"
+def _taken_back(facts: Facts, parts: Sequence[Part]) -> bool:
+    return any(one.back and one.namespace == parts[0].namespace for one in facts.seen)
 
 
 def _twice_in_the_journal(facts: Facts) -> Verdicts:
@@ -186,15 +181,143 @@ def _twice_in_the_journal(facts: Facts) -> Verdicts:
             yield "doubled", f"{incident} says {dict(events)}, with {made[incident]} changes"
 
 
+def _unasked(facts: Facts) -> Verdicts:
+    """What may or may not have been made is a human's."""
+    outcomes = {row["id"]: row["outcome"] for row in facts.tables["incidents"]}
+    for row in facts.tables["mitigations"]:
+        if row["state"] == "unknown" and outcomes[row["incident_id"]] != "escalated":
+            told = outcomes[row["incident_id"]]
+            yield "untold", f"{row['effect_key']} is unknown, and its incident ended as {told}"
+
+
+# --- bounds -------------------------------------------------------------------------------------
+
+
+def _past_budget(facts: Facts) -> Verdicts:
+    rows = facts.tables["mitigations"]
+    made = sum(facts.changes[parts[0].service] for parts in facts.ills)
+    made -= sum(_taken_back(facts, parts) for parts in facts.ills)
+    counted = sum(row["state"] in COUNTED for row in rows)
+    for what, number in (("changes were made", made), ("rows count", counted)):
+        if number > facts.plan.budget:
+            yield "past a bound", f"{number} {what}, the budget is {facts.plan.budget}"
+
+
+def _past_concurrency(facts: Facts) -> Verdicts:
+    flights = [*_flights(facts)]
+    for target, begin, _ in flights:
+        now = [other for other in flights if other[1] <= begin < other[2]]
+        if len(now) > facts.plan.concurrency:
+            most = facts.plan.concurrency
+            yield "past a bound", f"{len(now)} changes were in flight together, {most} may be"
+        if sum(other[0] == target for other in now) > 1:
+            yield "past a bound", f"two changes of {target} were in flight together"
+
+
+def _flights(facts: Facts) -> Iterator[tuple[str, int, int]]:
+    """Give target, and first and last line of the ledger on each change that was reserved.
+
+    By the numbers of the lines: who has seen another's line has a later one. The times in them are
+    from the begin of their transactions.
+    """
+    lines: dict[str, list[int]] = defaultdict(list)
+    for line in sorted(facts.tables["journal"], key=lambda line: int(line["id"])):
+        key = line["data"].get("effect_key") if line["step"] == "ledger" else None
+        if key is not None and (line["event"] == "reserved" or key in lines):
+            lines[key].append(int(line["id"]))
+    for row in facts.tables["mitigations"]:
+        found = lines[row["effect_key"]]
+        if found:
+            yield row["target_key"], min(found), max(found)
+
+
+def _past_cooldown(facts: Facts) -> Verdicts:
+    last: dict[str, Row] = {}
+    counted = [row for row in facts.tables["mitigations"] if row["state"] in COUNTED]
+    for row in sorted(counted, key=lambda row: int(row["reserved_at"])):
+        before = last.get(row["target_key"])
+        last[row["target_key"]] = row
+        if before is None or before["incident_id"] == row["incident_id"]:
+            continue
+        if _instant(row["reserved_at"]) - _instant(before["reserved_at"]) < COOLDOWN:
+            yield "past a bound", f"{row['effect_key']} came too soon after {before['effect_key']}"
+
+
+def _in_pauses(facts: Facts) -> Verdicts:
+    for pause in facts.paused:
+        for row in facts.tables["mitigations"]:
+            at = row["reserved_at"]
+            if at is not None and pause.begin < _instant(at) < pause.end:
+                yield "past a bound", f"{row['effect_key']} was reserved in a pause"
+
+
+# --- when ---------------------------------------------------------------------------------------
+
+
+def _late(facts: Facts) -> Verdicts:
+    """Each call has a reservation, and was begun in the time of it.
+
+    Excused is what was kept by the network, and a process that was stopped at any moment: no
+    fence is between its last look at the clock and its call.
+    """
+    for part, effect, at in _calls(facts):
+        row = _reserved_for(facts.entries([part]), effect, at)
+        if row is None:
+            yield "wrong", f"{part.service} was changed at {at} without a reservation"
+            continue
+        begin, end = _instant(row["reserved_at"]), _instant(row["apply_before"])
+        kept = any(span.meets(begin, at) for span in facts.kept)
+        stopped = any(span.meets(begin, at) for span in facts.stopped)
+        if at > end + (HELD_UP if kept else ARRIVES_WITHIN) and not stopped:
+            late = (at - end).total_seconds()
+            yield "late", f"{row['effect_key']} was made {late:.1f} s after its time was over"
+
+
+def _calls(facts: Facts) -> Iterator[tuple[Part, str, datetime]]:
+    for parts in facts.ills:
+        for at in parts[0].fault.times:
+            ours = [part for part in parts if _reserved_for(facts.entries([part]), "", at)]
+            yield (ours or parts)[0], "", at
+        for one in facts.seen:
+            if one.namespace == parts[0].namespace and not one.back:
+                yield parts[0], one.effect, one.at
+
+
+def _reserved_for(rows: Sequence[Row], effect: str, at: datetime) -> Row | None:
+    """Return the row of ``effect``, or the one that was reserved last before ``at``."""
+    before = [
+        row
+        for row in rows
+        if row["reserved_at"] is not None and _instant(row["reserved_at"]) <= at
+        if not effect or row["effect_key"] == effect
+    ]
+    return max(before, key=lambda row: int(row["reserved_at"]), default=None)
+
+
+# --- ends ---------------------------------------------------------------------------------------
+
+
+def _stuck(facts: Facts) -> Verdicts:
+    for row in facts.tables["incidents"]:
+        if row["state"] == "open":
+            yield "stuck", f"{row['id']} is open at {row['phase']}: {row['reason']}"
+        closed = (row["state"] == "closed", row["phase"] == "done", row["outcome"] is not None)
+        if len(set(closed)) > 1:
+            yield "wrong", f"{row['id']} is {row['state']} at {row['phase']}, {row['outcome']}"
+    for row in facts.tables["mitigations"]:
+        if row["state"] == "reserved" or row["in_flight"]:
+            yield "stuck", f"{row['effect_key']} is {row['state']}, in flight: {row['in_flight']}"
+    for row in facts.tables["obligations"]:
+        yield "not taken back", f"{row['mitigation_id']} is still owed"
+
+
 def _untold(facts: Facts) -> Verdicts:
     said: dict[str, str] = {}
     for message in facts.slack.posted:
         text = "\n".join([message.text, *message.lines])
         for row in facts.tables["incidents"]:
-            if row["id"] in text and row["id"] not in said:
-                said[row["id"]] = text
-            elif row["id"] in text:
-                said[row["id"]] += text
+            if row["id"] in text:
+                said[row["id"]] = said.get(row["id"], "") + text
     for row in facts.tables["incidents"]:
         if row["outcome"] in SILENT or row["outcome"] is None:
             continue
@@ -202,28 +325,16 @@ def _untold(facts: Facts) -> Verdicts:
             yield "untold", f"no message says how {row['id']} ended ({row['outcome']})"
 
 
-_CHECKS = (_lost, _doubled, _past_bounds, _late, _stuck, _twice_in_the_journal, _untold)
+_CHECKS = (
+    *(_lost, _doubled, _seen_twice, _only_said, _twice_in_the_journal, _unasked),
+    *(_past_budget, _past_concurrency, _past_cooldown, _in_pauses),
+    *(_late, _stuck, _untold),
+)
 
 
 def _handed_over(facts: Facts, part: Part) -> bool:
     """Whether a human was told that what is left has to be put back."""
-    mine = [row for row in facts.tables["incidents"] if row["service"] == part.service]
-    return any("not taken back" in row["reason"] or "not repeated" in row["reason"] for row in mine)
-
-
-def _patches(seen: Cluster) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for line in seen.audit.read_text().splitlines() if seen.audit.exists() else ():
-        entry = json.loads(line)
-        if entry["verb"] != "patch" or "dryRun" in entry["requestURI"]:
-            continue
-        if entry.get("responseStatus", {}).get("code") != 200:
-            continue
-        metadata = (entry.get("requestObject") or {}).get("metadata") or {}
-        effect = (metadata.get("annotations") or {}).get("remediator.dev/effect")
-        if effect:
-            counts[effect] += 1
-    return counts
+    return any("not taken back" in row["reason"] for row in facts.incidents([part]))
 
 
 def _instant(micros: int) -> datetime:

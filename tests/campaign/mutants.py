@@ -44,14 +44,30 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
     "observe": (
         Cut(
             "remediator/mitigation/acting.py",
-            "    outcome = await observe(lever, entry)\n",
-            "    outcome = await lever.apply(Preparation(mitigation=entry.mitigation,"
+            "        outcome = await observe(lever, entry)\n",
+            "        outcome = await lever.apply(Preparation(mitigation=entry.mitigation,"
             " before=entry.before, undo=entry.undo), entry.effect_key)\n",
+        ),
+    ),
+    "once": (
+        Cut(
+            "remediator/mitigation/act.py",
+            "    return await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key))\n",
+            "    await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key))\n"
+            "    return await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key))\n",
         ),
     ),
 }
 """By name: the lock of reservations, the fencing by epoch, the end of the time in which a reserved
-call may begin, and looking instead of repeating after a crash."""
+call may begin, looking instead of repeating after a crash, and one call for a reservation."""
+BREAKS = {
+    "lock": "past a bound",
+    "epoch": "doubled",
+    "apply_before": "late",
+    "observe": "doubled",
+    "once": "doubled",
+}
+"""The promise that each does not keep: anything else that is broken does not find it."""
 
 
 def tree_of(name: str, folder: Path) -> Path:

@@ -45,6 +45,9 @@ OWED = ("insert obligations", "update obligations", "delete obligations")
 """What is committed besides where a temporary change is made and taken back."""
 ALWAYS = tuple(Point(after, change) for change in CHANGES for after in (False, True))
 WITH_HOLD = tuple(Point(after, change) for change in OWED for after in (False, True))
+STOPPED = ("insert pauses", "delete pauses")
+"""What is committed besides where an operator pauses."""
+WITH_PAUSE = tuple(Point(after, change) for change in STOPPED for after in (False, True))
 RESERVED = Point(after=True, change="insert mitigations")
 """Between the reservation and the call."""
 
@@ -86,8 +89,12 @@ class Plan:
     faults: tuple[str, ...]
     fires: tuple[float, ...]
     """When the alert of each fault fires, in seconds since the beginning."""
+    twin: int | None
+    """Which fault makes a second service ill, whose target is the same one."""
     budget: int
     """Mitigations that the whole system may make."""
+    concurrency: int
+    """Mitigations of the system that may be in flight at the same time."""
     orders: tuple[Order | None, ...]
     """What each process that is started does to itself, in the order of their starts."""
     happenings: tuple[Happening, ...]
@@ -102,7 +109,7 @@ class Plan:
         return self.replicas > 1
 
 
-PLAIN = ("breaker", "breaker", "breaker", "session", "session", "breaker")
+PLAIN = ("breaker", "sluggish", "session", "breaker", "session", "sluggish")
 IN_CLUSTER = ("memory", "scale", "evicted")
 _REPLICA = ("kill", "kill", "stop", "stop", "term")
 _STORE = ("store crashes", "store restarts", "store hangs", "store drops connections")
@@ -118,14 +125,17 @@ def plan_of(seed: int, *, postgres: bool, upgrade: bool = False) -> Plan:
     fires = tuple(0.0 if crowd else round(chance.uniform(0, 6), 1) for _ in faults)
     tight = chance.random() < (0.7 if crowd else 0.3)
     replicas = REPLICAS if postgres else 1
+    happenings = _happenings(chance, replicas)
     return Plan(
         seed=seed,
         replicas=replicas,
         faults=faults,
         fires=fires,
+        twin=chance.choice((None, 0, 1, 2)),
         budget=chance.choice((1, 2, 2, 3)) if tight else 10,
-        orders=_orders(seed, chance, faults, replicas),
-        happenings=_happenings(chance, replicas),
+        concurrency=10 if tight else chance.choice((10, 10, 2, 1)),
+        orders=_orders(seed, chance, _points(faults, happenings), replicas),
+        happenings=happenings,
         slow_store=0.006 if postgres and crowd and tight else 0.0,
         cut_over=tuple(2.0 + 3.0 * n for n in range(replicas)) if upgrade else (),
     )
@@ -138,17 +148,22 @@ def _faults(chance: random.Random) -> tuple[str, ...]:
     return (*plain, *cluster, *cache)
 
 
+def _points(faults: Sequence[str], happenings: Sequence[Happening]) -> tuple[Point, ...]:
+    points = (*ALWAYS, *WITH_HOLD) if "scale" in faults else ALWAYS
+    paused = any(happening.what == "pause" for happening in happenings)
+    return (*points, *WITH_PAUSE) if paused else points
+
+
 def _orders(
-    seed: int, chance: random.Random, faults: Sequence[str], replicas: int
+    seed: int, chance: random.Random, points: Sequence[Point], replicas: int
 ) -> tuple[Order | None, ...]:
     """Give the first process the seed's own point, in turn; later ones get any, or none.
 
     A quarter of the seeds begin with a process that is held up between reservation and call.
     """
-    points = (*ALWAYS, *WITH_HOLD) if "scale" in faults else ALWAYS
     first = _order(chance, points[seed % len(points)], 1)
     if chance.random() < 0.25:
-        first = Order(RESERVED, 1, chance.choice((3.0, 6.0)))
+        first = Order(RESERVED, 1, chance.choice((6.0, 10.0)))
     others = (chance.choice((*points, RESERVED, RESERVED)) for _ in range(3 * replicas))
     rest = [
         _order(chance, p, chance.randint(1, 3)) if chance.random() < 0.6 else None for p in others

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,11 @@ class Book:
         """Return the services that have an open incident."""
         found = await self._read("SELECT service FROM incidents WHERE state = 'open'")
         return {str(row["service"]) for row in found}
+
+    async def phases(self) -> Counter[str]:
+        """Count the open incidents by playbook and phase."""
+        found = await self._read("SELECT playbook, phase FROM incidents WHERE state = 'open'")
+        return Counter(f"{row['playbook']} at {row['phase']}" for row in found)
 
     async def _read(self, query: str) -> list[dict[str, Any]]:
         if self.sqlite is not None:

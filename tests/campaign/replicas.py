@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STARTED_WITHIN = 90.0
 PREFERRED_AFTER = 0.3
 """Seconds between an end and the next start."""
-_OURS = {-signal.SIGKILL, -signal.SIGTERM, 0}
-"""Ends that were ordered; by SIGTERM itself before the process could listen to it."""
+_STOPPED = {-signal.SIGTERM, 0}
+"""Ends on SIGTERM; by the signal itself before the process could listen to it."""
 _NO_STORE = "remediator: the store "
 """How a process begins to say that it cannot reach its store at its start."""
 
@@ -99,8 +99,13 @@ class Replica:
     starts: int = 0
     wrong: list[str] = field(default_factory=list)
     """Ends that nobody ordered."""
+    on_postgres: bool = False
+    """Whether its store may be away."""
     successor: tuple[Zygote, Path] | None = None
     """The new version and its configuration, which are to be used some time."""
+    served_before: bool = False
+    """Whether the version before has listened."""
+    _sent: set[tuple[int, signal.Signals]] = field(default_factory=set)
     _ended: asyncio.Future[int] | None = None
     _read: int = 0
 
@@ -118,13 +123,23 @@ class Replica:
         """Start a process whenever there is none, until cancelled."""
         while True:
             code = await self._run()
-            ordered = code in _OURS or self._without_store(code) or self._too_old(code)
-            if not ordered and not self.previous:
+            ordered = self._killed(code) or self._without_store(code) or self._too_old(code)
+            if not ordered and not (self.previous and self.served_before):
                 self.wrong.append(f"{self.name} ended by itself with {code}: {self.last_words()}")
             await asyncio.sleep(PREFERRED_AFTER)
 
+    def _killed(self, code: int) -> bool:
+        if code in _STOPPED:
+            return (self.pid, signal.SIGTERM) in self._sent
+        by_itself = any(order["stop"] is None for order in self._trace())
+        return code == -signal.SIGKILL and (by_itself or (self.pid, signal.SIGKILL) in self._sent)
+
     def _without_store(self, code: int) -> bool:
-        return code == 1 and self.last_words().rpartition("\n{")[2].count(_NO_STORE) > 0
+        return (
+            self.on_postgres
+            and code == 1
+            and self.last_words().rpartition("\n{")[2].count(_NO_STORE) > 0
+        )
 
     def _too_old(self, code: int) -> bool:
         """Whether an older version refused, clearly, a schema of the newer one."""
@@ -176,14 +191,18 @@ class Replica:
             found = re.search(r"http://\S+(?=\s)", text)
             if found:
                 self.url = found[0]
+                self.served_before |= self.previous
                 return
             await asyncio.sleep(0.05)
 
     def sprung(self) -> list[dict[str, Any]]:
         """Return what this process did to itself since the last call."""
-        lines = (self.folder / "trace").read_text().splitlines()
-        new, self._read = lines[self._read :], len(lines)
-        return [json.loads(line) for line in new]
+        orders = self._trace()
+        new, self._read = orders[self._read :], len(orders)
+        return new
+
+    def _trace(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "trace").read_text().splitlines()]
 
     def send(self, number: signal.Signals) -> bool:
         """Send a signal to the process; whether there was one."""
@@ -191,6 +210,7 @@ class Replica:
             return False
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
+            self._sent.add((self.pid, number))
             return True
         return False
 

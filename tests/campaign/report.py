@@ -8,23 +8,56 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tests.campaign.judge import KINDS
-from tests.campaign.plan import ALWAYS, WITH_HOLD
+from tests.campaign.plan import ALWAYS, WITH_HOLD, WITH_PAUSE
 from tests.campaign.run import Result
 
+ENOUGH, ENOUGH_FOR_POINTS = 20, 200
+"""Seeds from which on everything, and every named point, has to have been tried."""
 
-def report(results: Sequence[Result], seconds: float) -> str:
-    """Write the report."""
+
+def report(results: Sequence[Result], seconds: float, asked: int) -> str:
+    """Write the report of a campaign of so many seeds; 0 for one without an end."""
     parts = [
-        _head(results, seconds),
+        _head(results, seconds, asked),
         _promises(results),
         _broken(results),
+        _list("Not tried", untried(results)),
+        _table("Faults cured, by the backends' records", _sum(r.cured for r in results)),
         _table("What was done to it", _sum(r.did for r in results)),
         _points(results),
         _table("How webhooks were answered", _sum(r.answers for r in results)),
         _table("How incidents ended", _sum(r.outcomes for r in results)),
         _table("What became of changes, by the ledger", _sum(r.states for r in results)),
+        _table("Why changes were denied", _sum(r.denials for r in results)),
+        _table("Open when alerts were given up", _sum(r.given_up for r in results)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def untried(results: Sequence[Result]) -> list[str]:
+    """Say what a campaign that is long enough should have tried, and has not."""
+    if len(results) < ENOUGH:
+        return []
+    states, did = _sum(r.states for r in results), _sum(r.did for r in results)
+    cured, planned = _sum(r.cured for r in results), _planned(results)
+    happened = {
+        "a change for every seed": sum(r.changes for r in results) >= len(results),
+        "a denial by a budget": _sum(r.denials for r in results)["budget"] > 0,
+        "a change that was taken back": states["reverted"] > 0,
+        "a lost answer that was found by looking": sum(r.found for r in results) > 0,
+        "a change of which nobody knows": states["unknown"] > 0,
+        "a pause": did["pause"] > 0,
+        "a process killed, stopped and ended": min(did[w] for w in ("kill", "stop", "term")) > 0,
+    }
+    happened |= {f"the cure of a fault of the kind {kind}": cured[kind] > 0 for kind in planned}
+    if len(results) >= ENOUGH_FOR_POINTS:
+        happened |= {f"a stop or an end {p}": n > 0 for p, n in _at_points(results).items()}
+    return [what for what, yes in happened.items() if not yes]
+
+
+def _planned(results: Sequence[Result]) -> set[str]:
+    times = Counter(kind for result in results for kind in result.plan.faults)
+    return {kind for kind, number in times.items() if number >= 5}
 
 
 def repeat(result: Result) -> str:
@@ -35,7 +68,7 @@ def repeat(result: Result) -> str:
     return f"make campaign SEEDS=1 FIRST={plan.seed} STORE={store}{upgrade}"
 
 
-def _head(results: Sequence[Result], seconds: float) -> str:
+def _head(results: Sequence[Result], seconds: float, asked: int) -> str:
     postgres = [result for result in results if result.plan.postgres]
     upgrades = sum(bool(result.plan.cut_over) for result in results)
     began = sum(r.starts for r in results)
@@ -44,14 +77,17 @@ def _head(results: Sequence[Result], seconds: float) -> str:
     changes = sum(r.changes for r in results)
     longest = max((r.quiet_after for r in results), default=0)
     where = f"{os.cpu_count()} cores ({platform.system()}, Python {platform.python_version()})"
+    found = sum(result.found for result in results)
+    missing = f", of {asked} that were asked for," if len(results) < asked else ""
     return f"""# Campaign
 
-{len(results)} seeds in {seconds / 60:.1f} minutes on {where}: {len(postgres)} with several replicas
+{len(results)} seeds{missing} in {seconds / 60:.1f} minutes on {where}: {len(postgres)} with several replicas
 on PostgreSQL, {len(results) - len(postgres)} with one on SQLite; {upgrades} of them were upgraded
 to this version meanwhile.
 
 Processes started: {began}. Answers lost on the way back: {lost}. Deliveries accepted: {accepted}.
-Changes made, by the backends' records: {changes}. Longest time until all was quiet again:
+Changes made, by the backends' records: {changes}; found by looking, because their answer was lost:
+{found}. Longest time until all was quiet again:
 {longest:.0f} s."""
 
 
@@ -72,13 +108,23 @@ def _broken(results: Sequence[Result]) -> str:
 
 
 def _points(results: Sequence[Result]) -> str:
+    return _table("Processes stopped or killed at a named point", _at_points(results))
+
+
+def _at_points(results: Sequence[Result]) -> Counter[str]:
     seen = _sum(result.springs for result in results)
-    for point in (*ALWAYS, *WITH_HOLD):
+    for point in (*ALWAYS, *WITH_HOLD, *WITH_PAUSE):
         seen.setdefault(str(point), 0)
-    return _table("Processes stopped or killed at a named point", seen)
+    return seen
+
+
+def _list(title: str, items: Sequence[str]) -> str:
+    return "\n".join([f"## {title}", "", *(f"- {item}" for item in items)]) if items else ""
 
 
 def _table(title: str, counts: Counter[str]) -> str:
+    if not counts:
+        return ""
     rows = [f"| {name} | {times} |" for name, times in sorted(counts.items())]
     return "\n".join([f"## {title}", "", "| what | times |", "|---|---|", *rows])
 

@@ -18,6 +18,7 @@ import httpx
 import yaml
 
 from remediator.demo.slack import LocalSlack
+from tests.campaign.apiserver import changes_in
 from tests.campaign.chaos import Chaos
 from tests.campaign.ground import Ground, Slot
 from tests.campaign.judge import Broken, Facts, facts_of, judge
@@ -59,6 +60,14 @@ class Result:
     starts: int = 0
     lost_answers: int = 0
     messages: int = 0
+    cured: Counter[str] = field(default_factory=Counter)
+    """Faults whose backend was changed, by kind."""
+    denials: Counter[str] = field(default_factory=Counter)
+    """Why changes were refused, by the code of the reason."""
+    found: int = 0
+    """Changes whose answer was lost, and which were found by looking."""
+    given_up: Counter[str] = field(default_factory=Counter)
+    """Where incidents stood whose alerts had to resolve by themselves."""
 
 
 @dataclass
@@ -84,18 +93,18 @@ async def run_seed(plan: Plan, ground: Ground, slot: Slot) -> Result:
     result, began = Result(plan), time.monotonic()
     async with AsyncExitStack() as stack:
         seed = await _prepared(plan, ground, slot, folder, stack)
-        sender = await _trouble(seed, result)
+        sender, chaos = await _trouble(seed, result)
         trouble_over = time.monotonic()
-        stuck = await _until_quiet(seed, sender)
+        stuck = await _until_quiet(seed, sender, result)
         result.quiet_after = time.monotonic() - trouble_over
-        facts = await facts_of(
-            plan, seed.world, seed.slack, sender.accepted, seed.book, ground.cluster
-        )
+        facts = await _facts(seed, sender, chaos)
         result.broken = [Broken("stuck", stuck)] if stuck else []
         result.broken += await judge(facts)
         result.broken += [Broken("wrong", what) for r in seed.replicas for what in r.wrong]
         result.broken += [Broken("wrong", what) for what in sender.wrong]
         result.broken += await _audited(seed)
+        if plan.cut_over and not any(r.served_before for r in seed.replicas):
+            result.broken.append(Broken("harness", "the version before never listened"))
         _count(result, facts, sender, seed)
         if result.broken:
             _keep(facts, folder)
@@ -105,13 +114,31 @@ async def run_seed(plan: Plan, ground: Ground, slot: Slot) -> Result:
     return result
 
 
+async def _facts(seed: _Seed, sender: Sender, chaos: Chaos) -> Facts:
+    namespaces = {part.namespace for part in seed.world.parts if part.namespace is not None}
+    return await facts_of(
+        Facts(
+            seed.plan,
+            seed.world,
+            seed.slack,
+            sender.accepted,
+            changes_in(seed.ground.cluster.audit, namespaces),
+            paused=chaos.paused,
+            stopped=chaos.stopped,
+            kept=chaos.kept,
+        ),
+        seed.book,
+    )
+
+
 async def _prepared(
     plan: Plan, ground: Ground, slot: Slot, folder: Path, stack: AsyncExitStack
 ) -> _Seed:
     world = await stack.enter_async_context(the_world(plan, ground, slot, folder))
     slack = await stack.enter_async_context(LocalSlack(channel="#campaign"))
     chance = random.Random(f"more network {plan.seed}")
-    world.links["slack"] = await stack.enter_async_context(link_to(slack.origin, chance))
+    for name, url in (("slack", slack.origin), ("shared", slot.shared.url)):
+        world.links[name] = await stack.enter_async_context(link_to(url, chance))
     name = f"store_{secrets.token_hex(5)}"
     dsn = await slot.store.create_database(name) if plan.postgres else ""
     if plan.postgres:
@@ -126,6 +153,7 @@ async def _prepared(
         own = folder / f"replica-{number}"
         own.mkdir()
         replica = Replica(f"replica-{number}", own, *old, lambda: next(orders, None))
+        replica.on_postgres = plan.postgres
         replica.successor = new if plan.cut_over else None
         seed.replicas.append(replica)
     return seed
@@ -152,7 +180,8 @@ def _written(seed: _Seed) -> tuple[tuple[Zygote, Path], tuple[Zygote, Path]]:
 def _configuration(seed: _Seed) -> dict[str, Any]:
     config = merged(seed.world, seed.plan)
     (seed.folder / "slack.token").write_text(seed.slack.token)
-    (seed.folder / "redis.url").write_text(seed.slot.shared.url)
+    shared = seed.world.links["shared"].through(seed.slot.shared.url)
+    (seed.folder / "redis.url").write_text(shared)
     config |= {
         "listen": "127.0.0.1:0",
         "shutdown_within": "5s",
@@ -176,7 +205,7 @@ def _configuration(seed: _Seed) -> dict[str, Any]:
     return config
 
 
-async def _trouble(seed: _Seed, result: Result) -> Sender:
+async def _trouble(seed: _Seed, result: Result) -> tuple[Sender, Chaos]:
     """Run the service through everything that happens, and let it heal."""
     plan, enter = seed.plan, seed.stack.enter_async_context
     chaos = Chaos(plan, seed.slot, seed.world, seed.replicas, seed.client)
@@ -185,8 +214,8 @@ async def _trouble(seed: _Seed, result: Result) -> Sender:
     points = await enter(_running(chaos.watch_points()))  # one may stop itself while it starts
     await _one_listens(seed.replicas)
     sender = Sender(seed.replicas, random.Random(f"sender {plan.seed}"), seed.client)
-    for part, fires in zip(seed.world.parts, plan.fires, strict=True):
-        await enter(_running(sender.follow(part, fires)))
+    for part in seed.world.parts:
+        await enter(_running(sender.follow(part)))
     async with _running(sender.make_noise()):
         ordered = [chaos.run(happening) for happening in plan.happenings]
         cuts = [chaos.cut_over(*one) for one in zip(seed.replicas, plan.cut_over, strict=False)]
@@ -194,21 +223,24 @@ async def _trouble(seed: _Seed, result: Result) -> Sender:
         await asyncio.wait_for(chaos.heal(), 60)
     assert not points.done(), points
     result.did, result.springs = chaos.did, chaos.springs
-    return sender
+    return sender, chaos
 
 
 async def _one_listens(replicas: list[Replica]) -> None:
     async def up() -> bool:
-        return any(replica.url or replica.starts > 1 for replica in replicas)
+        began = [replica.url or replica.starts > 1 for replica in replicas]
+        return all(began) if replicas[0].previous else any(began)
 
     await until(up, "a replica listens", 90)
 
 
 @asynccontextmanager
 async def _kept(replica: Replica) -> AsyncIterator[None]:
-    async with _running(replica.keep()):
-        yield
-    await replica.end()
+    try:
+        async with _running(replica.keep()):
+            yield
+    finally:
+        await replica.end()
 
 
 @asynccontextmanager
@@ -223,19 +255,36 @@ async def _running(work: Any) -> AsyncIterator[asyncio.Task[None]]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _until_quiet(seed: _Seed, sender: Sender) -> str:
+async def _until_quiet(seed: _Seed, sender: Sender, result: Result) -> str:
     """Wait until nothing is going on any more; say what is, when that takes too long."""
     began, unrest = time.monotonic(), ""
     while (passed := time.monotonic() - began) < QUIET_WITHIN:
         await asyncio.sleep(0.5)
         sender.over |= {p.service for p in seed.world.parts} - await seed.book.open_services()
-        if passed > GIVES_UP:
+        if passed > GIVES_UP and not result.given_up:
             sender.over |= {part.service for part in seed.world.parts}
+            result.given_up = await seed.book.phases()
         told = {part.service for part in seed.world.parts} <= sender.resolved
         unrest = await seed.book.quiet()  # after it: what was told is triaged then
         if not unrest and told:
-            return ""
+            unrest = await _unready(seed)
+            if not unrest:
+                return ""
     return unrest or "alerts could not be told to be over"
+
+
+async def _unready(seed: _Seed) -> str:
+    """Name a replica that is not there, or not ready, though all is well."""
+    for replica in seed.replicas:
+        if not replica.url:
+            return f"{replica.name} does not listen"
+        try:
+            answer = await seed.client.get(f"{replica.url}/readyz")
+        except httpx.HTTPError as error:
+            return f"{replica.name} does not answer: {type(error).__name__}"
+        if answer.status_code != 200:
+            return f"{replica.name} is not ready: {answer.text[:200]}"
+    return ""
 
 
 async def _audited(seed: _Seed) -> list[Broken]:
@@ -252,7 +301,14 @@ async def _audited(seed: _Seed) -> list[Broken]:
 def _count(result: Result, facts: Facts, sender: Sender, seed: _Seed) -> None:
     result.answers = sender.answers
     result.accepted = len(sender.accepted)
-    result.changes = sum(facts.changes.values())
+    for parts in facts.ills:
+        made = facts.changes[parts[0].service]
+        result.changes += made
+        result.cured[parts[0].kind] += bool(made)
+    rows = facts.tables["mitigations"]
+    denied = [str(row["reason"]) for row in facts.tables["incidents"] if row["outcome"] == "denied"]
+    result.denials = Counter(reason.partition(":")[0] for reason in denied)
+    result.found = sum("(found by looking" in (row["evidence"] or "") for row in rows)
     result.outcomes = Counter(
         str(row["outcome"]) for row in facts.tables["incidents"] if row["outcome"] != "no_match"
     )

@@ -49,9 +49,9 @@ class Sender:
     """Services whose alert is over, whatever their backend says."""
     _began: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
-    async def follow(self, part: Part, fires_at: float) -> None:
+    async def follow(self, part: Part) -> None:
         """Send that ``part`` is broken until it is not, and then that it is well."""
-        await asyncio.sleep(max(self._began + fires_at - asyncio.get_running_loop().time(), 0))
+        await asyncio.sleep(max(self._began + part.fires - asyncio.get_running_loop().time(), 0))
         started = datetime.now(UTC).isoformat().replace("+00:00", "Z")
         known, sent_at = False, 0.0
         while True:
@@ -72,18 +72,20 @@ class Sender:
             await asyncio.sleep(NOISE)
 
     async def _notify(self, alert: dict[str, Any]) -> bool:
-        """Try until it is taken, as long as a flush lasts."""
+        """Try until it is taken or refused for good, as long as a flush lasts."""
         end = asyncio.get_running_loop().time() + FLUSH
         while asyncio.get_running_loop().time() < end:
-            if await self._post(alert):
-                return True
+            taken = await self._post(alert)
+            if taken is not None:
+                return taken
             await asyncio.sleep(self.chance.uniform(0.2, 1.0))
         return False
 
-    async def _post(self, alert: dict[str, Any]) -> bool:
+    async def _post(self, alert: dict[str, Any]) -> bool | None:
+        """Say whether it was taken; None: it may be tried again, as after 5xx or no answer."""
         up = [replica for replica in self.replicas if replica.url]
         if not up:
-            return False
+            return None
         replica = self.chance.choice(up)
         url, previous = f"{replica.url}/webhooks/alertmanager", replica.previous
         headers = {"Authorization": f"Bearer {INGEST}"}
@@ -91,14 +93,14 @@ class Sender:
             answer = await self.client.post(url, json=group(alert), headers=headers)
         except httpx.HTTPError as error:
             self.answers[type(error).__name__] += 1
-            return False
+            return None
         self.answers[str(answer.status_code)] += 1
         if answer.status_code == 202:
             self.accepted.append(Accepted(answer.json()["delivery"], (alert["fingerprint"],)))
             return True
         if answer.status_code != 503 and not previous:
             self.wrong.append(f"a webhook was answered {answer.status_code}: {answer.text[:200]}")
-        return False
+        return None if answer.status_code >= 500 else False
 
 
 def _noise(number: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import itertools
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from tests.redis_fixtures import READER, WRITER, RedisScene
 from tests.service_fixtures import pool_alert
 
 HOLD: dict[str, Any] = {"hold": "3s", "step_down": 1.0, "step_pause": "1s"}
+SLUGGISH = 4.0
+"""Seconds after its reset for which a breaker may be reset once more."""
 _CACHED, _FILLER = 600, "x" * 1000
 
 
@@ -43,6 +45,17 @@ class Part:
     kind: str
     fault: Fault
     folder: Path
+    backends: str
+    """Begin of the names of its backends; a twin has those of another part."""
+    fires: float = 0.0
+    """When its alert fires, in seconds since the beginning."""
+
+    @property
+    def namespace(self) -> str | None:
+        """Where its workload is; None where it has none."""
+        targets = self.fault.config["systems"]["shop"]["services"]["orders"]["targets"]
+        found: str | None = targets.get("workload", {}).get("namespace")
+        return found
 
     async def cured(self) -> bool:
         """Whether the fault is gone, by the backend's own record."""
@@ -97,9 +110,12 @@ async def the_world(plan: Plan, ground: Ground, slot: Slot, folder: Path) -> Asy
             own = folder / f"{kind}-{number}"
             own.mkdir()
             fault = await stack.enter_async_context(_arrange(kind, ground, reached)(own))
-            part = Part(f"{kind}{number}", kind, fault, own)
+            name = f"{kind}{number}"
+            part = Part(name, kind, fault, own, name, plan.fires[number])
             await _go_by_links(making, part)
             world.parts.append(part)
+            if number == plan.twin:
+                world.parts.append(replace(part, service=f"{part.service}-too"))
         yield world
 
 
@@ -107,6 +123,7 @@ def _arrange(kind: str, ground: Ground, reached: Path) -> Arrange:
     in_cluster = ground.cluster.kubeconfig, ground.known, reached
     arranges: dict[str, Callable[[], Arrange]] = {
         "breaker": open_breaker,
+        "sluggish": lambda: open_breaker(closes_after=SLUGGISH),
         "session": lambda: leaked_session(ground.targets.dsn()),
         "memory": lambda: killed_container(*in_cluster),
         "evicted": lambda: full_pod(*in_cluster),
@@ -154,20 +171,22 @@ def merged(world: World, plan: Plan) -> dict[str, Any]:
         config = part.fault.config
         for kind, named in config["backends"].items():
             for name, backend in named.items():
-                backends.setdefault(kind, {})[f"{part.service}-{name}"] = backend
+                backends.setdefault(kind, {})[f"{part.backends}-{name}"] = backend
         service = config["systems"]["shop"]["services"]["orders"]
-        services[part.service] = _renamed(service, part.service)
-    wide = {"budget": plan.budget, "concurrency": 10, "cooldown": "0s"}
-    shop = {"match": {"system": "shop"}, "limits": wide, "services": services}
+        services[part.service] = _renamed(service, part)
+    wide = {"budget": 20, "concurrency": 10, "cooldown": "0s"}
+    own = {**wide, "budget": plan.budget, "concurrency": plan.concurrency}
+    shop = {"match": {"system": "shop"}, "limits": own, "services": services}
     return {
-        "limits": {"global": {**wide, "budget": 20}, "spread": {"services": 1.0}},
+        "limits": {"global": wide, "spread": {"services": 1.0}},
         "backends": backends,
         "systems": {"shop": shop},
     }
 
 
-def _renamed(service: dict[str, Any], name: str) -> dict[str, Any]:
-    """Call the service and its backends by its own name."""
+def _renamed(service: dict[str, Any], part: Part) -> dict[str, Any]:
+    """Call the service and its backends by names of their own."""
+    name = part.backends
 
     def target(value: Any) -> Any:
         if isinstance(value, str):
@@ -175,7 +194,7 @@ def _renamed(service: dict[str, Any], name: str) -> dict[str, Any]:
         return {**value, "cluster": f"{name}-{value['cluster']}"}
 
     targets = {role: target(value) for role, value in service["targets"].items()}
-    renamed = {**service, "match": {"service": name}, "targets": targets}
+    renamed = {**service, "match": {"service": part.service}, "targets": targets}
     if "prometheus" in service:
         renamed["prometheus"] = f"{name}-{service['prometheus']}"
     return renamed
@@ -191,7 +210,7 @@ async def full_cache(folder: Path) -> AsyncIterator[Fault]:
     await server.start()
     client: Any = aioredis.Redis.from_url(server.url)
     scene = RedisScene(server.url, client)
-    filling: asyncio.Task[None] | None = None
+    over, filling = asyncio.Event(), list[asyncio.Task[None]]()
     try:
         await scene.fill(cached=1, sessions=50)
         before = {key for key in await scene.keys() if not key.startswith("cache:")}
@@ -200,7 +219,7 @@ async def full_cache(folder: Path) -> AsyncIterator[Fault]:
         used = int((await client.info("memory"))["used_memory"])
         await client.config_set("maxmemory-policy", "volatile-lru")
         await client.config_set("maxmemory", used + 50_000)
-        filling = asyncio.create_task(_keep_filling(scene))
+        filling.append(asyncio.create_task(_keep_filling(scene, over)))
 
         async def changes() -> int:
             return int(await client.dbsize() < _CACHED // 2)
@@ -220,18 +239,18 @@ async def full_cache(folder: Path) -> AsyncIterator[Fault]:
         parameters(config, cache_prefix="cache:", cache_full=0.8)
         yield Fault("unlink_prefix", config, {"alertname": "HighLatencyP95"}, changes, harm)
     finally:
-        if filling is not None:
-            filling.cancel()
-            await asyncio.gather(filling, return_exceptions=True)
+        over.set()  # not cancelled: the client may take that for an answer
+        await asyncio.gather(*filling)
         await client.aclose()
         server.kill()
 
 
-async def _keep_filling(scene: RedisScene) -> None:
+async def _keep_filling(scene: RedisScene, over: asyncio.Event) -> None:
     """Play the application: it caches more than there is room for, until it finds room."""
     for number in itertools.count(_CACHED):
         key = f"cache:item:{number}"
-        if not await scene.client.eval(_FILL, 1, key, _CACHED // 2, _FILLER):
+        room = not await scene.client.eval(_FILL, 1, key, _CACHED // 2, _FILLER)
+        if room or over.is_set():
             return
         await asyncio.sleep(0.02)
 

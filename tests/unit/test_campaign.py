@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from remediator.demo.slack import LocalSlack
-from tests.campaign.judge import Facts, judge
-from tests.campaign.mutants import MUTANTS, tree_of
-from tests.campaign.plan import ALWAYS, WITH_HOLD, plan_of
+from tests.campaign.apiserver import Seen
+from tests.campaign.chaos import Span
+from tests.campaign.judge import KINDS, Facts, judge
+from tests.campaign.mutants import BREAKS, MUTANTS, tree_of
+from tests.campaign.plan import ALWAYS, WITH_HOLD, WITH_PAUSE, plan_of
 from tests.campaign.replicas import ROOT
+from tests.campaign.report import untried
+from tests.campaign.run import Result
 from tests.campaign.sender import Accepted
-from tests.campaign.world import World
+from tests.campaign.world import Part, World
+from tests.fault_rigs import Fault, configuration
 
 Row = Mapping[str, Any]
 INCIDENT = {
@@ -32,8 +38,12 @@ ENTRY = {
     "service": "orders",
     "state": "applied",
     "in_flight": False,
-    "reserved_at": 1,
+    "target_key": "t",
+    "reserved_at": 1_795_773_600_000_000,
+    "apply_before": 1_795_773_601_000_000,
 }
+LINE = {"incident_id": "inc-1", "at": 0, "reason": "", "data": {}}
+AT = datetime(2026, 11, 27, 10, 0, tzinfo=UTC)
 
 
 @pytest.mark.parametrize("postgres", [True, False])
@@ -46,7 +56,7 @@ def test_a_seed_always_gives_the_same_plan(*, postgres: bool) -> None:
 def test_every_named_point_is_in_a_plan_of_a_short_campaign() -> None:
     plans = [plan_of(seed, postgres=seed % 2 == 0) for seed in range(200)]
     named = {str(order.point) for plan in plans for order in plan.orders if order is not None}
-    assert named == {str(point) for point in (*ALWAYS, *WITH_HOLD)}
+    assert named == {str(point) for point in (*ALWAYS, *WITH_HOLD, *WITH_PAUSE)}
 
 
 @pytest.mark.parametrize("name", MUTANTS)
@@ -90,32 +100,172 @@ async def test_what_is_left_behind_is_called_by_its_name(table: str, row: Row, k
     assert {broken.kind for broken in found} == {kind}
 
 
-async def test_two_closes_of_one_incident_and_two_patches_of_one_effect_are_called_doubled() -> (
-    None
-):
-    close = {"incident_id": "inc-1", "event": "closed as mitigated", "id": 1, "at": 0}
-    facts = _facts(journal=[close, close | {"id": 2}], mitigations=[ENTRY])
-    facts.patches["k"] = 2
-    assert [broken.kind for broken in await judge(facts)] == ["doubled", "doubled"]
+async def test_two_closes_of_one_incident_are_called_doubled() -> None:
+    close = {"incident_id": "inc-1", "event": "closed as mitigated", "id": 1, "at": 0, "step": ""}
+    found = await judge(_facts(journal=[close, close | {"id": 2}], mitigations=[ENTRY]))
+    assert [broken.kind for broken in found] == ["doubled"]
+
+
+# --- against the backends' own records ----------------------------------------------------------
+
+
+async def test_a_change_that_was_made_once_and_said_is_within_every_promise() -> None:
+    assert await judge(_changed(1, ENTRY)) == []
+
+
+@pytest.mark.parametrize("rows", [[ENTRY], [ENTRY, ENTRY | {"effect_key": "other"}]])
+async def test_a_backend_that_was_changed_twice_is_called_doubled_whatever_the_ledger_says(
+    rows: list[Row],
+) -> None:
+    facts = _changed(2, *rows)
+    assert "doubled" in {broken.kind for broken in await judge(facts)}
+
+
+async def test_a_change_that_is_only_said_is_called_wrong() -> None:
+    assert {broken.kind for broken in await judge(_changed(0, ENTRY))} == {"wrong"}
+
+
+async def test_what_nobody_knows_and_no_human_got_is_called_untold() -> None:
+    found = await judge(_changed(1, ENTRY | {"state": "unknown"}))
+    assert [broken.kind for broken in found] == ["untold"]
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        [Seen("ns", AT, effect="k"), Seen("ns", AT, effect="k")],
+        [Seen("ns", AT, effect="unknown to the ledger")],
+        [Seen("ns", AT, pod="one"), Seen("ns", AT, pod="two")],
+    ],
+)
+async def test_what_the_api_server_saw_twice_or_nobody_noted_is_called_doubled(
+    seen: list[Seen],
+) -> None:
+    facts = _facts(mitigations=[ENTRY])
+    facts.seen = seen
+    assert {broken.kind for broken in await judge(facts)} == {"doubled"}
+
+
+async def test_harm_to_a_bystander_is_wrong_also_where_a_human_got_the_incident() -> None:
+    facts = _changed(1, ENTRY, harm="the innocent session was ended")
+    facts.tables["incidents"] = [INCIDENT | {"reason": "is unknown; it is not repeated"}]
+    assert {broken.kind for broken in await judge(facts)} == {"wrong"}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "excused", "kinds"),
+    [
+        (0.5, [], []),
+        (3.5, [], []),
+        (4.5, [], ["late"]),
+        (12.5, ["kept"], []),
+        (14.0, ["kept"], ["late"]),
+        (100.0, ["stopped"], []),
+    ],
+)
+async def test_a_call_after_its_time_is_called_late_unless_something_outside_kept_it(
+    seconds: float, excused: list[str], kinds: list[str]
+) -> None:
+    at = AT + timedelta(seconds=seconds)
+    facts = _changed(1, ENTRY, at=at)
+    for name in excused:
+        setattr(facts, name, [Span(AT, at)])
+    assert [broken.kind for broken in await judge(facts)] == kinds
+
+
+async def test_a_later_reservation_does_not_excuse_an_earlier_call() -> None:
+    later = {"reserved_at": _micros(60), "apply_before": _micros(61), "state": "not_applied"}
+    facts = _changed(1, ENTRY, ENTRY | later, at=AT + timedelta(seconds=50))
+    assert [broken.kind for broken in await judge(facts)] == ["late"]
+
+
+async def test_a_call_without_a_reservation_is_called_wrong() -> None:
+    facts = _changed(1, ENTRY, at=AT - timedelta(seconds=1))
+    assert [broken.kind for broken in await judge(facts)] == ["wrong"]
+
+
+# --- bounds -------------------------------------------------------------------------------------
 
 
 async def test_more_changes_than_the_budget_are_called_past_a_bound() -> None:
-    rows = [ENTRY | {"effect_key": str(n)} for n in range(11)]
+    rows = [ENTRY | {"effect_key": str(n), "target_key": str(n)} for n in range(11)]
     assert [broken.kind for broken in await judge(_facts(mitigations=rows))] == ["past a bound"]
 
 
-async def test_a_reservation_in_a_pause_is_called_past_a_bound() -> None:
-    lines = [
-        {"id": n, "incident_id": None, "event": event, "at": at}
-        for n, (event, at) in enumerate([("paused global", 10), ("resumed global", 20)])
+@pytest.mark.parametrize(("targets", "concurrency"), [("ab", 1), ("aa", 10)])
+@pytest.mark.parametrize("together", [True, False])
+async def test_changes_that_were_in_flight_together_are_called_past_a_bound(
+    targets: str, concurrency: int, *, together: bool
+) -> None:
+    rows = [
+        ENTRY | {"effect_key": str(n), "target_key": target, "state": "not_applied"}
+        for n, target in enumerate(targets)
     ]
-    facts = _facts(journal=lines, mitigations=[ENTRY | {"state": "denied", "reserved_at": 15}])
+    order = [(0, "reserved"), (1, "reserved"), (0, "not_applied"), (1, "not_applied")]
+    if not together:
+        order[1], order[2] = order[2], order[1]
+    lines = [
+        {**LINE, "id": at, "event": event, "step": "ledger", "data": {"effect_key": str(n)}}
+        for at, (n, event) in enumerate(order)
+    ]
+    facts = _facts(mitigations=rows, journal=lines)
+    facts.plan = replace(facts.plan, concurrency=concurrency)
+    assert ("past a bound" in {b.kind for b in await judge(facts)}) is together
+
+
+async def test_another_incident_that_changes_a_target_too_soon_is_called_past_a_bound() -> None:
+    soon = {"effect_key": "l", "incident_id": "inc-2", "reserved_at": _micros(100)}
+    found = await judge(_facts(mitigations=[ENTRY, ENTRY | soon]))
+    assert [broken.kind for broken in found] == ["past a bound"]
+
+
+async def test_a_reservation_in_a_pause_is_called_past_a_bound() -> None:
+    facts = _facts(mitigations=[ENTRY | {"state": "denied", "reserved_at": _micros(5)}])
+    facts.paused = [Span(AT, AT + timedelta(seconds=10))]
     assert [broken.kind for broken in await judge(facts)] == ["past a bound"]
+
+
+# --- whether enough was tried -------------------------------------------------------------------
+
+
+def test_a_long_campaign_in_which_nothing_happened_says_what_was_not_tried() -> None:
+    results = [Result(plan_of(seed, postgres=True)) for seed in range(30)]
+    missing = untried(results)
+    assert "a change for every seed" in missing
+    assert "the cure of a fault of the kind sluggish" in missing
+    assert untried(results[:5]) == []
+
+
+def test_every_mutant_has_the_promise_that_it_breaks() -> None:
+    assert BREAKS.keys() == MUTANTS.keys()
+    assert set(BREAKS.values()) <= set(KINDS) - {"harness"}
+
+
+def _micros(seconds: float) -> int:
+    return int((AT.timestamp() + seconds) * 1_000_000)
+
+
+def _changed(times: int, *rows: Row, harm: str = "", at: datetime | None = None) -> Facts:
+    """Facts of one breaker that was reset so many times."""
+
+    async def changes() -> int:
+        return times
+
+    async def harmed() -> str:
+        return harm
+
+    config = configuration("CircuitBreakerOpen", {})
+    posts = () if at is None else (at,)
+    fault = Fault("reset_breaker", config, {}, changes, harmed, times=posts)
+    facts = _facts(mitigations=rows, incidents=[INCIDENT])
+    facts.world.parts.append(Part("orders", "breaker", fault, Path(), "orders"))
+    facts.changes["orders"] = times
+    return facts
 
 
 def _facts(accepted: Sequence[Accepted] = (), **rows: Sequence[Row]) -> Facts:
     plan = next(p for p in (plan_of(n, postgres=True) for n in range(99)) if p.budget == 10)
-    facts = Facts(plan, World(), LocalSlack(), accepted, Counter())
+    facts = Facts(plan, World(), LocalSlack(), accepted)
     empty = ("deliveries", "incidents", "alerts", "mitigations", "obligations", "notices")
     facts.tables = {name: [*rows.get(name, ())] for name in (*empty, "journal")}
     return facts
