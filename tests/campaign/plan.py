@@ -134,7 +134,7 @@ def plan_of(seed: int, *, postgres: bool, upgrade: bool = False) -> Plan:
         twin=chance.choice((None, 0, 1, 2)),
         budget=chance.choice((1, 2, 2, 3)) if tight else 10,
         concurrency=10 if tight else chance.choice((10, 10, 2, 1)),
-        orders=_orders(seed, chance, _points(faults, happenings), replicas),
+        orders=_orders(seed, chance, _rare(faults, happenings), replicas),
         happenings=happenings,
         slow_store=0.006 if postgres and crowd and tight else 0.0,
         cut_over=tuple(2.0 + 3.0 * n for n in range(replicas)) if upgrade else (),
@@ -148,20 +148,23 @@ def _faults(chance: random.Random) -> tuple[str, ...]:
     return (*plain, *cluster, *cache)
 
 
-def _points(faults: Sequence[str], happenings: Sequence[Happening]) -> tuple[Point, ...]:
-    points = (*ALWAYS, *WITH_HOLD) if "scale" in faults else ALWAYS
+def _rare(faults: Sequence[str], happenings: Sequence[Happening]) -> tuple[Point, ...]:
+    """Return the points that are passed only because of what there is in a seed."""
+    held = WITH_HOLD if "scale" in faults else ()
     paused = any(happening.what == "pause" for happening in happenings)
-    return (*points, *WITH_PAUSE) if paused else points
+    return (*held, *(WITH_PAUSE if paused else ()))
 
 
 def _orders(
-    seed: int, chance: random.Random, points: Sequence[Point], replicas: int
+    seed: int, chance: random.Random, rare: Sequence[Point], replicas: int
 ) -> tuple[Order | None, ...]:
     """Give the first process the seed's own point, in turn; later ones get any, or none.
 
     A quarter of the seeds begin with a process that is held up between reservation and call.
     """
-    first = _order(chance, points[seed % len(points)], 1)
+    points = (*ALWAYS, *rare)
+    own = rare if rare and chance.random() < 0.5 else ALWAYS
+    first = _order(chance, own[seed % len(own)], 1)
     if chance.random() < 0.25:
         first = Order(RESERVED, 1, chance.choice((6.0, 10.0)))
     others = (chance.choice((*points, RESERVED, RESERVED)) for _ in range(3 * replicas))
