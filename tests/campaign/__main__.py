@@ -98,7 +98,7 @@ async def _tried(plan: Plan, ground: Ground, slot: Slot) -> Result:
 
 def _found(mutant: str, results: list[Result]) -> bool:
     kinds = {broken.kind for result in results for broken in result.broken}
-    return BREAKS[mutant] in kinds
+    return bool(BREAKS[mutant] & kinds)
 
 
 def _say(progress: Progress, result: Result, done: int) -> None:

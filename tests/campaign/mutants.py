@@ -61,13 +61,14 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
 """By name: the lock of reservations, the fencing by epoch, the end of the time in which a reserved
 call may begin, looking instead of repeating after a crash, and one call for a reservation."""
 BREAKS = {
-    "lock": "past a bound",
-    "epoch": "doubled",
-    "apply_before": "late",
-    "observe": "doubled",
-    "once": "doubled",
+    "lock": {"past a bound"},
+    "epoch": {"doubled"},
+    "apply_before": {"late"},
+    "observe": {"doubled", "late"},
+    "once": {"doubled"},
 }
-"""The promise that each does not keep: anything else that is broken does not find it."""
+"""What each does not keep, as ``judge.KINDS``: anything else that is broken does not find it. Who
+repeats instead of looking does so after the time, and twice where the first call arrived."""
 
 
 def tree_of(name: str, folder: Path) -> Path:
