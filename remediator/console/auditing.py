@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Protocol
@@ -19,6 +20,8 @@ from remediator.verifying import Verification
 
 _AT_ONCE = 64 * 1024
 """Bytes that are sent together."""
+_TAKEN_WITHIN = 60.0
+"""Seconds in which whoever reads has to take them."""
 
 _log = structlog.get_logger(__name__)
 
@@ -57,12 +60,13 @@ def audit_routes(audit: Audit) -> tuple[Route, ...]:
                 async for record in records:
                     waiting += _line(record)
                     if len(waiting) >= _AT_ONCE:
-                        await answer.write(bytes(waiting))
+                        async with asyncio.timeout(_TAKEN_WITHIN):
+                            await answer.write(bytes(waiting))
                         waiting.clear()
                 await answer.write(bytes(waiting))
                 await answer.write_eof()
-            except (RemediatorError, ConnectionError) as error:
-                _log.warning("audit_export_broke_off", reason=str(error))
+            except (RemediatorError, ConnectionError, TimeoutError) as error:
+                _log.warning("audit_export_broke_off", reason=str(error) or "it was not read")
                 answer.force_close()
                 if call.request.transport is not None:
                     call.request.transport.abort()  # so that it is not taken for complete

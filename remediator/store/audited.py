@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator import audit
 from remediator.audit import Begin, End, Entry, Head, Keys, Part
-from remediator.errors import Refused
+from remediator.errors import Refused, StoreUnavailable
 from remediator.store import tables as t
 from remediator.store.database import Database
 from remediator.store.journal import append
@@ -20,15 +21,21 @@ from remediator.verifying import Verification, Verifier
 PAGE = 500
 """Rows that are read at a time."""
 PATIENCE = 60
-"""Seconds that a reader of the export may let us wait before the database ends it."""
+"""Seconds that a reader of the export may let us wait before it is ended."""
+WITHIN = 600.0
+"""Seconds that one export may take: it holds a connection, and an old state of the store."""
 
 
 class Audit:
-    """Reads the journal in the order in which it was written; every read is of one moment."""
+    """Reads the journal in the order in which it was written; every read is of one moment.
+
+    One at a time: slow readers may not take the connections that the service works with.
+    """
 
     def __init__(self, database: Database, keys: Keys | None) -> None:
         self._database = database
         self._keys = keys
+        self._reading = asyncio.Lock()
 
     async def begin(self) -> None:
         """Write the first entry of all, from which on lines are sealed; once."""
@@ -60,8 +67,15 @@ class Audit:
         return verifier.result()
 
     async def export(self, part: Part) -> AsyncGenerator[Begin | Entry | Head | End, None]:
-        """Yield the entries of ``part`` in their order, then how far each chain goes."""
-        async with self._database.read() as connection:
+        """Yield the entries of ``part`` in their order, then how far each chain goes.
+
+        Raises ``StoreUnavailable`` where another one is under way, and after ``WITHIN``.
+        """
+        if self._reading.locked():
+            raise StoreUnavailable("the audit is being read already; try again when that is done")
+        clock = asyncio.get_running_loop().time
+        end = clock() + WITHIN
+        async with self._reading, self._database.read() as connection:
             if self._database.is_postgres:
                 limit = f"SET LOCAL idle_in_transaction_session_timeout = '{PATIENCE}s'"
                 await connection.execute(text(limit))
@@ -76,6 +90,8 @@ class Audit:
             entries = 0
             async for row in _paged(connection, lines, t.journal, "id"):
                 entries += 1
+                if clock() > end:
+                    raise StoreUnavailable(f"the export took longer than {WITHIN:g} s")
                 yield _entry(row)
             async for row in _paged(connection, heads, t.chains, "chain"):
                 yield Head(**row)

@@ -14,7 +14,7 @@ from sqlalchemy import func, select, text
 
 from remediator.app.retaining import age_of, delete_old
 from remediator.audit import OPERATORS, Entry, Key, Keys, Part
-from remediator.errors import Refused
+from remediator.errors import Refused, StoreUnavailable
 from remediator.model import Bound, Limits, Mode, Source
 from remediator.safeguards import Growth, Safeguards
 from remediator.store import Store, open_store, tables
@@ -339,6 +339,18 @@ async def test_one_incident_alone_can_be_read_with_its_head(history: History) ->
     begin, *part, head, end = [r async for r in history.bench.store.audit.export(asked)]
     assert (begin.kind, head.kind, end.kind) == ("export", "head", "end")
     assert {record.chain for record in part if isinstance(record, Entry)} == {history.closed}
+
+
+async def test_who_reads_the_audit_slowly_takes_one_connection_and_no_more(
+    history: History,
+) -> None:
+    slow = history.bench.store.audit.export(Part())
+    await anext(slow)
+    for _ in range(8):
+        with pytest.raises(StoreUnavailable, match="being read already"):
+            await history.verify()
+    await slow.aclose()
+    assert (await history.verify()).ok
 
 
 async def test_a_write_that_is_undone_leaves_no_entry_and_no_hole(history: History) -> None:
