@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from remediator.errors import ConfigError
 from remediator.mitigation import acting, deciding, judging
 from remediator.model import IncidentOutcome, Phase
-from remediator.store.queue import Claim, Transition
+from remediator.store.claimed import Claim
+from remediator.store.queue import Transition
 from remediator.triage import diagnosing
 from remediator.work import Surroundings, Work, close
 

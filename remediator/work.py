@@ -35,8 +35,9 @@ from remediator.model import (
 from remediator.playbook import CHECK_TIMEOUT, Context, Parameters, Playbook, PlaybookSet
 from remediator.ports import Lever, Port
 from remediator.safeguards import Allowance
+from remediator.store.claimed import Claim
 from remediator.store.ledger import Ledger, Settlement, Standing
-from remediator.store.queue import Claim, Transition
+from remediator.store.queue import Transition
 from remediator.views import TimelineEvent
 
 PATIENCE = timedelta(minutes=10)

@@ -30,10 +30,11 @@ from remediator.ports import Notifier
 from remediator.report.deliver import deliver
 from remediator.report.escalating import Escalating
 from remediator.store import Store
+from remediator.store.claimed import Claim
 from remediator.store.claims import GIVEN_BACK_WITHIN, given_back
 from remediator.store.database import patiently
 from remediator.store.episodes import Correlation
-from remediator.store.queue import Claim, Transition
+from remediator.store.queue import Transition
 from remediator.triage.incidents import correlate
 from remediator.triage.match import Match, match
 from remediator.work import Surroundings, close

@@ -19,9 +19,10 @@ from remediator.model import (
 )
 from remediator.safeguards import Allowance
 from remediator.store import tables as t
+from remediator.store.claimed import Claim
 from remediator.store.database import Database
 from remediator.store.ledger import Judge, Ledger, Standing
-from remediator.store.queue import Claim, Queue, Transition
+from remediator.store.queue import Queue, Transition
 from remediator.work import Surroundings
 from tests.engine_processes import Build, WatchedLever
 

@@ -33,11 +33,12 @@ from remediator.report.deliver import deliver
 from remediator.safeguards import Allowance
 from remediator.store import Store
 from remediator.store import tables as t
+from remediator.store.claimed import LEASE, Claim
 from remediator.store.database import Database, patiently
 from remediator.store.inbox import Inbox
 from remediator.store.ledger import Judge, Ledger, Standing
 from remediator.store.obligations import Obligations
-from remediator.store.queue import LEASE, Claim, Queue, Transition
+from remediator.store.queue import Queue, Transition
 from remediator.testing import World, WorldLever
 from remediator.work import Levers, Surroundings
 from tests.engine_gates import Door, Gate, Loss, Point

@@ -20,7 +20,7 @@ from remediator.model import (
 )
 from remediator.store import Store
 from remediator.store import tables as t
-from remediator.store.queue import LEASE
+from remediator.store.claimed import LEASE
 from tests.engine_senders import Senders
 from tests.engine_world import Scene
 

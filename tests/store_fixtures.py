@@ -42,7 +42,8 @@ from remediator.pipeline import take_step
 from remediator.playbook import Context, Findings, Parameters, Playbook, PlaybookSet, alertnames
 from remediator.safeguards import Safeguards
 from remediator.store import Store, open_store, tables
-from remediator.store.queue import Claim, Transition
+from remediator.store.claimed import Claim
+from remediator.store.queue import Transition
 from remediator.testing import FrozenClock, World, WorldLever, firing_alert, items
 from remediator.triage.incidents import correlate
 from remediator.triage.match import Match, match

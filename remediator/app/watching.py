@@ -9,7 +9,8 @@ import structlog
 from remediator.errors import StoreUnavailable
 from remediator.model import Phase
 from remediator.store import Store
-from remediator.store.queue import Claim, Transition
+from remediator.store.claimed import Claim
+from remediator.store.queue import Transition
 from remediator.telemetry import Telemetry
 
 BACKLOG_EVERY = 5.0

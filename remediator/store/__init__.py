@@ -13,6 +13,7 @@ from remediator.live import Announce
 from remediator.model import Bound
 from remediator.store.approvals import Clicks
 from remediator.store.audited import Audit
+from remediator.store.claimed import LEASE
 from remediator.store.commands import Commands
 from remediator.store.database import Database, open_database
 from remediator.store.escalations import Escalations
@@ -21,7 +22,7 @@ from remediator.store.inbox import Inbox
 from remediator.store.ledger import Ledger
 from remediator.store.notices import Notices
 from remediator.store.obligations import Obligations
-from remediator.store.queue import LEASE, Queue
+from remediator.store.queue import Queue
 from remediator.store.records import Records
 from remediator.store.repeats import NoRepeats, Repeats
 from remediator.store.retention import Retention

@@ -26,12 +26,13 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
+from remediator.store.claimed import incident_of
 from remediator.store.claims import claim_due, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
 from remediator.store.ledger import close_entries, entry_of
-from remediator.store.queue import close_unread, incident_of, request_notice
+from remediator.store.queue import close_unread, request_notice
 
 _log = structlog.get_logger(__name__)
 

@@ -12,16 +12,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from pydantic import AwareDatetime, Field, ValidationError
-from sqlalchemy import CursorResult, Select, case, func, insert, literal, select, update
+from pydantic import Field, ValidationError
+from sqlalchemy import case, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import OwnershipLost
 from remediator.live import Announce, Happening
-from remediator.maintenance import Window
 from remediator.model import (
-    Alert,
-    AlertStatus,
     Duration,
     Finding,
     Incident,
@@ -38,12 +35,12 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.acknowledging import begin_escalation
+from remediator.store.claimed import LEASE, Claim, read_claim
 from remediator.store.claims import claim_due, release_claimed, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
 from remediator.store.ledger import Settlement, close_entries, entry_of, insert_entry, settle
-from remediator.store.windows import windows_over
 from remediator.views import TimelineEvent
 
 _GOOD_ENDS = (
@@ -53,43 +50,10 @@ _GOOD_ENDS = (
 )
 _log = structlog.get_logger(__name__)
 
-LEASE = timedelta(seconds=5)
-"""Time after which a silent owner's incident is taken over; renewed at a third of it."""
 LONGEST = 8.0
 """Times the lease that claims may last while the store is slower than the lease allows for."""
 _EASES = 0.9
 """What each finished step leaves of that stretch."""
-RECENT = timedelta(days=1)
-"""Age of an incident, at the opening of another, up to which its alerts are the other's matter."""
-NEIGHBOURS = 50
-"""Most alerts of other incidents that a step sees."""
-
-
-class Claim(Value):
-    """One incident to take one step with, and the right to write its result."""
-
-    incident: Incident
-    alerts: tuple[Alert, ...]
-    proposal: Proposal | None
-    entries: tuple[LedgerEntry, ...]
-    """Its rows in the ledger, oldest first."""
-    beside: tuple[str, ...]
-    """Playbooks that are at work on other open incidents of the same service."""
-    neighbours: tuple[Alert, ...]
-    """Alerts of the same service that fire now, of other recent incidents; the newest."""
-    samples: tuple[Sample, ...]
-    """Looks at the mitigation that is in flight."""
-    windows: tuple[Window, ...] = ()
-    """Ordered maintenance windows over it since it was opened."""
-    now: AwareDatetime
-    """The store's time at the claim."""
-    lease: Duration = LEASE
-    """Time that it is ours, at the claim and after every renewal."""
-
-    @property
-    def firing(self) -> bool:
-        """Whether any of its alerts still fires."""
-        return any(alert.status is AlertStatus.FIRING for alert in self.alerts)
 
 
 class Transition(Value):
@@ -332,7 +296,7 @@ async def _load_or_close(
 ) -> Claim | None:
     """Read a claimed row; one that this version cannot read goes to a human and blocks nobody."""
     try:
-        return await _load(connection, row, now, lease)
+        return await read_claim(connection, row, now, lease)
     except ValidationError as error:
         _log.error("incident_unreadable", incident_id=row["id"], reason=str(error))
         await close_unread(connection, row["id"], now)
@@ -367,60 +331,6 @@ async def close_unread(
     await request_notice(connection, incident, now)
 
 
-async def _load(connection: AsyncConnection, row: Any, now: datetime, lease: timedelta) -> Claim:
-    incident = incident_of(row)
-    mine = t.mitigations.c.incident_id == incident.id
-    entries = await connection.execute(
-        select(t.mitigations).where(mine).order_by(t.mitigations.c.created_at, t.mitigations.c.id)
-    )
-    samples = await connection.execute(
-        select(t.samples)
-        .join(t.mitigations, t.mitigations.c.id == t.samples.c.mitigation_id)
-        .where(mine, t.mitigations.c.in_flight)
-        .order_by(t.samples.c.at)
-    )
-    return Claim(
-        incident=incident,
-        alerts=await incident_alerts(connection, incident.id),
-        beside=tuple(await connection.scalars(_beside(incident))),
-        neighbours=_alerts(await connection.execute(_neighbours(incident))),
-        proposal=None if row["proposal"] is None else Proposal.model_validate(row["proposal"]),
-        entries=tuple(entry_of(entry) for entry in entries.mappings()),
-        samples=tuple(
-            Sample.model_validate({name: sample[name] for name in Sample.model_fields})
-            for sample in samples.mappings()
-        ),
-        windows=tuple(await windows_over(connection, incident, incident.opened_at, now)),
-        now=now,
-        lease=lease,
-    )
-
-
-def _beside(incident: Incident) -> Select[Any]:
-    return (
-        select(t.incidents.c.playbook)
-        .where(t.incidents.c.state == IncidentState.OPEN, t.incidents.c.id != incident.id)
-        .where(t.incidents.c.system == incident.system)
-        .where(t.incidents.c.service == incident.service, t.incidents.c.playbook.is_not(None))
-        .distinct()
-        .order_by(t.incidents.c.playbook)
-    )
-
-
-def _neighbours(incident: Incident) -> Select[Any]:
-    return (
-        select(t.alerts)
-        .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
-        .where(t.alerts.c.status == AlertStatus.FIRING)
-        .where(t.incidents.c.id != incident.id, t.incidents.c.replay_of.is_(None))
-        .where(t.incidents.c.system == incident.system)
-        .where(t.incidents.c.service == incident.service)
-        .where(t.incidents.c.opened_at > incident.opened_at - RECENT)
-        .order_by(t.alerts.c.first_seen_at.desc())
-        .limit(NEIGHBOURS)
-    )
-
-
 async def owe(connection: AsyncConnection, mitigation: MitigationId, now: datetime) -> None:
     """Note, where the change is temporary, that it has to be taken back at its hold time."""
     query = select(t.mitigations).where(t.mitigations.c.id == mitigation)
@@ -429,25 +339,3 @@ async def owe(connection: AsyncConnection, mitigation: MitigationId, now: dateti
         due = now + entry.mitigation.hold
         row = {"mitigation_id": mitigation, "due_at": due, "epoch": 0, "attempts": 0}
         await connection.execute(insert(t.obligations), row)
-
-
-async def incident_alerts(connection: AsyncConnection, incident: str) -> tuple[Alert, ...]:
-    """Return the incident's alerts as they stand, oldest first."""
-    rows = await connection.execute(
-        select(t.alerts)
-        .where(t.alerts.c.incident_id == incident)
-        .order_by(t.alerts.c.first_seen_at, t.alerts.c.id)
-    )
-    return _alerts(rows)
-
-
-def _alerts(rows: CursorResult[Any]) -> tuple[Alert, ...]:
-    return tuple(
-        Alert.model_validate({name: row[name] for name in Alert.model_fields})
-        for row in rows.mappings()
-    )
-
-
-def incident_of(row: Any) -> Incident:
-    """Read an incident's row."""
-    return Incident.model_validate({name: row[name] for name in Incident.model_fields})

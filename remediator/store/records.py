@@ -22,11 +22,11 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
+from remediator.store.claimed import incident_alerts
 from remediator.store.database import Database
 from remediator.store.inbox import delivery_of
 from remediator.store.ledger import STEP as LEDGER
 from remediator.store.ledger import Ledger
-from remediator.store.queue import incident_alerts
 from remediator.views import (
     AlertView,
     DeadLetterView,

@@ -38,7 +38,7 @@ from remediator.model import (
 )
 from remediator.pipeline import take_step
 from remediator.safeguards import Allowance
-from remediator.store.queue import Claim
+from remediator.store.claimed import Claim
 from remediator.testing import World, items
 from remediator.work import Work
 from tests.store_fixtures import WIDE, Bench, OpenBench, a_service, resolved

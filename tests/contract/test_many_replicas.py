@@ -18,7 +18,7 @@ from remediator.errors import StoreUnavailable
 from remediator.model import Limits, Phase
 from remediator.pipeline import take_step
 from remediator.store import open_store
-from remediator.store.queue import Claim
+from remediator.store.claimed import Claim
 from remediator.testing import FrozenClock, World, firing_alert
 from remediator.worker import STEPS_AT_ONCE
 from tests.pgbouncer_fixtures import pgbouncer

@@ -28,7 +28,8 @@ from remediator.model import (
 )
 from remediator.pipeline import take_step
 from remediator.safeguards import Allowance, Safeguards, Spread
-from remediator.store.queue import LEASE, Claim, Transition
+from remediator.store.claimed import LEASE, Claim
+from remediator.store.queue import Transition
 from remediator.testing import FrozenClock, World, items
 from remediator.work import Work
 from tests.store_fixtures import WIDE, Bench, OpenBench, a_delivery, a_service, resolved
