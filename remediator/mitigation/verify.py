@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 import structlog
 
@@ -45,33 +46,45 @@ def verdict(
 ) -> Verdict | None:
     """Judge what was seen since ``since``; None while it is too early.
 
-    Better needs an unbroken run of good samples over the hold time (a long gap breaks it: nobody
-    looked), the shorter hold once the
+    Better needs an unbroken run of good samples over the hold time, the shorter hold once the
     sender itself says that the alert resolved. At the deadline the last sample decides, but a
     good run under way is given the time to complete.
+
+    Nobody looked in a long gap, nor in one that a clock made: it breaks a run, and proves nothing
+    else. So the deadline is counted in time in which looks were taken. What looks better whenever
+    somebody can look is never put back for want of looks: a human gets it in the end.
     """
-    good = _good_run(samples, 2 * verification.interval + timedelta(seconds=SAMPLE_TIMEOUT))
+    gap = 2 * verification.interval + timedelta(seconds=SAMPLE_TIMEOUT)
+    good = _good_run(samples, gap)
     hold = verification.hold_resolved if resolved else verification.hold
     if len(good) > 1 and good[0].at - good[-1].at >= hold:
         seconds = (good[0].at - good[-1].at).total_seconds()
         reason = f"{good[0].evidence} (held for {seconds:.0f} s over {len(good)} samples)"
         return Verdict(assessment=Assessment.BETTER, reason=reason)
-    end = since + verification.deadline + (hold if good else timedelta(0))
-    if now < end or not samples:
+    looked = _looked([since, *(sample.at for sample in samples), now], gap, verification.interval)
+    if not samples or looked < verification.deadline:
         return None
     last = samples[-1]
-    if last.assessment is Assessment.BETTER:
-        reason = f"it did not stay better for long enough: {last.evidence}"
-        return Verdict(assessment=Assessment.NOT_BETTER, reason=reason)
-    return Verdict(assessment=last.assessment, reason=last.evidence)
+    if last.assessment is not Assessment.BETTER:
+        return Verdict(assessment=last.assessment, reason=last.evidence)
+    if looked < verification.deadline + 2 * hold + gap:
+        return None
+    reason = f"it is better, but nobody could look without gaps for long enough: {last.evidence}"
+    return Verdict(assessment=Assessment.CANNOT_TELL, reason=reason)
 
 
 def _good_run(samples: Sequence[Sample], gap: timedelta) -> list[Sample]:
     """Return the unbroken run of good samples at the end, newest first."""
     run: list[Sample] = []
     for sample in reversed(samples):
-        unseen = bool(run) and run[-1].at - sample.at > gap
-        if sample.assessment is not Assessment.BETTER or unseen:
+        seen = not run or timedelta(0) <= run[-1].at - sample.at <= gap
+        if sample.assessment is not Assessment.BETTER or not seen:
             break
         run.append(sample)
     return run
+
+
+def _looked(times: Sequence[datetime], gap: timedelta, interval: timedelta) -> timedelta:
+    """Add the time up between looks; a gap counts as one interval, so that there is an end."""
+    passed = (after - before for before, after in pairwise(times))
+    return sum((one if timedelta(0) <= one <= gap else interval for one in passed), timedelta(0))

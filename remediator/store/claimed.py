@@ -73,7 +73,7 @@ async def read_claim(
         select(t.samples)
         .join(t.mitigations, t.mitigations.c.id == t.samples.c.mitigation_id)
         .where(mine, t.mitigations.c.in_flight)
-        .order_by(t.samples.c.at)
+        .order_by(t.samples.c.id)  # not by their time: the clock may have been put back
     )
     return Claim(
         incident=incident,
