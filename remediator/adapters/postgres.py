@@ -7,7 +7,8 @@ Reader and lever are two classes, for two roles: the reader needs ``pg_monitor``
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import structlog
@@ -43,6 +44,8 @@ from remediator.model import (
 )
 from remediator.ports import ConnectionUsage, Session
 
+LONGEST = 5.0
+"""Seconds after which no further session of one change is signalled."""
 POLL = 0.05
 """Seconds between two looks at sessions that were signalled."""
 
@@ -131,6 +134,13 @@ class PostgresLever(_Opened):
     kinds = frozenset(KINDS)
     conditional = True
 
+    def __init__(
+        self, dsn: str, *, name: str = "database", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Keep the secret ``dsn``; ``name`` is what errors call it, ``clock`` counts seconds."""
+        super().__init__(dsn, name=name)
+        self._clock = clock
+
     async def prepare(self, mitigation: Mitigation) -> Preparation:
         """Keep the items that still hold; refuse when none does or a right is missing."""
         plan = read_plan(mitigation)
@@ -154,14 +164,15 @@ class PostgresLever(_Opened):
         return Preparation(mitigation=cut, before=before)
 
     async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
-        """Signal each session that is still exactly the one meant, in order."""
+        """Signal each session that is still exactly the one meant, in order, while there is time."""
+        end = self._clock() + LONGEST
         plan = read_plan(preparation.mitigation)
         items: dict[str, ItemOutcome] = {}
         for key in plan.meant:
             if lost(items):
                 items[key] = not_applied(key, "not sent: an earlier answer was lost")
             else:
-                items[key] = await self._signal(plan, key)
+                items[key] = await self._signal(plan, key, end)
         seen = await self._wait_for(plan, [key for key in items if may_be_done(items[key])])
         outcome = outcome_of(settled(plan, items[key], seen) for key in items)
         _log.info("sessions_signalled", effect_key=effect_key, state=outcome.state.value)
@@ -193,12 +204,17 @@ class PostgresLever(_Opened):
             rows = await connection.fetch(sql.SESSIONS, list(plan.bounds.app_roles), plan.pids)
         return {row["pid"]: Live(_session(dict(row)), bool(row["signable"])) for row in rows}
 
-    async def _signal(self, plan: Plan, key: str) -> ItemOutcome:
+    async def _signal(self, plan: Plan, key: str, end: float) -> ItemOutcome:
+        too_late = not_applied(key, f"not begun: {LONGEST:g} s have passed")
+        if self._clock() > end:
+            return too_late
         meant = plan.meant[key]
         guard = (meant.backend_start, meant.since, plan.bounds.min_age)
         sent, answer = False, None
         try:
             async with self._connection.transaction() as connection:
+                if self._clock() > end:  # the connection may have been waited for
+                    return too_late
                 sent = True
                 roles = list(plan.bounds.app_roles)
                 answer = await connection.fetch(sql.SIGNALS[plan.name], roles, [meant.pid], *guard)

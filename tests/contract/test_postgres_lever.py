@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -350,6 +351,23 @@ async def test_observe_tells_before_from_after(scene: Scene, lever: PostgresLeve
     assert (await lever.observe(preparation, "key")).state is MitigationState.NOT_APPLIED
     await lever.apply(preparation, "key")
     assert (await lever.observe(preparation, "key")).state is MitigationState.APPLIED
+
+
+async def test_who_was_held_up_signals_nobody_any_more(scene: Scene) -> None:
+    leaks = [await scene.leak(n) for n in (1, 2, 3)]
+    seconds = count(step=2.0)  # so that all but the first come too late
+    dsn = scene.dsn_as("lever")
+    async with PostgresLever(dsn, clock=lambda: next(seconds)) as lever:
+        preparation = await lever.prepare(await plan(scene, "end_sessions", leaks))
+        outcome = await lever.apply(preparation, "key")
+    assert outcome.state is MitigationState.APPLIED
+    assert [item.state for item in outcome.items] == [
+        MitigationState.APPLIED,
+        MitigationState.NOT_APPLIED,
+        MitigationState.NOT_APPLIED,
+    ]
+    assert outcome.items[1].detail == "not begun: 5 s have passed"
+    assert [await gone(scene, leak) for leak in leaks] == [True, False, False]
 
 
 async def test_second_apply_touches_nothing(scene: Scene, lever: PostgresLever) -> None:
