@@ -11,7 +11,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -46,12 +46,12 @@ ANSWER_WITHIN = 4.0
 COUNT_KEYS = 200_000
 COUNT_WITHIN = 3.0
 """Budget of one count for a diagnosis: keys and seconds."""
-WALK_WITHIN = 10.0
-"""Seconds for one walk over all keys when something is changed."""
-REMOVE_WITHIN = 8.0
-"""Seconds after which a removal stops, with what it has done until then."""
-LOOK_WITHIN = 4.0
-"""Seconds for the walk that counts what is left."""
+WALK_WITHIN = 5.0
+"""Seconds for one walk over all keys when something is changed, or looked up."""
+REMOVE_WITHIN = 6.0
+"""Seconds, from its beginning, after which a change removes nothing further."""
+LOOK_WITHIN = 2.0
+"""Seconds for counting what is left."""
 
 _NEEDED = (("SCAN", "0"), ("DBSIZE",), ("INFO", "server"))
 _GLOB = re.compile(rb"[\\*?\[\]^-]")
@@ -64,7 +64,7 @@ class _RightsUnknown(BackendRefused):
 
 
 class _OutOfTime(BackendUnavailable):
-    """There are more keys than can be looked at in the time."""
+    """It takes longer than it may, such as looking at so many keys."""
 
 
 class _Opened:
@@ -212,10 +212,18 @@ class RedisLever(_Opened):
     kinds = frozenset({UNLINK})
     conditional = False
 
-    def __init__(self, url: str, *, prefixes: Sequence[str], name: str = "redis") -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefixes: Sequence[str],
+        name: str = "redis",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Keep the writer's ``url`` and the only ``prefixes`` whose keys may ever be removed."""
         super().__init__(url, name=name)
         self._prefixes = tuple(prefixes)
+        self._clock = clock
 
     async def prepare(self, mitigation: Mitigation) -> Preparation:
         """Count what would go; refuse what is no cache, too much, or nothing."""
@@ -231,14 +239,17 @@ class RedisLever(_Opened):
 
     async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
         """Remove the keys, a batch at a time, and count the others before and after."""
+        end = self._clock() + REMOVE_WITHIN
         prefix, most = self._meant(preparation.mitigation)
         try:
             await self._require_single()
             keys = await self._matching(prefix, most)
             before = await self._others(len(keys))
+            if self._clock() > end:
+                raise _OutOfTime(f"{REMOVE_WITHIN:g} s have passed")
         except RemediatorError as error:
             return _outcome(prefix, MitigationState.NOT_APPLIED, f"nothing was removed: {error}")
-        outcome = await self._remove(prefix, keys, before)
+        outcome = await self._remove(prefix, keys, before, end)
         state = outcome.state.value
         _log.info("keys_removed", effect_key=effect_key, backend=self._name, state=state)
         return outcome
@@ -305,12 +316,10 @@ class RedisLever(_Opened):
         if info.get("role") not in {"master", b"master"}:
             raise BackendRefused(f"{self._name}: is a replica; give the writer the primary's URL")
 
-    async def _matching(
-        self, prefix: str, most: int | None, within: float = WALK_WITHIN
-    ) -> list[bytes]:
+    async def _matching(self, prefix: str, most: int | None) -> list[bytes]:
         """List the keys of the prefix, each once; refuse more than ``most``."""
         start, found = prefix.encode(), set[bytes]()
-        async for keys in self._keys(within, _GLOB.sub(rb"\\\g<0>", start) + b"*"):
+        async for keys in self._keys(WALK_WITHIN, _GLOB.sub(rb"\\\g<0>", start) + b"*"):
             found.update(key for key in keys if key.startswith(start))
             if most is not None and len(found) > most:
                 raise BackendRefused(f"{self._name}: more than {most} keys begin with {prefix!r}")
@@ -319,11 +328,11 @@ class RedisLever(_Opened):
     async def _others(self, matching: int) -> int:
         return int(await self._ask("DBSIZE")) - matching
 
-    async def _remove(self, prefix: str, keys: list[bytes], others: int) -> Outcome:
-        removed, deadline = 0, time.monotonic() + REMOVE_WITHIN
+    async def _remove(self, prefix: str, keys: list[bytes], others: int, end: float) -> Outcome:
+        removed = 0
         try:
             for start in range(0, len(keys), BATCH):
-                if time.monotonic() > deadline:
+                if self._clock() > end:
                     break
                 removed += int(await self._ask("UNLINK", *keys[start : start + BATCH]))
         except BackendRefused as error:
@@ -341,8 +350,9 @@ class RedisLever(_Opened):
 
     async def _counted_after(self, prefix: str) -> str:
         try:
-            return str(await self._others(len(await self._matching(prefix, None, LOOK_WITHIN))))
-        except RemediatorError:
+            async with asyncio.timeout(LOOK_WITHIN):
+                return str(await self._others(len(await self._matching(prefix, None))))
+        except (RemediatorError, TimeoutError):
             return "unknown"
 
 

@@ -33,12 +33,13 @@ from remediator.store.queue import Transition
 from remediator.work import SEEN_AGAIN, Work
 
 CALL_TIMEOUT = 30.0
-"""Seconds that one verb of a lever may take; a later answer counts as lost."""
+"""Seconds that looking, or putting back, may take; a later answer counts as lost."""
+PULL_TIMEOUT = 10.0
+"""Seconds that making a change may take, all waiting and reading of its adapter included."""
 SETTLE_TIME = timedelta(seconds=2)
 """Time past ``apply_before`` after which a call begun in time has reached its backend."""
-LATEST = timedelta(seconds=12)
-"""Time past ``apply_before`` up to which a call that is not seen may still take effect: the longest
-call of an adapter and ``SETTLE_TIME``."""
+LATEST = timedelta(seconds=PULL_TIMEOUT) + SETTLE_TIME
+"""Time past ``apply_before`` up to which a call that is not seen may still take effect."""
 TELLS_WITHIN = timedelta(minutes=1)
 """Time past ``apply_before`` in which what is seen may still come to tell: a half-open breaker closes
 or opens. What was removed in part, or has grown again, never will."""
@@ -77,7 +78,7 @@ async def pull(
     if clock() >= deadline:
         detail = "not begun: the time in which it might be applied was over"
         return Outcome(state=MitigationState.NOT_APPLIED, detail=detail)
-    return await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key))
+    return await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key), PULL_TIMEOUT)
 
 
 async def observe(lever: Lever, entry: LedgerEntry) -> Outcome:
@@ -99,7 +100,7 @@ async def revert(lever: Lever, entry: LedgerEntry, *, in_steps: bool = False) ->
         except BackendRefused as error:
             return Outcome(state=MitigationState.NOT_APPLIED, detail=str(error))
 
-    return await _called(call)
+    return await _called(call, CALL_TIMEOUT)
 
 
 def preparation_of(entry: LedgerEntry) -> Preparation:
@@ -136,12 +137,12 @@ def not_prepared(
     return work.again(str(error), event).model_copy(update={"entry": entry})
 
 
-async def _called(call: Callable[[], Awaitable[Outcome]]) -> Outcome:
+async def _called(call: Callable[[], Awaitable[Outcome]], within: float) -> Outcome:
     try:
-        async with asyncio.timeout(CALL_TIMEOUT):
+        async with asyncio.timeout(within):
             return await call()
     except TimeoutError:
-        detail = f"no answer within {CALL_TIMEOUT:g} s"
+        detail = f"no answer within {within:g} s"
     except (TemporaryError, PermanentError) as error:
         detail = str(error)
     except Exception as error:  # noqa: BLE001 - whatever happened, the change may have been made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -297,6 +298,21 @@ async def test_rights_that_cannot_be_asked_are_told_but_do_not_stop(
     assert "+acl|dryrun" in sense.reason
     assert outcome.state is MitigationState.APPLIED
     assert await redis_scene.keys() == OTHERS
+
+
+@pytest.mark.parametrize(("seconds", "gone"), [(2.0, 1000), (7.0, 0)])
+async def test_a_removal_that_was_held_up_removes_nothing_further(
+    redis_scene: RedisScene, seconds: float, gone: int
+) -> None:
+    await redis_scene.fill()
+    passed = count(step=seconds)
+    url, prefixes = redis_scene.url, ["cache:"]
+    async with RedisLever(url, prefixes=prefixes, clock=lambda: next(passed)) as lever:
+        preparation = await lever.prepare(removal_of("cache:"))
+        outcome = await lever.apply(preparation, "key")
+    made = MitigationState.APPLIED if gone else MitigationState.NOT_APPLIED
+    assert outcome.state is made
+    assert len(await redis_scene.keys()) == 1901 - gone
 
 
 # --- answers that get lost --------------------------------------------------------------------
