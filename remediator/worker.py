@@ -214,13 +214,14 @@ class Worker:
 
     async def _claim(self) -> bool:
         free = STEPS_AT_ONCE - len(self._steps)
+        asked = asyncio.get_running_loop().time()
         claims = await self._store.queue.claim(free) if free > 0 else []
         for claim in claims:
             if self._stopping.is_set():  # claimed in the moment of stopping: for whoever comes
                 await self._store.queue.release(claim)
                 continue
             name = f"step {claim.incident.id}"
-            task = self._group.create_task(self._work_on(claim), name=name)
+            task = self._group.create_task(self._work_on(claim, asked), name=name)
             self._steps.add(task)
             task.add_done_callback(self._step_ended)
         return free > 0 and len(claims) == free
@@ -230,7 +231,7 @@ class Worker:
         self._bell.incidents.set()
         self._bell.notices.set()
 
-    async def _work_on(self, claim: Claim) -> None:
+    async def _work_on(self, claim: Claim, since: float) -> None:
         incident = claim.incident
         with structlog.contextvars.bound_contextvars(
             incident_id=incident.id, playbook=incident.playbook, phase=incident.phase
@@ -240,9 +241,9 @@ class Worker:
             try:
                 async with (
                     given_back(self._store.queue.release, claim),
-                    self._leased(claim),
+                    self._leased(claim, since) as lease,
                 ):
-                    result = await self._step(claim)
+                    result = await self._step(claim, lease)
             except OwnershipLost as error:
                 _log.warning("ownership_lost", reason=str(error))
             except StoreUnavailable as error:  # the lease runs out and somebody takes over
@@ -252,10 +253,11 @@ class Worker:
             seconds = asyncio.get_running_loop().time() - started
             self._watcher.step_taken(claim, result, seconds)
 
-    async def _step(self, claim: Claim) -> Transition | None:
+    async def _step(self, claim: Claim, lease: asyncio.Timeout) -> Transition | None:
         """Take the step and store its result; count what fails unexpectedly, and give up."""
         try:
             result = await take_step(self._around, claim)
+            lease.reschedule(None)  # a result may come late: the epoch says whether it still counts
             await self._finish(claim, result)
         except (OwnershipLost, StoreUnavailable):
             raise
@@ -280,34 +282,43 @@ class Worker:
             loop.call_later(result.due_in.total_seconds(), self._bell.incidents.set)
 
     @contextlib.asynccontextmanager
-    async def _leased(self, claim: Claim) -> AsyncIterator[None]:
-        """Keep the claim while the step runs; cancel the step when it is lost."""
-        step = asyncio.current_task()
-        lost = False
+    async def _leased(self, claim: Claim, since: float) -> AsyncIterator[asyncio.Timeout]:
+        """Keep the claim, asked for at ``since``, while the step runs; end the step with its lease.
 
-        async def renew() -> None:
-            nonlocal lost
+        By our own clock: a store that is away says to nobody that the lease is over. What the step
+        was at is left as it is, for whoever claims it next to look at.
+        """
+        clock, lasts = asyncio.get_running_loop().time, claim.lease.total_seconds()
+        slow = True
+
+        async def renew(lease: asyncio.Timeout) -> None:
+            nonlocal slow
             while True:
-                await asyncio.sleep(claim.lease.total_seconds() / 3)
+                await asyncio.sleep(lasts / 3)
+                until = clock() + lasts
                 try:
                     await self._store.queue.renew(claim)
+                    slow = True
                 except StoreUnavailable as error:
+                    slow = False
                     _log.warning("lease_not_renewed", reason=str(error))
+                    continue
                 except OwnershipLost:
-                    lost = True
-                    if step is not None:
-                        step.cancel()
-                    return
+                    slow, until = False, clock()
+                if lease.when() is not None and not lease.expired():
+                    lease.reschedule(until)
 
-        renewal = asyncio.create_task(renew(), name=f"lease {claim.incident.id}")
         try:
-            yield
-        except asyncio.CancelledError:
-            if lost and step is not None and step.uncancel() == 0:
-                raise OwnershipLost(f"{claim.incident.id} was claimed meanwhile") from None
-            raise
-        finally:
-            renewal.cancel()
+            async with asyncio.timeout_at(since + lasts) as lease:
+                renewal = asyncio.create_task(renew(lease), name=f"lease {claim.incident.id}")
+                try:
+                    yield lease
+                finally:
+                    renewal.cancel()
+        except TimeoutError:
+            if slow:  # it neither refused nor failed
+                self._store.queue.outpaced()
+            raise OwnershipLost(f"the lease of {claim.incident.id} is over") from None
 
     async def _take_back(self) -> bool:
         return await take_back(self._store, self._around)

@@ -131,8 +131,12 @@ class Queue:
         try:
             yield
         except OwnershipLost:
-            self._stretch = min(self._stretch * 2, LONGEST)
+            self.outpaced()
             raise
+
+    def outpaced(self) -> None:
+        """Let the next claims last longer: one was over before the store had renewed it."""
+        self._stretch = min(self._stretch * 2, LONGEST)
 
     async def finish(self, claim: Claim, result: Transition) -> None:
         """End the step: write its whole result, release the lease, keep earlier wake-ups.
