@@ -11,10 +11,12 @@ A crash repeats the step, except ACT: a reservation without an outcome is looked
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 
 from remediator.errors import ConfigError
 from remediator.mitigation import acting, deciding, judging
-from remediator.model import IncidentOutcome, Phase
+from remediator.mitigation.act import LATEST
+from remediator.model import IncidentOutcome, MitigationState, Phase
 from remediator.store.claimed import Claim
 from remediator.store.queue import Transition
 from remediator.triage import diagnosing
@@ -41,10 +43,20 @@ async def take_step(around: Surroundings, claim: Claim) -> Transition:
     enabled = service.playbooks.get(incident.playbook or "") if service is not None else None
     if service is None or enabled is None:
         reason = f"the configuration no longer has {incident.playbook} for {incident.service}"
-        return close(claim, IncidentOutcome.ESCALATED, reason)
+        return _given_up(claim, reason)
     try:
         playbook = around.playbooks.build(enabled.name, enabled.parameters)
     except ConfigError as error:
-        return close(claim, IncidentOutcome.ESCALATED, str(error))
+        return _given_up(claim, str(error))
     work = Work(around, claim, service, enabled, playbook, started)
     return await STEPS[incident.phase](work)
+
+
+def _given_up(claim: Claim, reason: str) -> Transition:
+    """Close what cannot go on, once no call of it can be on its way any more."""
+    reserved = [e for e in claim.entries if e.state is MitigationState.RESERVED]
+    landed = [e.apply_before + LATEST for e in reserved if e.apply_before is not None]
+    left = max(landed, default=claim.now) - claim.now
+    if left > timedelta(0):
+        return Transition(phase=claim.incident.phase, due_in=left, notify=False)
+    return close(claim, IncidentOutcome.ESCALATED, reason)

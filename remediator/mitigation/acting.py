@@ -108,7 +108,8 @@ async def _look(work: Work, entry: LedgerEntry) -> Transition:
     try:
         lever = work.lever(entry.mitigation)
     except PermanentError as error:
-        return _unknown(work, entry, str(error))
+        landed = _certain_in(work, entry, LATEST) <= timedelta(0)
+        return _unsure(work, entry, str(error), over=landed)
     try:
         outcome = await observe(lever, entry)
     except (TemporaryError, PermanentError) as error:

@@ -54,9 +54,8 @@ async def _take_back(store: Store, around: Surroundings, owed: Obligation) -> No
     try:
         lever = around.levers.find(owed.entry.mitigation.target, owed.entry.mitigation.kind)
         outcome = await act.revert(lever, owed.entry, in_steps=True)
-    except PermanentError as error:
-        await _settle(store, owed, taken_back=False, reason=_cannot(owed, str(error)))
-        return
+    except PermanentError as error:  # another replica's configuration may have what ours lacks
+        outcome = Outcome(state=MitigationState.NOT_APPLIED, detail=str(error))
     await _follow(store, owed, outcome, too_long=await _too_long(store, around, owed))
 
 

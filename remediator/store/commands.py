@@ -28,7 +28,7 @@ from remediator.store.acknowledging import Acknowledged, acknowledge, begin_esca
 from remediator.store.approvals import agree, open_incident, said_of, turn_down, waiting_plan
 from remediator.store.database import Database, Operation
 from remediator.store.journal import append
-from remediator.store.ledger import close_entries
+from remediator.store.ledger import close_entries, under_way
 from remediator.store.queue import correct_notice, request_notice
 from remediator.store.windows import view_of
 from remediator.views import PauseView, WindowView
@@ -217,12 +217,14 @@ class Commands:
         await self._database.write(operation)
 
     async def cancel(self, incident_id: str, by: str, reason: str) -> None:
-        """Take the incident away from the service; ``Refused`` while a change is being made."""
+        """Take the incident away from the service; ``Refused`` while it changes something."""
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
             await open_incident(connection, incident_id)
-            await _refuse_under_way(connection, incident_id)
+            at_work = await under_way(connection, incident_id, now)
+            if at_work is not None:
+                raise Refused(409, f"{at_work}; ask again when its outcome is known")
             why = f"cancelled by {by}: {reason or 'no reason given'}"
             unjudged = await _unjudged(connection, incident_id)
             outcome = IncidentOutcome.ESCALATED if unjudged else IncidentOutcome.SUPPRESSED
@@ -281,16 +283,6 @@ async def _wake(connection: AsyncConnection, scope: str, now: datetime) -> None:
     if service:
         within &= t.incidents.c.service == service
     await connection.execute(update(t.incidents).where(within).values(due_at=now, poked=True))
-
-
-async def _refuse_under_way(connection: AsyncConnection, incident_id: str) -> None:
-    query = select(t.mitigations.c.effect_key).where(
-        t.mitigations.c.incident_id == incident_id,
-        t.mitigations.c.state == MitigationState.RESERVED,
-    )
-    key = (await connection.execute(query)).scalar()
-    if key is not None:
-        raise Refused(409, f"{key} is being made right now; ask again when its outcome is known")
 
 
 async def _unjudged(connection: AsyncConnection, incident_id: str) -> list[str]:

@@ -30,6 +30,7 @@ from remediator.model import (
     Mitigation,
     MitigationId,
     MitigationState,
+    Phase,
     Usage,
     Value,
 )
@@ -337,6 +338,19 @@ async def settle(
         reason = settlement.evidence or settlement.reason or ""
         items = {"items": {item.key: item.state for item in settlement.items or ()}}
         _tell(connection, incident, now, judged, reason, {**row} | items)
+
+
+async def under_way(connection: AsyncConnection, incident: str, now: datetime) -> str | None:
+    """Say which change of the incident is, or may be, just being made or put back."""
+    mine = (t.mitigations.c.incident_id == incident) & t.mitigations.c.in_flight
+    being_made = t.mitigations.c.state == MitigationState.RESERVED
+    held = (t.incidents.c.phase == Phase.REVERT) & (t.incidents.c.lease_until > now)
+    query = select(t.mitigations.c.effect_key).join(t.incidents).where(mine)
+    made = (await connection.execute(query.where(being_made))).scalar()
+    if made is not None:
+        return f"{made} is being made right now"
+    put_back = (await connection.execute(query.where(held))).scalar()
+    return None if put_back is None else f"{put_back} is being put back right now"
 
 
 async def close_entries(connection: AsyncConnection, incident: IncidentId, now: datetime) -> None:

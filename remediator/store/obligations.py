@@ -31,13 +31,15 @@ from remediator.store.claims import claim_due, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
-from remediator.store.ledger import close_entries, entry_of
+from remediator.store.ledger import close_entries, entry_of, under_way
 from remediator.store.queue import close_unread, request_notice
 
 _log = structlog.get_logger(__name__)
 
 LEASE = timedelta(seconds=60)
 """Longer than taking back may take."""
+AGAIN = timedelta(seconds=10)
+"""Time after which what could not be given up is looked at again."""
 
 
 class Obligation(Value):
@@ -107,11 +109,18 @@ class Obligations:
         await self._database.write(operation)
 
     async def settled(self, owed: Obligation, *, taken_back: bool, reason: str) -> None:
-        """Record that the change was taken back, or that a human has to: owed no more."""
+        """Record that the change was taken back, or that a human has to: owed no more.
+
+        The latter closes the incident, so it waits for what is under way in it.
+        """
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
-            mine = {"epoch": owed.epoch + 1}
+            mine: dict[str, Any] = {"epoch": owed.epoch + 1}
+            if not taken_back and await under_way(connection, owed.incident.id, now) is not None:
+                mine |= {"due_at": now + AGAIN, "lease_until": None}
+                await write_claimed(connection, t.obligations, owed.mitigation_id, owed.epoch, mine)
+                return
             await write_claimed(connection, t.obligations, owed.mitigation_id, owed.epoch, mine)
             await _forget(connection, owed.mitigation_id)
             await _record(connection, owed, taken_back=taken_back, reason=reason, now=now)

@@ -115,7 +115,7 @@ async def test_a_change_that_is_pending_when_the_configuration_goes_is_said(
         await bench.receive(bench.alert())
         await bench.settle()
     async with open_bench(world, services=[a_service("cart")], owner="later") as bench:
-        await bench.settle(10)
+        await bench.settle(20)
         incident = await bench.incident()
         assert incident.outcome is IncidentOutcome.ESCALATED
         assert "a change may have been made" in incident.reason

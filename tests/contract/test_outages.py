@@ -7,20 +7,37 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from remediator.errors import Refused
+from remediator.mitigation.act import LATEST
 from remediator.mitigation.verify import verdict
 from remediator.model import (
     Assessment,
+    IncidentOutcome,
+    IncidentState,
     MitigationState,
     Phase,
     Sample,
     Verdict,
     Verification,
 )
+from remediator.pipeline import take_step
+from remediator.store.claimed import Claim
 from remediator.testing import World
-from tests.store_fixtures import Bench, OpenBench, resolved
+from remediator.work import Levers
+from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 RULES = Verification()
+
+
+async def _at(bench: Bench, phase: Phase) -> Claim:
+    """Take steps until the only incident is claimed at ``phase``; return the claim."""
+    while True:
+        for claim in await bench.claim():
+            if claim.incident.phase is phase:
+                return claim
+            await bench.store.queue.finish(claim, await take_step(bench.around, claim))
+        bench.clock.advance(timedelta(seconds=1))
 
 
 async def _changed(bench: Bench) -> None:
@@ -101,3 +118,50 @@ def test_what_can_only_be_looked_at_now_and_then_is_a_humans_in_the_end() -> Non
     judged = _judged((300.0 * n, B) for n in range(1, 200))
     assert judged is not None
     assert judged[1].assessment is Assessment.CANNOT_TELL
+
+
+# --- closing while something is under way -----------------------------------------------------
+
+
+async def test_what_is_being_put_back_is_not_cancelled_meanwhile(open_bench: OpenBench) -> None:
+    async with open_bench(World(things={"lamp"}), undo=True) as bench:
+        bench.eyes.assessment = Assessment.NOT_BETTER
+        await bench.receive(bench.alert())
+        claim = await _at(bench, Phase.REVERT)
+        with pytest.raises(Refused, match="is being put back right now") as caught:
+            await bench.store.commands.cancel(claim.incident.id, "ann", "mine")
+        assert caught.value.status == 409
+        bench.clock.advance(claim.lease)
+        await bench.store.commands.cancel(claim.incident.id, "ann", "mine")
+        assert (await bench.incident()).state is IncidentState.CLOSED
+
+
+async def test_a_call_has_the_time_to_land_before_the_lost_configuration_closes_its_incident(
+    open_bench: OpenBench,
+) -> None:
+    world = World(things={"lamp"}, lose_answers=1)
+    async with open_bench(world) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle()
+    async with open_bench(world, services=[a_service("cart")], owner="later") as bench:
+        await bench.settle((bench.store.ledger.apply_within + LATEST).total_seconds() - 1)
+        incident = await bench.incident()
+        assert incident.state is IncidentState.OPEN
+        assert incident.mitigations[0].state is MitigationState.RESERVED
+        await bench.settle(2)
+        assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
+
+
+async def test_a_call_has_the_time_to_land_when_its_writer_was_taken_away(
+    open_bench: OpenBench,
+) -> None:
+    async with open_bench(World(things={"lamp"}, lose_answers=1)) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle()
+        object.__setattr__(bench.around, "levers", Levers({}))
+        await bench.settle((bench.store.ledger.apply_within + LATEST).total_seconds() - 1)
+        assert (await bench.incident()).mitigations[0].state is MitigationState.RESERVED
+        await bench.settle(2)
+        incident = await bench.incident()
+        assert incident.mitigations[0].state is MitigationState.UNKNOWN
+        assert "no writer configured" in incident.reason

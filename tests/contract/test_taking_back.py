@@ -18,7 +18,9 @@ from remediator.model import (
     Phase,
 )
 from remediator.store import tables as t
+from remediator.store.ledger import insert_entry
 from remediator.testing import World
+from remediator.work import Levers
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 
@@ -248,3 +250,59 @@ async def test_a_change_is_not_taken_back_by_whom_it_does_not_belong_any_more(
         await bench.store.obligations.claim(1)
         with pytest.raises(OwnershipLost):
             await bench.store.obligations.begin(stale)
+
+
+async def test_a_writer_that_is_missing_for_a_while_does_not_give_a_change_up(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        levers = bench.around.levers
+        object.__setattr__(bench.around, "levers", Levers({}))
+        await bench.settle(700)
+        assert (await bench.incident()).outcome is IncidentOutcome.MITIGATED
+        object.__setattr__(bench.around, "levers", levers)
+        await bench.settle(60)
+        assert bench.world.things == {"lamp"}
+
+
+async def test_a_writer_that_stays_missing_is_a_humans_in_the_end(open_bench: OpenBench) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        object.__setattr__(bench.around, "levers", Levers({}))
+        await bench.settle(1300)
+        incident = await bench.incident()
+        assert incident.outcome is IncidentOutcome.ESCALATED
+        assert "no writer configured" in incident.reason
+
+
+async def test_giving_up_a_change_does_not_close_over_another_that_is_just_being_made(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "1m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle(50)
+        bench.clock.advance(timedelta(seconds=20))
+        (owed,) = await bench.store.obligations.claim(1)
+
+        async def reserve(connection: AsyncConnection) -> None:  # another one of the incident
+            entry = owed.entry.model_copy(
+                update={"id": "mit-2", "effect_key": "2", "state": MitigationState.APPROVED}
+            )
+            await insert_entry(connection, entry, bench.clock.now)
+            flies = {"state": MitigationState.RESERVED, "in_flight": True}
+            mine = t.mitigations.c.id == "mit-2"
+            await connection.execute(update(t.mitigations).where(mine).values(**flies))
+
+        await bench.store.database.write(reserve)
+        await bench.store.obligations.settled(owed, taken_back=False, reason="not ours any more")
+        incident = await bench.incident()
+        assert incident.state is IncidentState.OPEN
+        assert incident.mitigations[1].state is MitigationState.RESERVED
+        assert await bench.store.obligations.claim(1) == [], "it is owed, and looked at later"
+        bench.clock.advance(timedelta(minutes=1))
+        (again,) = await bench.store.obligations.claim(1)
+        assert again.mitigation_id == owed.mitigation_id
