@@ -2,6 +2,9 @@
 
 A claim is one statement over rows that are due and whose lease is over. It raises the row's
 epoch; every later write of that claim says so and touches no row once somebody else claimed.
+
+A lease that ends later than any that is given now is of a clock that was ahead and was put back: it
+holds nobody off. Twice the longest, since the time of a claim is read a little before it is made.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ GIVEN_BACK_WITHIN = 2.0
 """Seconds in which the store has to take a claim back; after them its lease runs out."""
 
 
-def claim_due(
+def claim_due(  # noqa: PLR0913 - by keyword, each with a meaning of its own
     table: Table,
     now: datetime,
     lease: timedelta,
@@ -31,13 +34,19 @@ def claim_due(
     *,
     skip_locked: bool,
     where: ColumnElement[bool] | None = None,
+    longest: timedelta | None = None,
 ) -> Update:
-    """Return the statement that claims up to ``limit`` due rows ``where``, oldest first."""
-    key = _key(table)
+    """Return the statement that claims up to ``limit`` due rows ``where``, oldest first.
+
+    ``longest`` is the longest lease that anybody is given, unless all are given ``lease``.
+    """
+    key, until = _key(table), table.c.lease_until
+    is_due = (table.c.due_at <= now) & or_(until.is_(None), until <= now)
+    was_due = until > _latest(now, longest or lease)
     due = (
         select(key)
-        .where(table.c.due_at <= now, true() if where is None else where)
-        .where(or_(table.c.lease_until.is_(None), table.c.lease_until <= now))
+        .where(table.c.due_at.is_not(None), or_(is_due, was_due))
+        .where(true() if where is None else where)
         .order_by(table.c.due_at)
         .limit(limit)
     )
@@ -48,6 +57,17 @@ def claim_due(
         .where(key.in_(due.scalar_subquery()))
         .values(epoch=table.c.epoch + 1, lease_until=now + lease)
     )
+
+
+def is_held(
+    until: ColumnElement[datetime], now: datetime, longest: timedelta
+) -> ColumnElement[bool]:
+    """Return whether a lease ``until`` then holds others off now."""
+    return until.is_not(None) & (until > now) & (until <= _latest(now, longest))
+
+
+def _latest(now: datetime, longest: timedelta) -> datetime:
+    return now + 2 * longest
 
 
 async def write_claimed(

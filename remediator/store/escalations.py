@@ -26,7 +26,7 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
-from remediator.store.claims import claim_due, release_claimed, write_claimed
+from remediator.store.claims import claim_due, is_held, release_claimed, write_claimed
 from remediator.store.database import Database
 from remediator.store.journal import append
 from remediator.store.windows import windows_over
@@ -335,7 +335,7 @@ def _drop(channel: str, now: datetime) -> Any:
     """Return what takes out levels of ``channel`` that are due and not wanted any more."""
     over = or_(t.escalations.c.ended_at.is_not(None), t.escalations.c.acknowledged_at.is_not(None))
     settled = select(t.escalations.c.incident_id).where(over)
-    idle = or_(t.tellings.c.lease_until.is_(None), t.tellings.c.lease_until <= now)
+    idle = ~is_held(t.tellings.c.lease_until, now, LEASE)
     return (
         update(t.tellings)
         .where(t.tellings.c.channel == channel, t.tellings.c.word == Word.LEVEL)
@@ -351,7 +351,7 @@ def _under_way(now: datetime) -> Any:
         other.c.incident_id == t.tellings.c.incident_id,
         other.c.channel == t.tellings.c.channel,
         other.c.due_at.is_not(None),
-        other.c.lease_until > now,
+        is_held(other.c.lease_until, now, LEASE),
     )
 
 

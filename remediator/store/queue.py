@@ -108,7 +108,8 @@ class Queue:
         async def operation(connection: AsyncConnection) -> list[Claim]:
             now, lease = await self._database.now(connection), self._lease * self._stretch
             postgres = self._database.is_postgres
-            claim = claim_due(t.incidents, now, lease, limit, skip_locked=postgres)
+            longest = self._lease * LONGEST
+            claim = claim_due(t.incidents, now, lease, limit, skip_locked=postgres, longest=longest)
             claim = claim.values(owner=self._owner, poked=False)
             rows = (await connection.execute(claim.returning(t.incidents))).mappings().all()
             claims = [await _load_or_close(connection, row, now, lease) for row in rows]

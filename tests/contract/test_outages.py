@@ -165,3 +165,58 @@ async def test_a_call_has_the_time_to_land_when_its_writer_was_taken_away(
         incident = await bench.incident()
         assert incident.mitigations[0].state is MitigationState.UNKNOWN
         assert "no writer configured" in incident.reason
+
+
+# --- a store's clock that was put back --------------------------------------------------------
+
+
+@pytest.mark.parametrize("back", [timedelta(minutes=5), timedelta(hours=1)])
+async def test_what_a_dead_process_had_claimed_is_taken_over_when_the_clock_was_put_back(
+    open_bench: OpenBench, back: timedelta
+) -> None:
+    services = [a_service(parameters={"hold": "1m"})]
+    async with (
+        open_bench(World(things={"lamp"}), services, undo=True) as dead,
+        open_bench(owner="two") as other,
+    ):
+        await dead.receive(dead.alert())
+        await dead.settle(50)
+        dead.clock.advance(timedelta(seconds=20))
+        await dead.receive(dead.alert(pod="another"))
+        assert len(await dead.claim()) == 1
+        assert len(await dead.store.obligations.claim(1)) == 1
+        assert await dead.store.notices.claim(1)
+        assert (await other.claim(), await other.store.obligations.claim(1)) == ([], [])
+        dead.clock.advance(-back)
+        (claim,) = await other.claim()
+        assert claim.incident.phase is Phase.SETTLE
+        assert len(await other.store.obligations.claim(1)) == 1
+        assert await other.store.notices.claim(1)
+
+
+async def test_a_claim_that_was_made_to_last_long_is_left_alone_when_the_clock_was_put_back(
+    open_bench: OpenBench,
+) -> None:
+    async with open_bench() as one, open_bench(owner="two") as two:
+        await one.receive(one.alert())
+        for _ in range(5):
+            one.store.queue.outpaced()
+        (claim,) = await one.claim()
+        one.clock.advance(-claim.lease)
+        assert await two.claim() == []
+
+
+async def test_a_closed_incident_is_not_taken_up_when_the_clock_was_put_back(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "1m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle(50)
+        bench.clock.advance(timedelta(seconds=20))
+        (owed,) = await bench.store.obligations.claim(1)
+        await bench.receive(bench.alert(pod="another"))
+        assert len(await bench.claim()) == 1
+        await bench.store.obligations.settled(owed, taken_back=False, reason="not ours any more")
+        bench.clock.advance(timedelta(hours=-1))
+        assert await bench.claim() == []
