@@ -6,6 +6,7 @@ that records it as taken back, or as handed to a human. It is claimed as an inci
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import AwareDatetime, ValidationError
 from sqlalchemy import delete, func, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remediator.errors import OwnershipLost, StoreUnavailable
 from remediator.model import (
     AlertStatus,
     Incident,
@@ -27,7 +29,7 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.claimed import incident_of
-from remediator.store.claims import claim_due, write_claimed
+from remediator.store.claims import claim_due, require_claimed, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
@@ -63,16 +65,46 @@ class Obligations:
 
     async def claim(self, limit: int) -> list[Obligation]:
         """Claim up to ``limit`` changes whose hold time is over, oldest first."""
+        unread: list[tuple[str, int]] = []
 
         async def operation(connection: AsyncConnection) -> list[Obligation]:
+            unread.clear()
             now = await self._database.now(connection)
             postgres = self._database.is_postgres
             claim = claim_due(t.obligations, now, LEASE, limit, skip_locked=postgres)
             rows = (await connection.execute(claim.returning(t.obligations))).mappings().all()
-            owed = [await _load_or_hand_over(connection, row, now) for row in rows]
-            return [one for one in owed if one is not None]
+            owed = []
+            for row in rows:
+                mitigation, epoch = row["mitigation_id"], row["epoch"]
+                try:
+                    owed.append(await _load(connection, mitigation, epoch, row["attempts"], now))
+                except ValidationError as error:
+                    _log.error("obligation_unreadable", mitigation=mitigation, reason=str(error))
+                    unread.append((mitigation, epoch))
+            return owed
 
-        return await self._database.write(operation)
+        owed = await self._database.write(operation)
+        for mitigation, epoch in unread:
+            await self._hand_over(mitigation, epoch)
+        return owed
+
+    async def _hand_over(self, mitigation: str, epoch: int) -> None:
+        """Give what this version cannot read to a human; serial with triage, as every close is."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            await require_claimed(connection, t.obligations, mitigation, epoch)
+            mine = t.mitigations.c.id == mitigation
+            query = select(t.mitigations.c.incident_id).where(mine)
+            incident = str((await connection.execute(query)).scalar_one())
+            await _forget(connection, mitigation)
+            now = await self._database.now(connection)
+            reason = (
+                "a temporary change of it cannot be read by this version, so it is not taken back"
+            )
+            await close_unread(connection, incident, now, reason)
+
+        with contextlib.suppress(OwnershipLost, StoreUnavailable):  # else when the lease is over
+            await self._database.write(operation, serial=True)
 
     async def begin(self, owed: Obligation) -> bool:
         """Keep everybody else off the target from now on; False when somebody is at it.
@@ -128,27 +160,10 @@ class Obligations:
         await self._database.write(operation, serial=True)
 
 
-async def _forget(connection: AsyncConnection, mitigation: MitigationId) -> None:
+async def _forget(connection: AsyncConnection, mitigation: str) -> None:
     await connection.execute(
         delete(t.obligations).where(t.obligations.c.mitigation_id == mitigation)
     )
-
-
-async def _load_or_hand_over(
-    connection: AsyncConnection, row: Any, now: datetime
-) -> Obligation | None:
-    """Read a claimed row; what this version cannot read goes to a human and blocks nobody."""
-    try:
-        return await _load(connection, row["mitigation_id"], row["epoch"], row["attempts"], now)
-    except ValidationError as error:
-        _log.error("obligation_unreadable", mitigation=row["mitigation_id"], reason=str(error))
-    mine = t.mitigations.c.id == row["mitigation_id"]
-    query = select(t.mitigations.c.incident_id).where(mine)
-    incident = str((await connection.execute(query)).scalar_one())
-    await _forget(connection, row["mitigation_id"])
-    reason = "a temporary change of it cannot be read by this version, so it is not taken back"
-    await close_unread(connection, incident, now, reason)
-    return None
 
 
 async def _load(

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 from sqlalchemy import case, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import OwnershipLost
+from remediator.errors import OwnershipLost, StoreUnavailable
 from remediator.live import Announce, Happening
 from remediator.model import (
     Duration,
@@ -36,7 +36,7 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.acknowledging import begin_escalation
 from remediator.store.claimed import LEASE, Claim, read_claim
-from remediator.store.claims import claim_due, release_claimed, write_claimed
+from remediator.store.claims import claim_due, release_claimed, require_claimed, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
@@ -104,18 +104,40 @@ class Queue:
 
     async def claim(self, limit: int) -> list[Claim]:
         """Claim up to ``limit`` due incidents, oldest first; each for one step."""
+        unread: list[tuple[str, int]] = []
 
         async def operation(connection: AsyncConnection) -> list[Claim]:
+            unread.clear()
             now, lease = await self._database.now(connection), self._lease * self._stretch
             postgres = self._database.is_postgres
             longest = self._lease * LONGEST
             claim = claim_due(t.incidents, now, lease, limit, skip_locked=postgres, longest=longest)
             claim = claim.values(owner=self._owner, poked=False)
             rows = (await connection.execute(claim.returning(t.incidents))).mappings().all()
-            claims = [await _load_or_close(connection, row, now, lease) for row in rows]
-            return [claim for claim in claims if claim is not None]
+            claims = []
+            for row in rows:
+                try:
+                    claims.append(await read_claim(connection, row, now, lease))
+                except ValidationError as error:
+                    reason = str(error)
+                    _log.error("incident_unreadable", incident_id=row["id"], reason=reason)
+                    unread.append((row["id"], row["epoch"]))
+            return claims
 
-        return await self._database.write(operation)
+        claims = await self._database.write(operation)
+        for incident, epoch in unread:
+            await self._close_unread(incident, epoch)
+        return claims
+
+    async def _close_unread(self, incident: str, epoch: int) -> None:
+        """Hand what this version cannot read to a human; serial with triage, as every close is."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            await require_claimed(connection, t.incidents, incident, epoch)
+            await close_unread(connection, incident, await self._database.now(connection))
+
+        with contextlib.suppress(OwnershipLost, StoreUnavailable):  # else when the lease is over
+            await self._database.write(operation, serial=True)
 
     async def renew(self, claim: Claim) -> None:
         """Keep ``claim`` for another lease; ``OwnershipLost`` when it is somebody else's."""
@@ -294,18 +316,6 @@ async def request_notice(connection: AsyncConnection, incident: str, now: dateti
                 last_error="",
             )
         )
-
-
-async def _load_or_close(
-    connection: AsyncConnection, row: Any, now: datetime, lease: timedelta
-) -> Claim | None:
-    """Read a claimed row; one that this version cannot read goes to a human and blocks nobody."""
-    try:
-        return await read_claim(connection, row, now, lease)
-    except ValidationError as error:
-        _log.error("incident_unreadable", incident_id=row["id"], reason=str(error))
-        await close_unread(connection, row["id"], now)
-        return None
 
 
 CLOSED_FOR_HUMANS = f"closed as {IncidentOutcome.ESCALATED}"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import Refused
 from remediator.mitigation.act import LATEST
@@ -21,7 +24,9 @@ from remediator.model import (
     Verification,
 )
 from remediator.pipeline import take_step
+from remediator.store import tables as t
 from remediator.store.claimed import Claim
+from remediator.store.obligations import Obligation
 from remediator.testing import World
 from remediator.work import Levers
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
@@ -220,3 +225,56 @@ async def test_a_closed_incident_is_not_taken_up_when_the_clock_was_put_back(
         await bench.store.obligations.settled(owed, taken_back=False, reason="not ours any more")
         bench.clock.advance(timedelta(hours=-1))
         assert await bench.claim() == []
+
+
+# --- what this version cannot read ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["incident", "temporary change"])
+async def test_what_cannot_be_read_is_not_closed_while_somebody_triages(
+    open_bench: OpenBench, store_url: str, what: str
+) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("SQLite serves one process")
+    services = [a_service(parameters={"hold": "1m"})]
+    async with (
+        open_bench(World(things={"lamp"}), services, undo=True) as one,
+        open_bench(owner="two") as two,
+    ):
+        await one.receive(one.alert())
+        await one.settle(50)
+        one.clock.advance(timedelta(seconds=20))
+        await one.receive(one.alert(pod="another"))
+        begun, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def spoil(connection: AsyncConnection) -> None:
+            table, column = (
+                (t.incidents, "proposal") if what == "incident" else (t.mitigations, "before")
+            )
+            await connection.execute(update(table).values({column: ["of a later version"]}))
+
+        async def triage(connection: AsyncConnection) -> None:
+            begun.set()
+            await goes_on.wait()
+
+        async def claim() -> None:
+            assert (await one.claim() if what == "incident" else await owed()) == []
+
+        async def owed() -> list[Obligation]:
+            return await one.store.obligations.claim(1)
+
+        await one.store.database.write(spoil)
+        triaging = asyncio.create_task(two.store.database.write(triage, serial=True))
+        await begun.wait()
+        claiming = asyncio.create_task(claim())
+        await asyncio.sleep(0.5)
+        assert await _states(two) == [IncidentState.OPEN]
+        goes_on.set()
+        await triaging
+        await claiming
+        assert await _states(two) == [IncidentState.CLOSED]
+
+
+async def _states(bench: Bench) -> list[str]:
+    async with bench.store.database.read() as connection:
+        return list(await connection.scalars(select(t.incidents.c.state)))
