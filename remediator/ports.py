@@ -315,7 +315,7 @@ class Lever(Protocol):
         ...
 
     async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
-        """Make the change once. Never raises for a lost answer: that is ``unknown``."""
+        """Make the change once, within 10 s. Never raises for a lost answer: that is ``unknown``."""
         ...
 
     async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:
