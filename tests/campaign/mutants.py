@@ -17,6 +17,8 @@ class Cut(NamedTuple):
     instead: str
 
 
+_CALL = "await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key), PULL_TIMEOUT)"
+
 MUTANTS: dict[str, tuple[Cut, ...]] = {
     "lock": (
         Cut(
@@ -52,9 +54,8 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
     "once": (
         Cut(
             "remediator/mitigation/act.py",
-            "    return await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key))\n",
-            "    await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key))\n"
-            "    return await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key))\n",
+            f"    return {_CALL}\n",
+            f"    {_CALL}\n    return {_CALL}\n",
         ),
     ),
 }
