@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from enum import StrEnum
@@ -76,8 +77,9 @@ class Door:
 class Gate:
     """Lets its process through, or stops it once at the point that it is armed for."""
 
-    def __init__(self, clock: Clock, door: Door) -> None:
-        self._clock, self._door = clock, door
+    def __init__(self, clock: Clock, door: Door, reached: Counter[str]) -> None:
+        """Count in ``reached`` where it stopped, or let the store fail."""
+        self._clock, self._door, self._reached = clock, door, reached
         self._armed: Point | None = None
         self._loses: Loss | None = None
         self._go = asyncio.Event()
@@ -101,7 +103,9 @@ class Gate:
         self._armed = None
         if self._loses is not None:
             self._door.fails = self._loses
+            self._reached[f"at a gate, {self._loses}"] += 1
             return
+        self._reached[f"stopped {point}"] += 1
         self.parked, self.since = point, self._clock.monotonic()
         self.stopped.set()
         try:

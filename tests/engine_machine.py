@@ -84,6 +84,12 @@ DANGERS: dict[str, dict[str, Any]] = {
         "point": st.none() | st.sampled_from([Point.CALLING, Point.ASKED, Point.CALLING]),
         "meanwhile": st.sampled_from([Point.CALLING, None]),
     },
+    "loses_the_store": {
+        "replica": replicas,
+        "point": st.sampled_from([Point.CLAIMED, Point.RESERVE, Point.FINISH]),
+        "loses": losses,
+        "service": services,
+    },
     "work_at_the_same_time": {
         "told": st.sets(services, min_size=2),
     },
@@ -152,12 +158,7 @@ class Engine(Stage):
         self.fires_anew([(service, "ThingsOn")])
         self.run(self._dying(self.replicas[replica], point))
 
-    @rule(
-        replica=replicas,
-        point=st.sampled_from([Point.CLAIMED, Point.RESERVE, Point.FINISH]),
-        loses=losses,
-        service=services,
-    )
+    @rule(**DANGERS["loses_the_store"])
     def loses_the_store(self, replica: int, point: Point, loses: Loss, service: str) -> None:
         """Something breaks, and at the work on it the store fails for a moment."""
         self.fires_anew([(service, "ThingsOn")])

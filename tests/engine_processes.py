@@ -217,7 +217,7 @@ class Replica:
     def __init__(self, name: str, store: Store, scene: Scene, build: Build) -> None:
         self.name, self.scene = name, scene
         self.door = Door(store.database)
-        self.gate = Gate(scene.clock, self.door)
+        self.gate = Gate(scene.clock, self.door, scene.record.reached)
         self.lost = 0.0
         """Seconds that its monotonic clock stood still."""
         self.task: asyncio.Task[None] | None = None

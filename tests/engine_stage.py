@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -38,6 +39,8 @@ class Ground:
     runner: asyncio.Runner
     clock: Clock
     stores: Sequence[Store]
+    reached: Counter[str] = field(default_factory=Counter)
+    """How often what the model is there for happened."""
 
     async def clear(self) -> None:
         self.clock.restart()
@@ -98,7 +101,9 @@ class Stage(RuleBasedStateMachine):
         """Begin afresh; while it is ``steady`` no clock jumps or stands still."""
         self.run(self.ground.clear())
         self.steady = steady
-        self.scene: Scene = a_scene(self.clock, budget=budget, concurrency=concurrency)
+        self.scene: Scene = a_scene(
+            self.clock, self.ground.reached, budget=budget, concurrency=concurrency
+        )
         self.senders = Senders(self.scene)
         self.promises = Promises(self.scene, self.senders)
         self.replicas = [
@@ -251,6 +256,7 @@ class Stage(RuleBasedStateMachine):
         if not self.replicas or not self.sound:
             return
         facts = self.run(facts_of(self.store))
+        self.ground.reached.update({f"in the ledger, {row['state']}" for row in facts.mitigations})
         self.sound = False
         self.promises.hold(facts)
         self.sound = True

@@ -100,6 +100,8 @@ class Record:
     taken_back: Counter[str] = field(default_factory=Counter)
     """Targets on which something is being put back right now."""
     changes: list[Change] = field(default_factory=list)
+    reached: Counter[str] = field(default_factory=Counter)
+    """How often what the model is there for happened, over all examples."""
     wrong: list[str] = field(default_factory=list)
 
     def expect(self, holds: bool, otherwise: str) -> None:
@@ -155,7 +157,7 @@ class Scene:
         return one.bounds(self.limits, playbook, WIDE, target)
 
 
-def a_scene(clock: Clock, *, budget: int, concurrency: int) -> Scene:
+def a_scene(clock: Clock, reached: Counter[str], *, budget: int, concurrency: int) -> Scene:
     """Four services: two share a target, one asks first, one has a lever without a condition."""
     minutes = timedelta(minutes=1)
     narrow = Limits(budget=2, window=10 * minutes, cooldown=timedelta(0), concurrency=1)
@@ -179,7 +181,7 @@ def a_scene(clock: Clock, *, budget: int, concurrency: int) -> Scene:
         service("search", "asked", Mode.APPROVE),
         service("pay", "blunt", Mode.AUTO),
     )
-    scene = Scene(clock, services, wide, Record(clock))
+    scene = Scene(clock, services, wide, Record(clock, reached=reached))
     scene.worlds = {name: World() for name in ("shared", "asked", "blunt")}
     for one in services:
         scene.eyes[one.name] = OwnEyes(scene.worlds[one.targets["world"].name])
