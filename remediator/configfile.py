@@ -23,7 +23,9 @@ from remediator.errors import ConfigError
 from remediator.mistakes import did_you_mean, worded
 
 PREFIX = "REMEDIATOR_"
-NOT_SETTINGS = frozenset({"REMEDIATOR_CONFIG", "REMEDIATOR_URL", "REMEDIATOR_TOKEN"})
+NOT_SETTINGS = frozenset(
+    {"REMEDIATOR_CONFIG", "REMEDIATOR_URL", "REMEDIATOR_TOKEN", "REMEDIATOR_DEBUG"}
+)
 """Variables of the command line, which no key of the file corresponds to."""
 MOST_VALUES = 100_000
 """Values that a file may hold once its aliases are written out."""

@@ -28,7 +28,9 @@ _SECRET_KEY = re.compile(
 )
 _REFERENCE = re.compile(r"_(file|env)s?$", re.IGNORECASE)
 _SECRET_TEXT = (
-    (re.compile(r"(://[^\s:/@]{0,200}):[^\s@]{1,500}@"), rf"\1:{MASK}@"),
+    # greedy, because a password may hold / and @ itself
+    (re.compile(r"(://[^\s:/@]{0,200}):\S{1,500}@"), rf"\1:{MASK}@"),
+    (re.compile(r"([?&](?:password|passwd|pwd)=)[^\s&]+", re.IGNORECASE), rf"\1{MASK}"),
     (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
     (re.compile(r"\bxox[a-z]-[\w-]{4,}|\bxapp-[\w-]{4,}"), MASK),
     (re.compile(r"(hooks\.slack\.com/\w+)/[^\s\"']+"), rf"\1/{MASK}"),

@@ -10,9 +10,8 @@ from typing import Any
 
 import structlog
 from pydantic import Field, ValidationError
-from redis import exceptions as failures
 
-from remediator.adapters.shared_redis import AGAIN, SharedRedis
+from remediator.adapters.shared_redis import AGAIN, SharedRedis, reason_of
 from remediator.live import LiveEvent
 from remediator.model import Value
 
@@ -70,10 +69,12 @@ class SharedEvents:
     async def run_hearing(self) -> None:
         """Hear the others, for ever; begin anew when the connection is gone."""
         while True:
-            with contextlib.suppress(failures.RedisError, OSError, TimeoutError):
+            try:
                 async with self._shared.client.pubsub() as subscription:
                     await subscription.subscribe(self._channel)
                     await self._hear(subscription)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong here may harm nobody
+                _log.debug("live_events_not_heard", reason=reason_of(error))
             await asyncio.sleep(AGAIN)
 
     async def _hear(self, subscription: Any) -> None:

@@ -34,13 +34,21 @@ _TURNS = 32
 """Turns of the event loop in which what has arrived is read, with some to spare."""
 CONNECTIONS = 32
 """Connections of one process, for all that it asks."""
-UNREADABLE = "redis: the url cannot be read; write redis://user:password@host:6379/0"
+UNREADABLE = (
+    "redis: the url cannot be read; write redis://user:password@host:6379/0, and after a ? nothing"
+    " that the client does not know"
+)
 
 _PROBE = """
 local info = redis.call('INFO', 'server')
 if string.find(info, '_mode:cluster') then return redis.error_reply('ERR it is a cluster') end
+redis.call('INCRBY', KEYS[1], 1)
+redis.call('PTTL', KEYS[1])
+redis.call('RENAME', KEYS[1], KEYS[1])
+redis.call('EXISTS', KEYS[1])
 redis.call('SET', KEYS[1], '', 'PX', 1000)
 redis.call('GET', KEYS[1])
+redis.call('UNLINK', KEYS[1])
 redis.call('DEL', KEYS[1])
 redis.call('PUBLISH', ARGV[1], '')
 """
@@ -64,7 +72,7 @@ class SharedRedis:
         Raises ``ConfigError``, without its text, for a URL that cannot be read.
         """
         try:
-            pool = aioredis.BlockingConnectionPool.from_url(
+            pool: Any = aioredis.BlockingConnectionPool.from_url(
                 url,
                 max_connections=CONNECTIONS,
                 timeout=WITHIN,
@@ -72,8 +80,10 @@ class SharedRedis:
                 socket_connect_timeout=None,
                 retry=Retry(NoBackoff(), 0),
                 decode_responses=True,
+                encoding_errors="replace",  # anybody may publish anything
             )
-        except ValueError:
+            pool.make_connection()  # whose options the URL may give, and not connected yet
+        except (ValueError, TypeError):
             raise ConfigError(UNREADABLE) from None
         self.client = aioredis.Redis.from_pool(pool)
         self.namespace = namespace
@@ -105,8 +115,9 @@ class SharedRedis:
 
     async def probe(self) -> None:
         """Ask for all that is needed of the server, once; raises what the client raises."""
-        run: Any = self.client.eval  # the client does not type it
-        await within(run(_PROBE, 1, f"{self.namespace}:probe", f"{self.namespace}:probe"))
+        script: Any = self.client.register_script(_PROBE)  # EVALSHA, as the admission limit does
+        name = f"{self.namespace}:probe"
+        await within(script(keys=[name], args=[name]))
 
     async def come_back(self) -> None:
         """Look, while the server is lost, whether it answers again. For ever."""

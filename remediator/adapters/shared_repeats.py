@@ -106,6 +106,7 @@ class SharedRepeats:
         self._version = version
         self._believed_for = believed_for
         self._waiting: asyncio.Queue[tuple[_Question, asyncio.Future[str | None]]] = asyncio.Queue()
+        self._closed = False
 
     async def earlier(
         self, delivery: Delivery, alerts: Sequence[Alert], *, whole: bool
@@ -149,6 +150,8 @@ class SharedRepeats:
         return [f"{self._shared.namespace}:said:{_digest(one)}" for one in prints]
 
     async def _asked(self, question: _Question) -> str | None:
+        if self._closed:
+            return None
         answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         self._waiting.put_nowait((question, answer))
         return await answer
@@ -167,6 +170,14 @@ class SharedRepeats:
                 for (_, answer), said in zip(asked, answers or [None] * len(asked), strict=True):
                     if not answer.done():
                         answer.set_result(said)
+
+    def close(self) -> None:
+        """Tell nothing to all that wait, and to whoever asks later."""
+        self._closed = True
+        while not self._waiting.empty():
+            _, answer = self._waiting.get_nowait()
+            if not answer.done():
+                answer.set_result(None)
 
     async def _ask_all(self, questions: Iterable[_Question]) -> list[str | None]:
         async with self._shared.client.pipeline(transaction=False) as pipe:
@@ -189,6 +200,7 @@ async def shared_repeats(
     """Ask inside the block; who asks later is told nothing."""
     repeats = SharedRepeats(shared, version, believed_for)
     asking = asyncio.create_task(repeats.run(), name="repeats")
+    asking.add_done_callback(lambda _: repeats.close())
     try:
         yield repeats
     finally:

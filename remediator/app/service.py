@@ -13,6 +13,7 @@ from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 from secrets import token_hex
+from urllib.parse import urlsplit
 
 import structlog
 from filelock import FileLock, Timeout
@@ -195,9 +196,17 @@ def store_url(settings: Settings, environ: Mapping[str, str]) -> str:
     if reference is None:
         return f"sqlite:///{settings.state_dir / 'remediator.db'}"
     dsn = reference.read(environ)
-    if not dsn.startswith(("postgres://", "postgresql://")):
+    if not dsn.startswith(("postgres://", "postgresql://")) or not _has_place(dsn):
         raise ConfigError(f"{reference} should hold a URL like postgresql://user@host/database")
     return dsn
+
+
+def _has_place(dsn: str) -> bool:
+    try:
+        hosts = urlsplit(dsn).netloc.rpartition("@")[2].split(",")  # one, or several
+        return all(urlsplit(f"//{host}").port != 0 for host in hosts)
+    except ValueError:
+        return False
 
 
 @contextlib.contextmanager

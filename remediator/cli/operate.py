@@ -140,7 +140,7 @@ def _follow(api: Api, ids: list[str]) -> None:
 
 
 def limits(*, as_json: Json = False) -> None:
-    """List every bound, what is used of it, and what is paused."""
+    """List the bounds of all scopes, what is used of them, and what is paused."""
     with Api() as api:
         answer = api.get("/limits")
         if as_json:

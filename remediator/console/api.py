@@ -60,7 +60,7 @@ class Records(Protocol):
         ...
 
     async def limits(self) -> list[LimitView]:
-        """List every bound with its use."""
+        """List the bounds of all scopes with their use."""
         ...
 
 
@@ -240,7 +240,12 @@ def _reading(records: Records, playbooks: Playbooks) -> tuple[Route, ...]:
         _get(
             "/playbooks", loaded, "List the playbooks and where they are used", Page[PlaybookView]
         ),
-        _get("/limits", limits, "Show every bound with its use, and what is paused", LimitsView),
+        _get(
+            "/limits",
+            limits,
+            "Show the bounds of all scopes with their use, and what is paused",
+            LimitsView,
+        ),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -115,7 +116,16 @@ async def test_a_server_that_refuses_our_user_is_lost_and_the_log_says_why_witho
     assert "wr1ter-pass" not in str(logs)
 
 
-@pytest.mark.parametrize("url", ["http://u:hunter2@x/0", "redis://u:hunter2@x:port/0", "hunter2"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://u:hunter2@x/0",
+        "redis://u:hunter2@x:port/0",
+        "hunter2",
+        "redis://u:hunter2@x/0?nobody_knows_this=1",
+        "redis://u:hunter2@x/0?ssl_cert_reqs=none",
+    ],
+)
 async def test_a_url_that_cannot_be_read_is_not_shown(url: str) -> None:
     with pytest.raises(ConfigError, match="cannot be read") as raised:
         SharedRedis(url, NAMESPACE, no_matter)
@@ -209,7 +219,8 @@ async def test_what_is_no_event_of_ours_is_passed_over(redis_scene: RedisScene) 
         replica(redis_scene.url, "two") as (_, heard),
     ):
         await connected(redis_scene.client, 2)
-        for wrong in ("", "[]", "{" * 100_000, '{"origin": "x", "events": [{"kind": "odd"}]}'):
+        odd = '{"origin": "x", "events": [{"kind": "odd"}]}'
+        for wrong in ("", "[]", "{" * 100_000, odd, b"\xff\xfe"):
             await redis_scene.client.publish(f"{NAMESPACE}:events", wrong)
         one.send(an_event("inc-1"))
         async with asyncio.timeout(20):
@@ -263,6 +274,14 @@ async def test_the_rights_in_the_manual_suffice_for_everything(redis_scene: Redi
             await repeats.settle([(delivery, alerts, True)])
         assert await admitted(Admission("2/hour", shared), "am", 3) == 2
         assert not shared.is_lost
+
+
+@pytest.mark.parametrize("right", ["+pttl", "+evalsha", "+unlink", "&remediator:*", "+info"])
+async def test_a_look_misses_every_right_that_is_missing(
+    redis_scene: RedisScene, right: str
+) -> None:
+    url = await redis_scene.user("remediator", *(one for one in RIGHTS if one != right))
+    assert re.search("(?i)lacks a right|no permissions", str(await look(url)))
 
 
 async def test_a_url_of_a_socket_is_taken(tmp_path: Path) -> None:

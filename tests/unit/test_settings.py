@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from remediator.access import Role
+from remediator.app.service import store_url
 from remediator.catalogue import Service
 from remediator.errors import ConfigError
 from remediator.maintenance import Recurring, Window
@@ -793,3 +794,27 @@ def test_the_manual_tells_of_every_key() -> None:
         if f"`{name}`" not in manual
     }
     assert missing == set()
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    ["mysql://u:hunter2@h/d", "postgresql://u:hunter2@h:notaport/d", "postgresql://u:hunter2@[h/d"],
+)
+def test_a_dsn_of_the_store_that_cannot_be_read_is_named_and_not_shown(
+    load: Load, dsn: str
+) -> None:
+    settings = load("store: {dsn_env: D}", D=dsn)
+    with pytest.raises(ConfigError, match="variable D should hold a URL") as raised:
+        store_url(settings, {"D": dsn})
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "dsn", ["postgresql:///d", "postgres://u@h:1,i:2/d", "postgresql://u:p%40@[::1]:5432/d?x=y"]
+)
+def test_a_dsn_of_the_store_is_taken_as_it_is(load: Load, dsn: str) -> None:
+    assert store_url(load("store: {dsn_env: D}", D=dsn), {"D": dsn}) == dsn
+
+
+def test_the_variable_that_shows_tracebacks_is_no_mistake(load: Load) -> None:
+    load("", REMEDIATOR_DEBUG="1")

@@ -152,6 +152,8 @@ def test_references_to_secrets_and_other_keys_are_shown() -> None:
     [
         "connect redis://:hunter2@cache:6379",
         "connect postgresql://ann:hun/hunter2@db/orders",
+        "connect postgresql://ann:hun@hunter2@db/orders",
+        "connect postgresql://db/orders?user=ann&password=hunter2&sslmode=require",
         "header Authorization: Bearer hunter2hunter2",
         "slack said no to xoxb-hunter2-hunter2",
         "POST https://hooks.slack.com/services/T0/B0/hunter2 failed",
