@@ -30,11 +30,11 @@ from remediator.work import Surroundings
 SEND_TIMEOUT = 30.0
 """Seconds that a channel may take; less than the lease of a message."""
 ATTEMPTS = 12
-"""Times that a message is tried: for about half an hour, with the pauses between."""
+"""Times that a message which calls nobody is tried: for about half an hour."""
 LABEL = "pagerduty_incident"
 """Label with the id of the incident of PagerDuty's that an alert came from."""
-_LONGEST = 300.0
-"""Seconds between two attempts, unless the channel asks for more."""
+_SHORTEST, _LONGEST = 1.0, 300.0
+"""Seconds between two attempts, whatever the channel asks for."""
 _SILENT = frozenset({Mode.OBSERVE, Mode.SHADOW})
 
 _log = structlog.get_logger(__name__)
@@ -125,7 +125,7 @@ class Escalating:
         except TemporaryError as error:
             await self._later(telling, str(error), error.retry_after)
         except PermanentError as error:
-            await self._give_up(telling, str(error))
+            await self._refused(telling, str(error))
         except Exception as error:  # noqa: BLE001 - a fault of ours may not silence a channel
             _log.exception("message_failed", channel=telling.channel)
             await self._later(telling, f"failed: {type(error).__name__}", None)
@@ -134,15 +134,42 @@ class Escalating:
             self._count(telling.channel, "told")
 
     async def _later(self, telling: Telling, reason: str, after: float | None) -> None:
-        if telling.attempts + 1 >= ATTEMPTS:
-            await self._give_up(telling, f"{reason}; tried {ATTEMPTS} times")
+        """Try again; a level for as long as it is wanted, which ``claim`` knows."""
+        tries = telling.attempts + 1
+        calls, long = telling.word is Word.LEVEL, tries % ATTEMPTS == 0
+        if long and not calls:
+            await self._give_up(telling, f"{reason}; tried {tries} times")
             return
-        seconds = min(2.0 ** min(telling.attempts, 10), _LONGEST) if after is None else after
+        seconds = 2.0 ** min(telling.attempts, 10) if after is None else after
+        seconds = min(max(seconds, _SHORTEST), _LONGEST)
+        if long:
+            await self._not_told(telling, f"{reason}; tried {tries} times, and tried on", seconds)
+            return
         _log.warning(
             "message_delayed", channel=telling.channel, reason=reason, again_in=round(seconds)
         )
         await self._store.escalations.failed(telling, reason, timedelta(seconds=seconds))
         self._count(telling.channel, "delayed")
+
+    async def _refused(self, telling: Telling, reason: str) -> None:
+        """Try a level all the same, slowly: a key or a configuration may be mended."""
+        if telling.word is Word.LEVEL:
+            await self._not_told(telling, reason, _LONGEST)
+        else:
+            await self._give_up(telling, reason)
+
+    async def _not_told(self, telling: Telling, reason: str, seconds: float) -> None:
+        """Say loudly that nobody is called over this channel now, and try again."""
+        _log.error(
+            "call_not_taken",
+            channel=telling.channel,
+            incident_id=telling.incident_id,
+            reason=reason,
+            again_in=round(seconds),
+        )
+        again_in = timedelta(seconds=seconds)
+        await self._store.escalations.failed(telling, reason, again_in, loudly=True)
+        self._count(telling.channel, "failed")
 
     async def _give_up(self, telling: Telling, reason: str) -> None:
         _log.error(

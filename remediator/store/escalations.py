@@ -115,6 +115,7 @@ class Telling(Value):
     subject: str
     epoch: int
     attempts: int
+    last_error: str = ""
 
 
 class Escalations:
@@ -203,13 +204,21 @@ class Escalations:
         values = {"state": "failed", "last_error": reason, "attempts": telling.attempts + 1}
         await self._finish(telling, values, _event(telling, "not told to"), reason)
 
-    async def failed(self, telling: Telling, reason: str, again_in: timedelta) -> None:
-        """Record why it was not sent, and when it is tried again."""
+    async def failed(
+        self, telling: Telling, reason: str, again_in: timedelta, *, loudly: bool = False
+    ) -> None:
+        """Record why it was not sent, and when it is tried again.
+
+        ``loudly`` tells humans as well, where they look anyway: once for each reason.
+        """
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
             values = {"last_error": reason, "due_at": now + again_in}
             await _write(connection, telling, values | {"attempts": telling.attempts + 1})
+            if loudly and reason != telling.last_error:
+                lines = [(_event(telling, "not told to"), reason)]
+                _journal(connection, telling.incident_id, lines, now)
 
         await self._database.write(operation)
 
