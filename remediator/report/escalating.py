@@ -76,7 +76,8 @@ class Escalating:
         window = running([*planned, *standing.windows], now)
         service = self._around.catalogue.service(incident.system, incident.service)
         plan = self._plan(service)
-        if service is not None and self._is_silent(service, incident.playbook):
+        silent = service is not None and self._is_silent(service, incident.playbook)
+        if silent and not standing.stays:
             plan = Escalation()
         return next_step(standing, self._reachable(plan), window)
 

@@ -1,7 +1,8 @@
 """Which level of an escalation is due, who is told, and when it stops. Pure.
 
 Level follows level at its time. An acknowledgement holds them up for a time; then the next one is
-told at once, or the last one again. It ends when the alert resolves or a later incident has it.
+told at once, or the last one again. It ends when the alert resolves or a later incident has it;
+where a temporary change stays in production, when somebody has it as well.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ _LONGEST_HEADLINE = 1024
 
 def next_step(standing: Standing, plan: Escalation, window: Window | None) -> Step:
     """Decide what comes next; ``window`` is the maintenance that runs: nobody is called in it."""
-    if not standing.fires:
+    if not standing.fires and not standing.stays:
         return _end(standing)
+    if not standing.fires and _is_taken(standing):
+        reason = f"{standing.acknowledged_by} has it, and no alert fires"
+        ended = (("escalation ended", reason),)
+        return _step(standing, ended=True, messages=_acknowledged(standing), events=ended)
     if not plan.levels:
         return _step(standing, ended=True)
     if window is not None:
@@ -83,6 +88,11 @@ def _end(standing: Standing) -> Step:
     )
 
 
+def _is_taken(standing: Standing) -> bool:
+    """Say whether somebody has what it is for; who had the incident before has it for a time."""
+    return standing.acknowledged_at is not None and standing.acknowledged_at > standing.since
+
+
 def _acknowledged(standing: Standing) -> tuple[Message, ...]:
     """Tell PagerDuty that somebody has it, unless it was PagerDuty that told us."""
     if standing.acknowledged_at is None or standing.echoed or PAGERDUTY not in standing.told:
@@ -98,7 +108,8 @@ def _resumed(standing: Standing, plan: Escalation) -> Step:
         update={"since": standing.now - level.after, "acknowledged_at": None}
     )
     held = format_duration(plan.acknowledged_for)
-    reason = f"{standing.acknowledged_by} has had it for {held}, and the alert still fires"
+    still = "the alert still fires" if standing.fires else "a temporary change stays in production"
+    reason = f"{standing.acknowledged_by} has had it for {held}, and {still}"
     step = _levels(rest, plan, again=True)
     events = (("acknowledgement over", reason), *step.events)
     return step.model_copy(update={"lapsed": True, "events": events})

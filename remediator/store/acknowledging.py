@@ -6,17 +6,20 @@ from datetime import datetime
 from typing import Any
 
 from pydantic import AwareDatetime
-from sqlalchemy import exists, insert, select, update
+from sqlalchemy import delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import Refused
 from remediator.model import AlertStatus, IncidentId, IncidentOutcome, IncidentState, Value
 from remediator.store import tables as t
+from remediator.summons import Word
 
 NEEDS_A_HUMAN = frozenset(
     {IncidentOutcome.ESCALATED, IncidentOutcome.DENIED, IncidentOutcome.REVERTED}
 )
 """Outcomes after which a person has to act, as long as the alert fires."""
+HOLD, NOT_TAKEN_BACK = "hold", "not taken back"
+"""Step and event of the journal's line that a temporary change of the incident stays."""
 _LONGEST = 200
 """Characters of a person's name in the store."""
 
@@ -47,6 +50,25 @@ async def begin_escalation(
     values: dict[str, Any] = {"since": now, "due_at": now}
     if by is not None:
         values |= {"acknowledged_at": now, "acknowledged_by": by[:_LONGEST]}
+    await _put(connection, incident, values)
+
+
+async def begin_for_what_stays(connection: AsyncConnection, incident: str, now: datetime) -> None:
+    """Let the levels begin, whether or not an alert fires: a temporary change stays in production.
+
+    Levels that are under way go on; what is over is told anew.
+    """
+    mine = t.escalations.c.incident_id == incident
+    row = (await connection.execute(select(t.escalations).where(mine).with_for_update())).first()
+    values: dict[str, Any] = {"since": now, "due_at": now}
+    if row is not None and row.ended_at is not None:
+        nobody = {"acknowledged_at": None, "acknowledged_by": None, "echoed": False}
+        values |= nobody | {"level": 0, "ended_at": None}
+        calls = or_(t.tellings.c.word == Word.LEVEL, t.tellings.c.subject == "")
+        told = delete(t.tellings).where(t.tellings.c.incident_id == incident, calls)
+        await connection.execute(told)
+    elif row is not None and row.since is not None and row.acknowledged_at is None:
+        return
     await _put(connection, incident, values)
 
 

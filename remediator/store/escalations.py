@@ -26,6 +26,7 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
+from remediator.store.acknowledging import HOLD, NOT_TAKEN_BACK
 from remediator.store.claims import claim_due, is_held, release_claimed, write_claimed
 from remediator.store.database import Database
 from remediator.store.journal import append
@@ -57,6 +58,8 @@ class Standing(Value):
     """Whether an alert of the incident fires and nobody else works on it."""
     successor: IncidentId | None
     """A later incident that has the alert now; None while ``fires``."""
+    stays: bool
+    """Whether a temporary change stays in production: a human is needed though no alert fires."""
     told: frozenset[str]
     """Channels that a level was told to, or will be."""
     windows: tuple[Window, ...]
@@ -257,6 +260,8 @@ async def _standing(connection: AsyncConnection, row: Any, now: datetime) -> Sta
     told = select(t.tellings.c.channel).where(
         t.tellings.c.incident_id == incident.id, t.tellings.c.word == Word.LEVEL
     )
+    given_up = t.journal.c.incident_id == incident.id, t.journal.c.step == HOLD
+    stays = select(exists().where(*given_up, t.journal.c.event == NOT_TAKEN_BACK))
     return Standing(
         incident=incident,
         **{name: row[name] for name in ("since", "level", "echoed")},
@@ -264,6 +269,7 @@ async def _standing(connection: AsyncConnection, row: Any, now: datetime) -> Sta
         acknowledged_by=row["acknowledged_by"],
         fires=fires,
         successor=successor,
+        stays=bool((await connection.execute(stays)).scalar()),
         told=frozenset(await connection.scalars(told)),
         windows=tuple(await windows_over(connection, incident, now, now)),
         now=now,

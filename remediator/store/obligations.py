@@ -28,6 +28,7 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
+from remediator.store.acknowledging import HOLD, NOT_TAKEN_BACK, begin_for_what_stays
 from remediator.store.claimed import incident_of
 from remediator.store.claims import claim_due, require_claimed, write_claimed
 from remediator.store.columns import Instant
@@ -102,6 +103,7 @@ class Obligations:
                 "a temporary change of it cannot be read by this version, so it is not taken back"
             )
             await close_unread(connection, incident, now, reason)
+            await _stays(connection, incident, reason, {}, now)
 
         with contextlib.suppress(OwnershipLost, StoreUnavailable):  # else when the lease is over
             await self._database.write(operation, serial=True)
@@ -215,6 +217,7 @@ async def _record(
             .where(t.mitigations.c.id == owed.mitigation_id)
             .values(state=MitigationState.REVERTED)
         )
+        await _tell(connection, owed, "taken back", reason, now)
     else:
         await close_entries(connection, owed.incident.id, now)
         await connection.execute(
@@ -230,12 +233,22 @@ async def _record(
                 epoch=t.incidents.c.epoch + 1,  # whoever works on it may not write any more
             )
         )
-    await _tell(connection, owed, "taken back" if taken_back else "not taken back", reason, now)
+        effect = {"effect_key": owed.entry.effect_key}
+        await _stays(connection, owed.incident.id, reason, effect, now)
+
+
+async def _stays(
+    connection: AsyncConnection, incident: str, reason: str, data: dict[str, str], now: datetime
+) -> None:
+    """Tell humans, and call one: the escalation reads this line and needs no alert that fires."""
+    append(connection, incident, at=now, step=HOLD, event=NOT_TAKEN_BACK, reason=reason, data=data)
+    await begin_for_what_stays(connection, incident, now)
+    await request_notice(connection, incident, now)
 
 
 async def _tell(
     connection: AsyncConnection, owed: Obligation, event: str, reason: str, now: datetime
 ) -> None:
     data = {"effect_key": owed.entry.effect_key}
-    append(connection, owed.incident.id, at=now, step="hold", event=event, reason=reason, data=data)
+    append(connection, owed.incident.id, at=now, step=HOLD, event=event, reason=reason, data=data)
     await request_notice(connection, owed.incident.id, now)

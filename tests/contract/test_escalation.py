@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -355,6 +356,123 @@ async def test_what_waits_for_nobody_cannot_be_acknowledged(calling: Calling) ->
     with pytest.raises(Refused, match="waits for nobody") as caught:
         await commands.acknowledge(incident, "alice")
     assert caught.value.status == 409
+
+
+# --- what stays in production -----------------------------------------------------------------
+
+
+@asynccontextmanager
+async def holding(open_bench: OpenBench, hold: str = "10m") -> AsyncIterator[Calling]:
+    """A service whose temporary change cannot be taken back once its incident is mitigated."""
+    service = a_service(parameters={"hold": hold}).model_copy(update={"escalation": PLAN})
+    async with open_bench(World(things={"lamp"}), [service], undo=True) as bench:
+        alert = bench.alert()
+        await bench.receive(alert)
+        await bench.settle(45)
+        await bench.receive(resolved(alert, bench.clock))
+        await bench.settle()
+        assert (await bench.incident()).outcome is IncidentOutcome.MITIGATED
+        bench.world.refuse = "somebody changed it since"
+        yield Calling(bench)
+
+
+async def test_a_temporary_change_that_stays_calls_humans_until_one_has_it(
+    open_bench: OpenBench,
+) -> None:
+    async with holding(open_bench) as calling:
+        await calling.bench.settle(1300)
+        incident = await calling.bench.incident()
+        assert incident.outcome is IncidentOutcome.ESCALATED
+        await calling.turn()
+        assert calling.slack.words == ["level 0"]
+        assert "is not taken back: " in calling.slack.said[0].text
+        await calling.after(35)
+        assert calling.said == {
+            "slack": ["level 0"],
+            "pagerduty": ["level 1"],
+            "mail": ["level 1", "level 2"],
+        }
+        await calling.bench.store.commands.acknowledge(incident.id, "alice")
+        await calling.after(60)
+        assert calling.mail.words == ["level 1", "level 2"], "no alert fires: she has it for good"
+        assert calling.pagerduty.words == ["level 1", "acknowledged"]
+        assert "escalation ended: alice has it, and no alert fires" in await calling.journal()
+
+
+async def test_a_change_that_stays_calls_humans_though_its_playbook_is_silent_since(
+    open_bench: OpenBench,
+) -> None:
+    async with holding(open_bench) as calling:
+        await calling.bench.settle(1300)
+        quiet = replace(
+            calling.bench.around,
+            catalogue=calling.bench.around.catalogue.model_copy(
+                update={"services": (served(Mode.SHADOW),)}
+            ),
+        )
+        calling.bench.around = quiet
+        await Calling(calling.bench, slack=calling.slack).turn()
+        assert calling.slack.words == ["level 0"]
+
+
+async def test_a_change_that_stays_calls_anew_after_an_escalation_that_is_over(
+    open_bench: OpenBench,
+) -> None:
+    async with holding(open_bench) as calling:
+        (first, second) = (await calling.bench.incident()).id, "somebody changed it again"
+
+        async def again(connection: Any) -> None:  # a second temporary change of the incident
+            row = {"mitigation_id": owed.mitigation_id, "due_at": calling.bench.clock.now}
+            await connection.execute(t.obligations.insert().values(**row, epoch=0, attempts=0))
+
+        calling.bench.clock.advance(timedelta(minutes=10))
+        (owed,) = await calling.bench.store.obligations.claim(1)
+        await calling.bench.store.obligations.settled(owed, taken_back=False, reason="changed")
+        await calling.after(1)
+        await calling.bench.store.commands.acknowledge(first, "alice")
+        await calling.after(1)
+        assert calling.slack.words == ["level 0"]
+        await calling.bench.store.database.write(again)
+        (owed,) = await calling.bench.store.obligations.claim(1)
+        await calling.bench.store.obligations.settled(owed, taken_back=False, reason=second)
+        await calling.turn()
+        assert calling.slack.words == ["level 0", "level 0"]
+        assert second in calling.slack.said[1].text
+
+
+async def test_a_change_that_stays_is_theirs_for_a_time_who_had_the_incident_just_before(
+    open_bench: OpenBench,
+) -> None:
+    service = a_service(parameters={"hold": "1m"}).model_copy(update={"escalation": PLAN})
+    async with open_bench(World(things={"lamp"}), [service], undo=True) as bench:
+        calling, alert = Calling(bench), bench.alert()
+        await bench.receive(alert)
+        await bench.settle(50)
+        await bench.store.commands.acknowledge((await bench.incident()).id, "alice")
+        bench.clock.advance(timedelta(seconds=20))
+        (owed,) = await bench.store.obligations.claim(1)
+        await bench.store.obligations.settled(owed, taken_back=False, reason="not ours any more")
+        await bench.receive(resolved(alert, bench.clock))
+        await calling.after(29)
+        assert calling.slack.words == []
+        await calling.after(2)
+        assert calling.slack.words == ["level 0"]
+        over = "alice has had it for 30m, and a temporary change stays in production"
+        assert f"acknowledgement over: {over}" in await calling.journal()
+
+
+async def test_a_temporary_change_that_cannot_be_read_calls_humans(
+    open_bench: OpenBench,
+) -> None:
+    async with holding(open_bench) as calling:
+
+        async def spoil(connection: Any) -> None:
+            await connection.execute(t.mitigations.update().values(before=["of a later version"]))
+
+        await calling.bench.store.database.write(spoil)
+        await calling.bench.settle(1300)
+        await calling.after(1)
+        assert calling.slack.words == ["level 0"]
 
 
 # --- channels that fail -----------------------------------------------------------------------
