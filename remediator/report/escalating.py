@@ -114,13 +114,10 @@ class Escalating:
         return False
 
     async def _send(self, telling: Telling) -> None:
-        view = await self._store.records.incident(telling.incident_id)
-        if view is None:  # a message refers to its incident, so there is one
-            return
-        plan = self._plan(self._around.catalogue.service(view.system, view.service))
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
-                await self._channels[telling.channel].tell(compose(view, telling, plan))
+                summons = await self._compose(telling)
+                await self._channels[telling.channel].tell(summons)
         except TimeoutError:
             await self._later(telling, f"no answer within {SEND_TIMEOUT:g} s", None)
         except TemporaryError as error:
@@ -133,6 +130,15 @@ class Escalating:
         else:
             await patiently(lambda: self._store.escalations.told(telling))
             self._count(telling.channel, "told")
+
+    async def _compose(self, telling: Telling) -> Summons:
+        records, known = self._store.records, telling.incident_id
+        is_call = telling.word is Word.LEVEL
+        view = await (records.legible(known) if is_call else records.incident(known))
+        if view is None:
+            raise PermanentError("the incident is gone")
+        plan = self._plan(self._around.catalogue.service(view.system, view.service))
+        return compose(view, telling, plan)
 
     async def _later(self, telling: Telling, reason: str, after: float | None) -> None:
         """Try again; a level for as long as it is wanted, which ``claim`` knows."""

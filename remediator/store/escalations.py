@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import AwareDatetime
+import structlog
+from pydantic import AwareDatetime, ValidationError
 from sqlalchemy import Select, and_, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -30,6 +31,8 @@ from remediator.store.acknowledging import HOLD, NOT_TAKEN_BACK
 from remediator.store.claims import claim_due, is_held, release_claimed, write_claimed
 from remediator.store.database import Database
 from remediator.store.journal import append
+from remediator.store.queue import incident_of
+from remediator.store.unreadable import stand_in
 from remediator.store.windows import windows_over
 from remediator.summons import Word
 
@@ -40,6 +43,7 @@ AT_ONCE = 50
 _MOST_ALERTS = 500
 """Alerts of one incident that are asked whether they fire."""
 _STEP = "escalation"
+_log = structlog.get_logger(__name__)
 
 
 class Standing(Value):
@@ -255,7 +259,11 @@ def _event(telling: Telling, how: str) -> str:
 async def _standing(connection: AsyncConnection, row: Any, now: datetime) -> Standing:
     query = select(t.incidents).where(t.incidents.c.id == row["incident_id"])
     found = (await connection.execute(query)).mappings().one()
-    incident = Incident.model_validate({name: found[name] for name in Incident.model_fields})
+    try:
+        incident = incident_of(found)
+    except ValidationError as error:  # it holds up no other one, and a human comes all the same
+        _log.error("incident_unreadable", incident_id=found["id"], reason=str(error))
+        incident = stand_in(found, now)
     fires, successor = await _alerts(connection, incident)
     told = select(t.tellings.c.channel).where(
         t.tellings.c.incident_id == incident.id, t.tellings.c.word == Word.LEVEL

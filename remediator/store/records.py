@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import structlog
+from pydantic import ValidationError
 from sqlalchemy import Table, func, literal, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -27,6 +29,7 @@ from remediator.store.database import Database
 from remediator.store.inbox import delivery_of
 from remediator.store.ledger import STEP as LEDGER
 from remediator.store.ledger import Ledger
+from remediator.store.unreadable import stand_in
 from remediator.views import (
     AlertView,
     DeadLetterView,
@@ -44,6 +47,7 @@ from remediator.views import (
 
 SHOWN_ALERTS = 200
 """Alerts of one incident that are shown; a storm's incident may have thousands."""
+_log = structlog.get_logger(__name__)
 
 
 class Backlog:
@@ -103,6 +107,21 @@ class Records:
                 mitigations=await _mitigations(connection, incident_id),
                 timeline=await _timeline(connection, incident_id),
             )
+
+    async def legible(self, incident_id: str) -> IncidentView | None:
+        """Return ``incident``, or as much of it as a human has to know, if it cannot be read."""
+        try:
+            return await self.incident(incident_id)
+        except ValidationError as error:
+            _log.error("incident_unreadable", incident_id=incident_id, reason=str(error))
+        async with self._database.read() as connection:
+            query = select(t.incidents).where(t.incidents.c.id == incident_id)
+            row = (await connection.execute(query)).mappings().first()
+            if row is None:
+                return None
+            known = stand_in(row, await self._database.now(connection))
+        shown = known.model_dump(include=set(IncidentSummary.model_fields))
+        return IncidentView(**shown, alerts=[], findings=[], mitigations=[], timeline=[])
 
     async def deliveries(self, *, after: str | None = None, limit: int = 50) -> Page[DeliveryView]:
         """List deliveries without their bodies, newest first."""

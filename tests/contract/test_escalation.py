@@ -358,6 +358,31 @@ async def test_what_waits_for_nobody_cannot_be_acknowledged(calling: Calling) ->
     assert caught.value.status == 409
 
 
+async def test_an_incident_that_cannot_be_read_calls_humans_and_holds_up_no_other(
+    open_bench: OpenBench,
+) -> None:
+    cart = a_service("cart").model_copy(update={"escalation": PLAN})
+    async with open_bench(World(), [served(), cart]) as bench:
+        calling = Calling(bench)
+        await bench.receive(bench.alert(), bench.alert(service="cart"))
+        await bench.settle()
+
+        async def spoil(connection: Any) -> None:
+            later = t.incidents.update().where(t.incidents.c.service == "orders")
+            await connection.execute(later.values(outcome="of a later version"))
+
+        await bench.store.database.write(spoil)
+        with capture_logs() as logs:
+            await calling.after(2)
+        told = sorted(call.report.incident.service or "" for call in calling.slack.said)
+        assert told == ["cart", "orders"]
+        texts = [call.text for call in calling.slack.said]
+        assert sum("cannot be read by this version" in text for text in texts) == 1
+        assert {line["event"] for line in logs if line["log_level"] == "error"} == {
+            "incident_unreadable"
+        }
+
+
 # --- what stays in production -----------------------------------------------------------------
 
 
