@@ -12,7 +12,7 @@ from datetime import timedelta
 
 import structlog
 
-from remediator.errors import OwnershipLost, PermanentError, TemporaryError
+from remediator.errors import OwnershipLost, PermanentError, StoreUnavailable, TemporaryError
 from remediator.ports import Handle, Notifier
 from remediator.report.summary import summarise
 from remediator.store import Store
@@ -24,10 +24,10 @@ from remediator.views import IncidentView, Report
 SEND_TIMEOUT = 30.0
 """Seconds that a notifier may take; less than the lease of a notice."""
 DETAIL_ATTEMPTS = 5
-"""Times that the detail of a closed incident is tried again when only it failed."""
+"""Times that the detail of a closed incident, or a note, is tried again when only it failed."""
 _DETAIL_AGAIN = timedelta(seconds=30)
-_LONGEST = 300.0
-"""Seconds between attempts once a chat has been away for long."""
+_SHORTEST, _LONGEST = 1.0, 300.0
+"""Seconds between two attempts, whatever the chat asks for."""
 _log = structlog.get_logger(__name__)
 
 
@@ -58,19 +58,20 @@ async def _deliver(
     count: Callable[[str], None],
     note: Callable[[IncidentView], Awaitable[None]] | None,
 ) -> None:
-    view = await store.records.incident(notice.incident_id)
-    if view is None:
-        await store.notices.sent(notice, notice.handle)
-        return
-    if note is not None:
-        await note(view)
     try:
+        view = await store.records.incident(notice.incident_id)
+        if view is None:
+            await store.notices.sent(notice, notice.handle)
+            return
+        noted = note is None or await _noted(note, view)
         async with asyncio.timeout(SEND_TIMEOUT):
             report = summarise(view)
             handle = await notifier.send(report, notice.handle)
     except TimeoutError:
         await _later(store, notice, f"no answer within {SEND_TIMEOUT:g} s", None)
         count("delayed")
+    except (OwnershipLost, StoreUnavailable):
+        raise
     except TemporaryError as error:
         await _later(store, notice, str(error), error.retry_after)
         count("delayed")
@@ -84,13 +85,24 @@ async def _deliver(
         count("failed")
     else:
         whole = handle is None or handle.detailed or not report.final
-        again = None if whole or notice.attempts >= DETAIL_ATTEMPTS else _DETAIL_AGAIN
+        again = None if (whole and noted) or notice.attempts >= DETAIL_ATTEMPTS else _DETAIL_AGAIN
         await patiently(lambda: store.notices.sent(notice, handle, again))
         count("sent")
 
 
+async def _noted(note: Callable[[IncidentView], Awaitable[None]], view: IncidentView) -> bool:
+    """Take notes; return whether that worked. If not, the message comes first all the same."""
+    try:
+        await note(view)
+    except Exception:  # noqa: BLE001 - a fault of ours may not silence all messages
+        _log.exception("note_failed", incident_id=view.id)
+        return False
+    return True
+
+
 async def _later(store: Store, notice: Notice, reason: str, after: float | None) -> None:
-    seconds = min(2.0 ** min(notice.attempts, 10), _LONGEST) if after is None else after
+    seconds = 2.0 ** min(notice.attempts, 10) if after is None else after
+    seconds = min(max(seconds, _SHORTEST), _LONGEST)
     _log.warning("notice_delayed", reason=reason, again_in=seconds)
     await store.notices.failed(notice, reason, timedelta(seconds=seconds))
 
