@@ -68,7 +68,24 @@ class Escalating:
         """Decide about what is due, and see what is to be sent; return whether there is more."""
         due = await self._store.escalations.due()
         self._due = due.channels
-        return due.deciding and bool(await self._store.escalations.advance(self._next))
+        more = due.deciding and bool(await self._store.escalations.advance(self._next))
+        for name in sorted(due.channels - self._channels.keys()):
+            await self._miss(name)
+        return more
+
+    async def _miss(self, name: str) -> None:
+        """Say that a message waits for a channel that is not there; another process may have it."""
+        telling = await self._store.escalations.claim(name)
+        if telling is None:
+            return
+        reason = f"there is no channel {name} in the configuration"
+        try:
+            if telling.word is Word.LEVEL:
+                await self._not_told(telling, reason, _pause(telling))
+            else:
+                await self._later(telling, reason, None)
+        except OwnershipLost as error:
+            _log.warning("message_lost", reason=str(error))
 
     def _next(self, standing: Standing) -> Step:
         incident, now = standing.incident, standing.now
@@ -147,8 +164,7 @@ class Escalating:
         if long and not calls:
             await self._give_up(telling, f"{reason}; tried {tries} times")
             return
-        seconds = 2.0 ** min(telling.attempts, 10) if after is None else after
-        seconds = min(max(seconds, _SHORTEST), _LONGEST)
+        seconds = _pause(telling, after)
         if long:
             await self._not_told(telling, f"{reason}; tried {tries} times, and tried on", seconds)
             return
@@ -207,6 +223,12 @@ class Escalating:
         ]
         if messages:
             await self._store.escalations.ask(view.id, messages)
+
+
+def _pause(telling: Telling, asked: float | None = None) -> float:
+    """Return the seconds until the next attempt; ``asked`` is what the channel wants."""
+    seconds = 2.0 ** min(telling.attempts, 10) if asked is None else asked
+    return min(max(seconds, _SHORTEST), _LONGEST)
 
 
 class ChatChannel:

@@ -58,13 +58,13 @@ class Calling:
     pagerduty: Heard = field(default_factory=Heard)
     mail: Heard = field(default_factory=Heard)
     counted: list[tuple[str, str]] = field(default_factory=list)
+    channels: tuple[str, ...] = ("slack", "pagerduty", "mail")
 
     def __post_init__(self) -> None:
-        channels = {"slack": self.slack, "pagerduty": self.pagerduty, "mail": self.mail}
         self.escalating = Escalating(
             self.bench.store,
             self.bench.around,
-            channels,
+            {name: getattr(self, name) for name in self.channels},
             lambda channel, result: self.counted.append((channel, result)),
         )
 
@@ -568,6 +568,39 @@ async def test_a_refused_level_is_not_tried_any_more_once_somebody_has_it(
     calling.slack.trouble = None
     await calling.after(29)
     assert calling.slack.words == []
+
+
+async def test_a_level_for_a_channel_that_is_configured_no_more_is_said_so_until_it_is_back(
+    calling: Calling,
+) -> None:
+    calling.slack.trouble = TemporaryError("not now")
+    await calling.escalate()
+    without = Calling(calling.bench, channels=("pagerduty", "mail"))
+    with capture_logs() as logs:
+        await without.after(5)
+    reason = "there is no channel slack in the configuration"
+    errors = [line["reason"] for line in logs if line["log_level"] == "error"]
+    assert 3 <= len(errors) <= 10
+    assert set(errors) == {reason}
+    told = [line for line in await calling.journal() if "not told" in line]
+    assert told == [f"level 1 not told to slack: {reason}"]
+    calling.slack.trouble = None
+    await calling.after(5)
+    assert calling.slack.words == ["level 0"]
+
+
+async def test_what_calls_nobody_is_given_up_when_its_channel_is_configured_no_more(
+    calling: Calling,
+) -> None:
+    await calling.escalate()
+    await calling.after(10)
+    calling.pagerduty.trouble = TemporaryError("not now")
+    incident = (await calling.bench.incident()).id
+    await calling.bench.store.commands.acknowledge(incident, "alice")
+    await calling.turn()
+    await Calling(calling.bench, channels=("slack", "mail")).after(29)
+    said = "acknowledged not told to pagerduty: there is no channel pagerduty"
+    assert any(line.startswith(said) for line in await calling.journal())
 
 
 @pytest.mark.parametrize(
