@@ -117,13 +117,14 @@ class AlertmanagerSilences(HttpWriter):
 
     async def firing(self) -> tuple[Alert, ...]:
         """List all that fires there; ``BackendUnavailable`` while it may not know yet."""
+        every = dict.fromkeys(("active", "silenced", "inhibited", "unprocessed"), "true")
+        listed = await self._ask("/api/v2/alerts", _FIRING, every)
+        # asked last: one that restarted before it listed its alerts says so here
         started = (await self._ask("/api/v2/status", _STARTED)).uptime
         if self._now() - started < self._settling:
             raise BackendUnavailable(
                 f"{self._where}: it started at {started:%H:%M:%S} and may not know all alerts yet"
             )
-        every = dict.fromkeys(("active", "silenced", "inhibited", "unprocessed"), "true")
-        listed = await self._ask("/api/v2/alerts", _FIRING, every)
         return tuple(_alert(found) for found in listed)
 
     async def mute(self, incident: IncidentId, labels: Mapping[str, str], until: datetime) -> None:

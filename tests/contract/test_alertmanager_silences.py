@@ -629,6 +629,21 @@ async def test_probe_tells_an_alertmanager_from_something_else(scene: Scene) -> 
     assert sense.state is SenseState.IMPAIRED
 
 
+async def test_what_restarts_while_it_is_asked_is_not_taken_for_one_where_nothing_fires() -> None:
+    started = datetime.now(UTC) - timedelta(hours=1)
+
+    async def restarting(request: web.Request) -> web.StreamResponse:
+        nonlocal started
+        if request.path != "/api/v2/status":
+            started = datetime.now(UTC)
+            return web.json_response([])
+        return web.json_response({"uptime": started.isoformat()})
+
+    async with serving(restarting) as url, AlertmanagerSilences(url) as silences:
+        with pytest.raises(BackendUnavailable, match="may not know all alerts yet"):
+            await silences.firing()
+
+
 async def test_check_says_whether_the_alertmanager_answers(
     start_alertmanager: Start, tmp_path: Path, unused_tcp_port: int
 ) -> None:
