@@ -28,10 +28,10 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.acknowledging import HOLD, NOT_TAKEN_BACK
+from remediator.store.claimed import incident_of
 from remediator.store.claims import claim_due, is_held, release_claimed, write_claimed
 from remediator.store.database import Database
 from remediator.store.journal import append
-from remediator.store.queue import incident_of
 from remediator.store.unreadable import stand_in
 from remediator.store.windows import windows_over
 from remediator.summons import Word
