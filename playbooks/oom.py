@@ -354,12 +354,8 @@ def _recycled(context: Context) -> list[Item]:
 async def _pods(context: Context) -> Finding:
     pods = await context.pods().pods(context.targets["workload"])
     seen = standing(pods)
-    return Finding(
-        name="pods",
-        status=_judged(problem=bool(seen.unready) or not pods),
-        summary=seen.summary,
-        value=seen,
-    )
+    status = _judged(problem=bool(seen.unready) or not pods)
+    return Finding(name="pods", status=status, summary=seen.summary, value=seen)
 
 
 async def _events(context: Context) -> Finding:

@@ -317,8 +317,8 @@ async def test_role_that_sees_nothing_is_refused(scene: Scene) -> None:
         mitigation = await plan(scene, "end_sessions", [leak])
         with pytest.raises(BackendRefused, match="GRANT pg_monitor"):
             await lever.prepare(mitigation)
-        observed = await lever.observe(Preparation(mitigation=mitigation), "key")
-    assert observed.state is MitigationState.UNKNOWN
+        with pytest.raises(BackendRefused, match="GRANT pg_monitor"):
+            await lever.observe(Preparation(mitigation=mitigation), "key")
 
 
 async def test_superusers_session_is_refused_even_when_named(
@@ -454,7 +454,8 @@ async def test_lost_answer_is_unknown_until_observed_as_applied(scene: Scene) ->
         outcome = await lever.apply(preparation, "key")
         assert outcome.state is MitigationState.UNKNOWN
         assert "answer lost" in outcome.items[0].detail
-        assert (await lever.observe(preparation, "key")).state is MitigationState.UNKNOWN
+        with pytest.raises(BackendUnavailable):
+            await lever.observe(preparation, "key")
         await eventually(lambda: gone(scene, leak), "the session is gone")
         proxy.broken, proxy.marker = False, b""
         assert (await lever.observe(preparation, "key")).state is MitigationState.APPLIED
