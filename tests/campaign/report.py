@@ -11,8 +11,9 @@ from tests.campaign.judge import KINDS
 from tests.campaign.plan import ALWAYS, WITH_HOLD, WITH_PAUSE
 from tests.campaign.run import Result
 
-ENOUGH, ENOUGH_FOR_POINTS = 20, 200
-"""Seeds from which on everything, and every named point, has to have been tried."""
+ENOUGH, ENOUGH_FOR_CHANCE, ENOUGH_FOR_POINTS = 20, 50, 200
+"""Seeds from which on what is planned, what comes of chance, and every named point has to have been
+tried."""
 
 
 def report(results: Sequence[Result], seconds: float, asked: int) -> str:
@@ -43,13 +44,17 @@ def untried(results: Sequence[Result]) -> list[str]:
     happened = {
         "a change for every seed": sum(r.changes for r in results) >= len(results),
         "a denial by a budget": _sum(r.denials for r in results)["budget"] > 0,
-        "a change that was taken back": states["reverted"] > 0,
-        "a lost answer that was found by looking": sum(r.found for r in results) > 0,
-        "a change of which nobody knows": states["unknown"] > 0,
         "a pause": did["pause"] > 0,
         "a process killed, stopped and ended": min(did[w] for w in ("kill", "stop", "term")) > 0,
     }
     happened |= {f"the cure of a fault of the kind {kind}": cured[kind] > 0 for kind in planned}
+    if len(results) >= ENOUGH_FOR_CHANCE:
+        found = sum(result.found for result in results)
+        happened |= {
+            "a change that was taken back": states["reverted"] > 0,
+            "a lost answer that was found by looking": found > 0,
+            "a change of which nobody knows": states["unknown"] > 0,
+        }
     if len(results) >= ENOUGH_FOR_POINTS:
         happened |= {f"a stop or an end {p}": n > 0 for p, n in _at_points(results).items()}
     return [what for what, yes in happened.items() if not yes]
