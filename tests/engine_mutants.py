@@ -131,20 +131,41 @@ class AppliesAgain(WatchedLever):
 
 @dataclass(frozen=True)
 class Mutant:
-    """An engine that is wrong, and the rule under which that should show."""
+    """An engine that is wrong, the rule under which that should show, and as what."""
 
     build: Build
     danger: str
+    breaks: str
+    """What the promise says that it breaks, as a pattern: any other failure does not find it."""
 
 
+_TOGETHER = r"ux_mitigations_in_flight|two in flight|/\w+: \[|\d in .* of .*, not \d"
 MUTANTS = {
-    "without the lock": Mutant(Build(ledger=WithoutLock), "work_at_the_same_time"),
-    "reserves as a stale owner": Mutant(Build(ledger=UnfencedLedger), "is_overtaken"),
-    "finishes as a stale owner": Mutant(Build(queue=UnfencedQueue), "is_overtaken"),
-    "calls as a stale owner": Mutant(Build(ledger=CallsUnowned), "sleeps_through_a_jump"),
-    "sees no time pass": Mutant(Build(sees_time=False), "stalls_before_its_call"),
-    "asks for no time": Mutant(Build(around=WithoutDeadline), "stalls_before_its_call"),
-    "applies again": Mutant(Build(lever=AppliesAgain), "is_overtaken"),
-    "asks for no pause": Mutant(Build(ledger=WithoutPause), "is_halted_meanwhile"),
-    "reserves beside a taking back": Mutant(Build(ledger=Unmarked), "a_hold_ends"),
+    "without the lock": Mutant(Build(ledger=WithoutLock), "work_at_the_same_time", _TOGETHER),
+    "reserves as a stale owner": Mutant(
+        Build(ledger=UnfencedLedger), "is_overtaken", "was reserved by a stale owner"
+    ),
+    "finishes as a stale owner": Mutant(
+        Build(queue=UnfencedQueue), "is_overtaken", "a stale owner of .* wrote"
+    ),
+    "calls as a stale owner": Mutant(
+        Build(ledger=CallsUnowned), "sleeps_through_a_jump", "was made by a stale owner"
+    ),
+    "sees no time pass": Mutant(
+        Build(sees_time=False), "stalls_before_its_call", "s after it was reserved"
+    ),
+    "asks for no time": Mutant(
+        Build(around=WithoutDeadline), "stalls_before_its_call", "was asked for after"
+    ),
+    "applies again": Mutant(
+        Build(lever=AppliesAgain),
+        "is_overtaken",
+        "called again|nobody asked|s after it was reserved|without a standing reservation",
+    ),
+    "asks for no pause": Mutant(
+        Build(ledger=WithoutPause), "is_halted_meanwhile", "was made in a pause"
+    ),
+    "reserves beside a taking back": Mutant(
+        Build(ledger=Unmarked), "a_hold_ends", "was put back beside|something was put back"
+    ),
 }

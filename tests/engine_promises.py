@@ -74,7 +74,7 @@ class Promises:
 
     def hold(self, facts: Facts) -> None:
         """Fail with the first promise that is broken."""
-        assert self.scene.record.wrong == []
+        assert not self.scene.record.wrong, "; ".join(self.scene.record.wrong)
         self._no_bound_is_passed(facts)
         self._one_in_flight_a_target(facts)
         self._nothing_is_made_twice(facts)
@@ -109,7 +109,8 @@ class Promises:
         assert len(keys) == len(set(keys)), "an effect key was stored twice"
         for world in self.scene.worlds.values():
             assert len(world.applied) == len(set(world.applied)), "applied twice"
-        assert [key for key, calls in self.scene.record.calls.items() if calls > 1] == []
+        again = [key for key, calls in self.scene.record.calls.items() if calls > 1]
+        assert again == [], f"called again: {again}"
 
     def _every_change_is_counted(self, facts: Facts) -> None:
         states = {row["effect_key"]: row["state"] for row in facts.mitigations}

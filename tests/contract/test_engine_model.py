@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -59,5 +60,7 @@ def test_the_model_finds_an_engine_that_is_wrong(name: str, postgres_database: s
     chosen = _settings(150, 8, derandomize=True, phases=[Phase.generate])
     with the_ground(postgres_database) as ground:
         wrong = engine(ground, mutant.build, danger=mutant.danger, heals=False)
-        with pytest.raises((AssertionError, IntegrityError, Flaky)):
+        with pytest.raises((AssertionError, IntegrityError, Flaky)) as caught:
             get_state_machine_test(wrong, settings=chosen)()
+    failures = getattr(caught.value, "exceptions", [caught.value])  # of one that is not repeatable
+    assert any(re.search(mutant.breaks, str(failure)) for failure in failures), failures
