@@ -226,8 +226,13 @@ class Escalating:
 
 
 def _pause(telling: Telling, asked: float | None = None) -> float:
-    """Return the seconds until the next attempt; ``asked`` is what the channel wants."""
-    seconds = 2.0 ** min(telling.attempts, 10) if asked is None else asked
+    """Return the seconds until the next attempt; ``asked`` is what the channel wants.
+
+    What has a number of tries does not use them up in the short pauses of a busy channel.
+    """
+    seconds = 2.0 ** min(telling.attempts, 10)
+    if asked is not None:
+        seconds = asked if telling.word is Word.LEVEL else max(asked, seconds)
     return min(max(seconds, _SHORTEST), _LONGEST)
 
 
