@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -34,6 +35,7 @@ BEGUN, OPENED, CLOSED, DELETED, BROKEN = (
 )
 """Events of those entries: ``chains`` names the incidents, ``heads`` how far each of them goes."""
 
+_SEAL = re.compile(r"[0-9a-f]{8}:[0-9a-f]{64}")
 _SHORTEST = 16
 """Bytes of a key, at least: what is shorter can be guessed."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -140,9 +142,14 @@ class Keys:
         return {key.id: key for key in (*self.others, self.sealing)}
 
     def good(self, content: bytes, mac: str) -> bool | None:
-        """Say whether ``mac`` seals ``content``; None when its key is none of these."""
+        """Say whether ``mac`` seals ``content``; None when its key is none of these.
+
+        Whoever can write to the store can put anything there: what has not the form is not good.
+        """
+        if _SEAL.fullmatch(mac) is None:
+            return False
         key = self._known.get(mac.partition(":")[0])
-        return None if key is None else hmac.compare_digest(key.mac(content), mac)
+        return None if key is None else hmac.compare_digest(key.mac(content).encode(), mac.encode())
 
 
 def entry_content(line: Mapping[str, Any], chain: str, number: int, before: str) -> bytes:

@@ -199,8 +199,8 @@ class Verifier:
     def _broken(self, entry: Entry) -> None:
         """A head was found that this service had not sealed; with all keys it may be good."""
         count, mac, seal = (entry.data.get(name) for name in ("count", "mac", "seal"))
-        good = self._keys.good(head_content(entry.chain, count, mac), seal)  # type: ignore[arg-type]
-        if not good:
+        content = head_content(entry.chain, count, mac)  # type: ignore[arg-type]
+        if not (isinstance(seal, str) and self._keys.good(content, seal)):
             detail = "how far the chain went was changed or set back just before it was written"
             self._flaw(entry.chain, entry.number, Wrong.CUT, detail)
 

@@ -15,7 +15,7 @@ from remediator.audit import Begin, End, Entry, Head, Keys, Part
 from remediator.errors import Refused, StoreUnavailable
 from remediator.store import tables as t
 from remediator.store.database import Database
-from remediator.store.journal import append
+from remediator.store.journal import append, head_columns, head_of
 from remediator.verifying import Verification, Verifier
 
 PAGE = 500
@@ -81,7 +81,7 @@ class Audit:
                 await connection.execute(text(limit))
             yield Begin(**dict(part), at=await self._database.now(connection))
             lines = select(t.journal)
-            heads = select(t.chains)
+            heads = select(*head_columns(connection))
             if part.since is not None:
                 lines = lines.where(t.journal.c.at >= part.since)
             if part.incident is not None:
@@ -94,7 +94,7 @@ class Audit:
                     raise StoreUnavailable(f"the export took longer than {WITHIN:g} s")
                 yield _entry(row)
             async for row in _paged(connection, heads, t.chains, "chain"):
-                yield Head(**row)
+                yield Head(**head_of(row))
             yield End(entries=entries)
 
 

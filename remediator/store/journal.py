@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import structlog
-from sqlalchemy import delete, insert, select
+from sqlalchemy import ColumnElement, LargeBinary, cast, delete, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -26,6 +26,13 @@ _CHUNK = 500
 """Values in one IN list, below every database's limit of bound parameters."""
 _WAITING = "remediator.journal"
 """Where a connection keeps the lines of its transaction."""
+
+_HIGHEST = 2**62
+"""No chain goes further; a count beyond it was put there by somebody."""
+_KEPT = 200
+"""Characters that are kept of what was found in the place of a head."""
+_SEAL = 80
+"""Characters that a seal may have, by the schema."""
 
 Row = dict[str, Any]
 
@@ -90,13 +97,13 @@ async def _sealed(connection: AsyncConnection, lines: Sequence[Row], keys: Keys)
     sealing = _Sealing(keys, max(line["at"] for line in lines))
     heads = await _locked(connection, chains)
     for name, waiting in chains.items():
-        sealing.extend(name, heads[name], waiting)
+        sealing.extend(name, await _usable(connection, heads[name]), waiting)
     fresh = [name for name, head in heads.items() if head["count"] == 0]
     closed = await _closed(connection, chains)
     mine += sealing.register(fresh, closed)
     if mine:  # always the last to be locked
         head = (await _locked(connection, [audit.OPERATORS]))[audit.OPERATORS]
-        sealing.extend(audit.OPERATORS, head, mine)
+        sealing.extend(audit.OPERATORS, await _usable(connection, head), mine)
     await _move(connection, sealing.heads.values())
     return sealing.lines
 
@@ -112,7 +119,7 @@ class _Sealing:
 
     def extend(self, chain: str, head: Row, lines: Sequence[Row]) -> None:
         """Seal ``lines`` as the next ones of ``chain``, after its ``head``."""
-        count, before = head["count"], head["mac"]
+        count, before = head.get("after") or (head["count"], head["mac"])
         for line in (*self._doubt(chain, head), *lines):
             count += 1
             before = self._keys.sealing.mac(entry_content(line, chain, count, before))
@@ -130,7 +137,7 @@ class _Sealing:
         _log.error("audit_head_not_known", chain=chain, number=count)
         incident = None if chain == audit.OPERATORS else chain
         reason = "how far this chain went was not sealed with a key that is known here"
-        data = {"count": count, "mac": mac, "seal": seal}
+        data = {"count": count, "mac": clean_text(mac), "seal": clean_text(seal)}
         return [self._line(incident, audit.BROKEN, reason, data)]
 
     def register(self, fresh: Collection[str], closed: Collection[str]) -> list[Row]:
@@ -165,8 +172,52 @@ async def _locked(connection: AsyncConnection, names: Iterable[str]) -> dict[str
     same = made.on_conflict_do_update(
         index_elements=[t.chains.c.chain], set_={"count": t.chains.c.count}
     )
-    found = await connection.execute(same.returning(t.chains), rows)
-    return {row["chain"]: dict(row) for row in found.mappings()}
+    found = await connection.execute(same.returning(*head_columns(connection)), rows)
+    return {row["chain"]: head_of(row) for row in found.mappings()}
+
+
+def head_columns(connection: AsyncConnection) -> list[ColumnElement[Any]]:
+    """Return the columns of a head, to be read with ``head_of`` whatever stands in them."""
+    count, mac, seal = t.chains.c.count, t.chains.c.mac, t.chains.c.seal
+    return [t.chains.c.chain, *(_as_it_is(connection, column) for column in (count, mac, seal))]
+
+
+def _as_it_is(connection: AsyncConnection, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    if connection.dialect.name == "postgresql":
+        return column
+    return cast(column, LargeBinary).label(column.key)  # SQLite has any type in any column
+
+
+def head_of(row: Any) -> Row:
+    """Read a head; a count that is none is -1."""
+    count, mac, seal = (_text(row[name]) for name in ("count", "mac", "seal"))
+    number = int(count) if count.isascii() and count.isdigit() and len(count) < _KEPT else -1
+    return {"chain": row["chain"], "count": number, "mac": mac, "seal": seal}
+
+
+def _text(value: Any) -> str:
+    text = value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+    return text[:_KEPT]
+
+
+async def _usable(connection: AsyncConnection, head: Row) -> Row:
+    """Say, of a head whose count is none, which entry is to be gone on ``after``."""
+    if 0 <= head["count"] < _HIGHEST and len(head["mac"]) <= _SEAL:
+        return head
+    return head | {"after": await _last(connection, head["chain"])}
+
+
+async def _last(connection: AsyncConnection, chain: str) -> tuple[int, str]:
+    """Return number and seal of the last sealed entry of a chain that is there."""
+    line = t.journal.c
+    mine = line.incident_id.is_(None) if chain == audit.OPERATORS else line.incident_id == chain
+    query = (
+        select(line.number, _as_it_is(connection, line.mac).label("mac"))
+        .where(mine, line.number.between(1, _HIGHEST), line.mac.is_not(None))
+        .order_by(line.number.desc())
+    )
+    row = (await connection.execute(query.limit(1))).first()
+    return (0, "") if row is None else (int(row[0]), _text(row[1]))
 
 
 async def _move(connection: AsyncConnection, heads: Iterable[Row]) -> None:

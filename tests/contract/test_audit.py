@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import func, select, text
 
 from remediator.app.retaining import age_of, delete_old
-from remediator.audit import OPERATORS, Entry, Key, Keys, Part
+from remediator.audit import BROKEN, OPERATORS, Entry, Key, Keys, Part
 from remediator.errors import Refused, StoreUnavailable
 from remediator.model import Bound, Limits, Mode, Source
 from remediator.safeguards import Growth, Safeguards
@@ -212,6 +212,42 @@ async def test_a_head_that_was_set_back_is_not_covered_up_by_what_is_written_nex
     await history.bench.store.commands.cancel(chain, "ann", "")
     (flaw,) = (await history.verify()).flaws
     assert (flaw.chain, flaw.number, flaw.what) == (chain, last, Wrong.CUT)
+
+
+ANYTHING = ["seal = '{key}:\u00e9'", "seal = '\u2603'", "seal = ''", "mac = '\u00e9'", "count = -7"]
+ANYTHING += ["count = 9223372036854775807", "count = 0, mac = '', seal = 'x'"]
+ONLY_SQLITE = ["count = 'many'", "count = x'ff'", "seal = CAST(x'ff' AS TEXT)", "seal = x'ff00'"]
+ONLY_SQLITE += ["mac = printf('%.2000000c', 'x')"]
+
+
+@pytest.mark.parametrize("change", ANYTHING + ONLY_SQLITE)
+async def test_whatever_stands_in_a_head_nothing_is_lost_and_it_is_found(
+    history: History, change: str
+) -> None:
+    bench = history.bench
+    if bench.store.database.is_postgres and change in ONLY_SQLITE:
+        pytest.skip("PostgreSQL takes no such value")
+    await history.tamper("UPDATE chains SET " + change.format(key=SEALED.sealing.id))
+    again = bench.alert(alertname="Dim")
+    await bench.receive(again)
+    assert len(await bench.incidents()) == 3
+    await bench.store.commands.cancel(history.still_open, "ann", "")
+    assert (await bench.store.records.dead_letters()).items == []
+    found = {f.chain for f in (await history.verify()).flaws}
+    assert {history.still_open, OPERATORS} <= found
+    broken = [e for e in await history.entries(OPERATORS) if e.event == BROKEN]
+    assert len(broken) == 1
+
+
+@pytest.mark.parametrize("mac", ["{key}:\u00e9", "\u2603", "", "{key}", "{key}:" + "0" * 65])
+async def test_a_seal_that_is_none_is_found_and_named(history: History, mac: str) -> None:
+    await history.tamper(
+        "UPDATE journal SET mac = :mac WHERE id = :id",
+        mac=mac.format(key=SEALED.sealing.id),
+        id=await history.row("closed", 2),
+    )
+    flaw = (await history.verify()).flaws[0]
+    assert (flaw.chain, flaw.number, flaw.what) == (history.closed, 2, Wrong.CHANGED)
 
 
 @pytest.mark.parametrize("which", ["closed", "open"])
