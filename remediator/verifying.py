@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from types import MappingProxyType
 
-from pydantic import computed_field
+from pydantic import AwareDatetime, computed_field
 
 from remediator.audit import (
     BROKEN,
@@ -66,6 +67,8 @@ class Verification(Value):
     """Where they are; the first of them."""
     keys: list[str]
     """Ids of the keys that sealed what is good."""
+    since: AwareDatetime | None = None
+    """When sealing began: the time of the first entry of ``operators``."""
     flaws: list[Flaw]
     """The first of what is wrong."""
     wrong: int
@@ -84,6 +87,9 @@ class _Chain:
     mac: str = ""
     begun: bool = False
     lines: int = 0
+    unsealed: int = 0
+    inside: int = 0
+    """Of the unsealed ones, those that stand after a sealed one."""
     closed: tuple[int, str] | None = None
     """How far it went when its incident was closed, or last wrote after that."""
     head: bool = False
@@ -112,19 +118,20 @@ class Verifier:
         self._chains: dict[str, _Chain] = {}
         self._flaws: list[Flaw] = []
         self._wrong = 0
-        self._good = self._unsealed = 0
+        self._good = self._unsealed = self._bared = 0
+        self._since: datetime | None = None
+        self._gone: list[tuple[str, str]] = []
+        """Incidents that have no entries, and why they should."""
         self._unsealed_chains: dict[str, None] = {}
         self._good_keys: set[str] = set()
         self._unknown: dict[str, int] = {}
 
     def entry(self, entry: Entry) -> None:
         """Take the next entry."""
-        if entry.number is None and entry.mac is None:
-            self._unsealed += 1
-            if len(self._unsealed_chains) < _SHOWN:
-                self._unsealed_chains[entry.chain] = None
-            return
         chain = self._chains.setdefault(entry.chain, _Chain())
+        if entry.number is None and entry.mac is None:
+            self._without_seal(entry, chain)
+            return
         chain.lines += 1
         if entry.number is None or entry.mac is None:
             half = "its number" if entry.number is None else "its seal"
@@ -134,6 +141,16 @@ class Verifier:
             chain.late.append((entry.number, chain.number))
             return
         self._next(entry, entry.number, entry.mac, chain)
+
+    def _without_seal(self, entry: Entry, chain: _Chain) -> None:
+        self._unsealed += 1
+        chain.unsealed += 1
+        chain.inside += chain.number > 0
+        if len(self._unsealed_chains) < _SHOWN:
+            self._unsealed_chains[entry.chain] = None
+        of_audit = entry.chain == OPERATORS and entry.step == STEP
+        # what retention deletes without a key, it writes down without heads
+        self._bared += of_audit and (entry.event != DELETED or bool(entry.data.get("heads")))
 
     def _next(self, entry: Entry, number: int, mac: str, chain: _Chain) -> None:
         follows = number == chain.number + 1
@@ -154,6 +171,8 @@ class Verifier:
             self._flaw(entry.chain, number, Wrong.CHANGED, detail)
             return
         self._good += 1
+        if entry.chain == OPERATORS and number == 1:
+            self._since = entry.at
         if entry.step == STEP:
             self._kept(entry)
 
@@ -233,6 +252,16 @@ class Verifier:
         elif not chain.flawed:
             self._flaw(name, count, Wrong.CHANGED, "its last seal is not the one that was noted")
 
+    def incident(self, name: str, opened_at: datetime) -> None:
+        """Take an incident that the store has; after all heads. It has to have its entries."""
+        chain = self._chains.get(name)
+        if chain is not None and (chain.lines or chain.flawed):
+            return
+        if chain is None or not chain.unsealed:
+            self._gone.append((name, "there is no entry of it, and the store has the incident"))
+        elif self._since is not None and opened_at > self._since:
+            self._gone.append((name, "it was opened after sealing began, and has no sealed entry"))
+
     # --- the result ---------------------------------------------------------------------------
 
     def result(self) -> Verification:
@@ -241,6 +270,7 @@ class Verifier:
             self._order(name, chain)
         if self._whole:
             self._registered()
+        self._bare()
         for name, kept in self._earlier.items():
             detail = f"an earlier export has another entry {kept.count}"
             self._flaw(name, kept.count, Wrong.CUT, detail)
@@ -252,6 +282,7 @@ class Verifier:
             unsealed=self._unsealed,
             unsealed_chains=list(self._unsealed_chains),
             keys=sorted(self._good_keys),
+            since=self._since,
             flaws=self._flaws[:_SHOWN],
             wrong=self._wrong,
         )
@@ -288,6 +319,20 @@ class Verifier:
             if sound and name != OPERATORS and chain.lines and not chain.begun:
                 detail = f"{OPERATORS} does not know of it: it was deleted before, or is not ours"
                 self._flaw(name, None, Wrong.ADDED, detail)
+
+    def _bare(self) -> None:
+        """Say what should have seals and has none."""
+        for name, detail in self._gone:
+            chain = self._chains.get(name)
+            if chain is None or not chain.flawed:
+                self._flaw(name, None, Wrong.MISSING, detail)
+        for name, chain in self._chains.items():
+            if chain.inside:
+                detail = f"{chain.inside} without a seal among those that have one"
+                self._flaw(name, None, Wrong.ADDED, detail)
+        if self._bared:
+            detail = f"{self._bared} that only a service with a key writes have lost their seals"
+            self._flaw(OPERATORS, None, Wrong.CHANGED, detail)
 
     def _keys_asked(self) -> None:
         if not self._unknown:

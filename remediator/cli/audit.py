@@ -92,6 +92,8 @@ def verify_audit(
 def _tell(found: Verification) -> None:
     entries, chains = _count(found.entries, "entry", "entries"), _count(found.chains, "chain")
     say(f"{entries} in {chains} are as they were sealed (keys: {', '.join(found.keys) or 'none'}).")
+    if found.whole and found.since is not None:
+        say(f"Sealing began at {found.since.isoformat(timespec='seconds')}.")
     if not found.whole:
         say("This is a part of the journal: what lacks outside of it does not show.")
     if found.unsealed:

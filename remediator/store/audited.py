@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-from sqlalchemy import Select, Table, select, text
+import structlog
+from sqlalchemy import ColumnElement, Select, Table, exists, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator import audit
@@ -25,6 +27,8 @@ PATIENCE = 60
 WITHIN = 600.0
 """Seconds that one export may take: it holds a connection, and an old state of the store."""
 
+_log = structlog.get_logger(__name__)
+
 
 class Audit:
     """Reads the journal in the order in which it was written; every read is of one moment.
@@ -38,32 +42,48 @@ class Audit:
         self._reading = asyncio.Lock()
 
     async def begin(self) -> None:
-        """Write the first entry of all, from which on lines are sealed; once."""
+        """Write the first entry of all, from which on lines are sealed; once.
+
+        Where that entry was there before, as far as can be seen, its loss is written down instead.
+        """
         if self._keys is None:
             return
         known = select(t.chains.c.chain).where(t.chains.c.chain == audit.OPERATORS)
 
         async def operation(connection: AsyncConnection) -> None:
-            if await connection.scalar(known) is None:
-                at = await self._database.now(connection)
-                reason = "from here on, lines without a seal were not written by this version"
-                append(connection, None, at=at, step=audit.STEP, event=audit.BEGUN, reason=reason)
+            if await connection.scalar(known) is not None:
+                return
+            at = await self._database.now(connection)
+            event, data = audit.BEGUN, dict[str, Any]()
+            reason = "from here on, lines without a seal were not written by this version"
+            if await connection.scalar(select(_was_sealed())):
+                event, data = audit.BROKEN, {"count": 0, "mac": "", "seal": ""}
+                reason = "how far this chain went is gone, in a store that was sealed before"
+                _log.error("audit_head_not_known", chain=audit.OPERATORS, number=0)
+            append(connection, None, at=at, step=audit.STEP, event=event, reason=reason, data=data)
 
         await self._database.write(operation, serial=True)
 
     async def verify(self) -> Verification:
-        """Check every seal; ``Refused`` (409) where this service has no key."""
+        """Check every seal, and that each incident has its entries.
+
+        ``Refused`` (409) where this service has no key.
+        """
         if self._keys is None:
             reason = "this service has no key of the audit: set audit.key_file or audit.key_env"
             raise Refused(409, reason)
         verifier = Verifier(self._keys)
-        async with aclosing(self.export(Part())) as records:
-            async for record in records:
-                match record:
-                    case Entry():
-                        verifier.entry(record)
-                    case Head():
-                        verifier.head(record)
+        incidents = select(t.incidents.c.id, t.incidents.c.opened_at)
+        async with self._moment() as connection:
+            async with aclosing(_records(connection, Part())) as records:
+                async for record in records:
+                    match record:
+                        case Entry():
+                            verifier.entry(record)
+                        case Head():
+                            verifier.head(record)
+            async for row in _paged(connection, incidents, t.incidents, "id"):
+                verifier.incident(row["id"], row["opened_at"])
         return verifier.result()
 
     async def export(self, part: Part) -> AsyncGenerator[Begin | Entry | Head | End, None]:
@@ -71,31 +91,60 @@ class Audit:
 
         Raises ``StoreUnavailable`` where another one is under way, and after ``WITHIN``.
         """
+        async with self._moment() as connection:
+            yield Begin(**dict(part), at=await self._database.now(connection))
+            async with aclosing(_records(connection, part)) as records:
+                async for record in records:
+                    yield record
+
+    @contextlib.asynccontextmanager
+    async def _moment(self) -> AsyncIterator[AsyncConnection]:
         if self._reading.locked():
             raise StoreUnavailable("the audit is being read already; try again when that is done")
-        clock = asyncio.get_running_loop().time
-        end = clock() + WITHIN
         async with self._reading, self._database.read() as connection:
             if self._database.is_postgres:
                 limit = f"SET LOCAL idle_in_transaction_session_timeout = '{PATIENCE}s'"
                 await connection.execute(text(limit))
-            yield Begin(**dict(part), at=await self._database.now(connection))
-            lines = select(t.journal)
-            heads = select(*head_columns(connection))
-            if part.since is not None:
-                lines = lines.where(t.journal.c.at >= part.since)
-            if part.incident is not None:
-                lines = lines.where(t.journal.c.incident_id == part.incident)
-                heads = heads.where(t.chains.c.chain == part.incident)
-            entries = 0
-            async for row in _paged(connection, lines, t.journal, "id"):
-                entries += 1
-                if clock() > end:
-                    raise StoreUnavailable(f"the export took longer than {WITHIN:g} s")
-                yield _entry(row)
-            async for row in _paged(connection, heads, t.chains, "chain"):
-                yield Head(**head_of(row))
-            yield End(entries=entries)
+            yield connection
+
+
+def _was_sealed() -> ColumnElement[bool]:
+    """Say that a key was at work here: a store without one has none of this."""
+    line = t.journal.c
+    told = (audit.BEGUN, audit.OPENED, audit.CLOSED, audit.BROKEN)
+    here = select(t.journal.c.id)
+    incidents = select(t.incidents.c.id)
+    return or_(
+        exists(select(t.chains.c.chain)),
+        exists(here.where(or_(line.number.is_not(None), line.mac.is_not(None)))),
+        exists(
+            here.where(line.incident_id.is_(None), line.step == audit.STEP, line.event.in_(told))
+        ),
+        exists(incidents.where(~exists().where(line.incident_id == t.incidents.c.id))),
+    )
+
+
+async def _records(
+    connection: AsyncConnection, part: Part
+) -> AsyncGenerator[Entry | Head | End, None]:
+    clock = asyncio.get_running_loop().time
+    end = clock() + WITHIN
+    lines = select(t.journal)
+    heads = select(*head_columns(connection))
+    if part.since is not None:
+        lines = lines.where(t.journal.c.at >= part.since)
+    if part.incident is not None:
+        lines = lines.where(t.journal.c.incident_id == part.incident)
+        heads = heads.where(t.chains.c.chain == part.incident)
+    entries = 0
+    async for row in _paged(connection, lines, t.journal, "id"):
+        entries += 1
+        if clock() > end:
+            raise StoreUnavailable(f"the export took longer than {WITHIN:g} s")
+        yield _entry(row)
+    async for row in _paged(connection, heads, t.chains, "chain"):
+        yield Head(**head_of(row))
+    yield End(entries=entries)
 
 
 async def _paged(

@@ -103,7 +103,10 @@ async def _sealed(connection: AsyncConnection, lines: Sequence[Row], keys: Keys)
     mine += sealing.register(fresh, closed)
     if mine:  # always the last to be locked
         head = (await _locked(connection, [audit.OPERATORS]))[audit.OPERATORS]
-        sealing.extend(audit.OPERATORS, await _usable(connection, head), mine)
+        # the first of all entries is written before anything else: later, its head is there
+        began = mine[0]["step"] == audit.STEP and mine[0]["event"] in (audit.BEGUN, audit.BROKEN)
+        lost = head["count"] == 0 and not began
+        sealing.extend(audit.OPERATORS, await _usable(connection, head, lost=lost), mine)
     await _move(connection, sealing.heads.values())
     return sealing.lines
 
@@ -130,7 +133,7 @@ class _Sealing:
     def _doubt(self, chain: str, head: Row) -> list[Row]:
         """Write down a head that we did not seal, before a good one covers it up."""
         count, mac, seal = head["count"], head["mac"], head["seal"]
-        if (count, mac, seal) == (0, "", ""):
+        if "after" not in head and (count, mac, seal) == (0, "", ""):
             return []
         if self._keys.good(head_content(chain, count, mac), seal):
             return []
@@ -200,9 +203,9 @@ def _text(value: Any) -> str:
     return text[:_KEPT]
 
 
-async def _usable(connection: AsyncConnection, head: Row) -> Row:
-    """Say, of a head whose count is none, which entry is to be gone on ``after``."""
-    if 0 <= head["count"] < _HIGHEST and len(head["mac"]) <= _SEAL:
+async def _usable(connection: AsyncConnection, head: Row, *, lost: bool = False) -> Row:
+    """Say, of a head that is ``lost`` or none, which entry is to be gone on ``after``."""
+    if not lost and 0 <= head["count"] < _HIGHEST and len(head["mac"]) <= _SEAL:
         return head
     return head | {"after": await _last(connection, head["chain"])}
 

@@ -214,6 +214,10 @@ async def test_a_head_that_was_set_back_is_not_covered_up_by_what_is_written_nex
     assert (flaw.chain, flaw.number, flaw.what) == (chain, last, Wrong.CUT)
 
 
+FORGED = (
+    "INSERT INTO journal (id, incident_id, at, step, event, reason, data)"
+    " VALUES ({row}, :name, 1, 'act', 'nothing to see', '', '{{}}')"
+)
 ANYTHING = ["seal = '{key}:\u00e9'", "seal = '\u2603'", "seal = ''", "mac = '\u00e9'", "count = -7"]
 ANYTHING += ["count = 9223372036854775807", "count = 0, mac = '', seal = 'x'"]
 ONLY_SQLITE = ["count = 'many'", "count = x'ff'", "seal = CAST(x'ff' AS TEXT)", "seal = x'ff00'"]
@@ -315,24 +319,81 @@ async def test_a_seal_that_was_taken_away_is_found(history: History, column: str
     assert {f.what for f in (await history.verify()).flaws} == {Wrong.CHANGED, Wrong.MISSING}
 
 
-async def test_lines_without_a_seal_are_named_and_not_called_wrong(history: History) -> None:
-    await history.tamper(
-        "INSERT INTO journal (incident_id, at, step, event, reason, data)"
-        " VALUES (:name, 1, 'act', 'of an older version', '', '{}')",
-        name=history.still_open,
-    )
-    await history.bench.store.commands.cancel(history.still_open, "ann", "")
+async def test_lines_without_a_seal_before_the_first_are_named_and_not_called_wrong(
+    history: History,
+) -> None:
+    await history.tamper(FORGED.format(row=0), name=history.still_open)
     found = await history.verify()
     assert found.ok
     assert (found.unsealed, found.unsealed_chains) == (1, [history.still_open])
+
+
+@pytest.mark.parametrize("then", ["nothing", "an order"])
+async def test_a_line_without_a_seal_after_a_sealed_one_is_found(
+    history: History, then: str
+) -> None:
+    await history.tamper(FORGED.format(row=1000), name=history.still_open)
+    if then == "an order":
+        await history.tamper("UPDATE journal SET id = id - 1 WHERE id = 1000")
+        await history.bench.store.commands.cancel(history.still_open, "ann", "")
+    (flaw,) = (await history.verify()).flaws
+    assert (flaw.chain, flaw.what) == (history.still_open, Wrong.ADDED)
 
 
 async def test_lines_that_lost_every_seal_are_not_taken_for_an_older_versions(
     history: History,
 ) -> None:
     await history.tamper("UPDATE journal SET number = NULL, mac = NULL", "DELETE FROM chains")
-    (flaw,) = (await history.verify()).flaws
-    assert (flaw.chain, flaw.what) == (OPERATORS, Wrong.MISSING)
+    flaws = [(f.chain, f.what) for f in (await history.verify()).flaws]
+    assert flaws == [(OPERATORS, Wrong.MISSING), (OPERATORS, Wrong.CHANGED)]
+
+
+UNSEALED = ["UPDATE journal SET number = NULL, mac = NULL"]
+NO_TRACE = [*UNSEALED, "DELETE FROM journal WHERE step = 'audit'"]
+
+
+@pytest.mark.parametrize("then", ["an order", "a start"])
+@pytest.mark.parametrize("what", [UNSEALED, NO_TRACE, ["DELETE FROM journal"], []])
+async def test_a_journal_that_lost_its_heads_is_not_begun_anew_unseen(
+    history: History, open_bench: OpenBench, what: list[str], then: str
+) -> None:
+    await history.tamper(*what, "DELETE FROM chains")
+    if then == "an order":
+        await history.bench.store.commands.pause("global", "ann", "")
+    else:
+        async with open_bench(owner="two"):
+            pass
+    found = await history.verify()
+    if (what, then) == (NO_TRACE, "a start"):  # so looks a store that never had a key
+        assert (found.ok, found.since) == (True, history.bench.clock.now)
+        return
+    assert OPERATORS in {f.chain for f in found.flaws}
+    broken = [e for e in await history.entries(OPERATORS) if e.event == BROKEN]
+    assert len(broken) == 1
+
+
+async def test_an_incident_without_an_entry_is_found_and_named(
+    history: History, open_bench: OpenBench
+) -> None:
+    await history.tamper("DELETE FROM journal", "DELETE FROM chains")
+    async with open_bench(owner="two") as newer:
+        gone = [f.chain for f in (await newer.store.audit.verify()).flaws if f.what == "missing"]
+    assert sorted(gone) == sorted([history.closed, history.still_open])
+
+
+async def test_an_incident_that_is_newer_than_the_seals_and_has_none_is_found(
+    history: History,
+) -> None:
+    bench = history.bench
+    async with bench.store.database.read() as connection:
+        whole = select(tables.incidents).where(tables.incidents.c.id == history.closed)
+        forged = dict((await connection.execute(whole)).mappings().one()) | {"id": "inc-forged"}
+    await bench.store.database.insert({tables.incidents: [forged]})
+    await history.tamper(FORGED.format(row=1000), name="inc-forged")
+    assert [f.chain for f in (await history.verify()).flaws] == []
+    await history.tamper("UPDATE incidents SET opened_at = opened_at + 1")
+    flaws = [(f.chain, f.what) for f in (await history.verify()).flaws]
+    assert flaws == [("inc-forged", Wrong.MISSING)]
 
 
 async def test_what_was_written_before_there_was_a_key_stays_and_is_named(
