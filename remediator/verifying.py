@@ -8,10 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
 from types import MappingProxyType
-
-from pydantic import AwareDatetime, computed_field
 
 from remediator.audit import (
     BROKEN,
@@ -23,62 +20,17 @@ from remediator.audit import (
     Entry,
     Head,
     Keys,
+    Part,
     entry_content,
     head_content,
 )
-from remediator.model import Value
+from remediator.verification import Flaw, Verification, Wrong
 
 _SHOWN = 200
 """Flaws, and chains with unsealed lines, that are named."""
 
-
-class Wrong(StrEnum):
-    """What may be wrong with a chain."""
-
-    CHANGED = "changed"
-    MISSING = "missing"
-    REORDERED = "reordered"
-    CUT = "cut"
-    ADDED = "added"
-    KEY = "key"
-
-
-class Flaw(Value):
-    """One thing that is wrong."""
-
-    chain: str
-    number: int | None
-    """The entry, or the first of several; None where the whole chain is meant."""
-    what: Wrong
-    detail: str
-
-
-class Verification(Value):
-    """What verifying found."""
-
-    whole: bool
-    """Whether all there is was looked at, so that what is missing shows."""
-    chains: int
-    entries: int
-    """Those with a good seal."""
-    unsealed: int
-    """Lines without a seal: of an older version, or written without a key. They prove nothing."""
-    unsealed_chains: list[str]
-    """Where they are; the first of them."""
-    keys: list[str]
-    """Ids of the keys that sealed what is good."""
-    since: AwareDatetime | None = None
-    """When sealing began: the time of the first entry of ``operators``."""
-    flaws: list[Flaw]
-    """The first of what is wrong."""
-    wrong: int
-    """How much is wrong in all."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong; lines without a seal are not wrong in themselves."""
-        return self.wrong == 0
+_HEADLESS = "how far it goes is not noted any more"
+_ALL = Part()
 
 
 @dataclass(slots=True)
@@ -104,17 +56,20 @@ class _Chain:
 class Verifier:
     """Takes entries in the order in which they stand, then the heads, and says what is wrong.
 
-    Holds a little of every chain, and no entry. ``whole`` is False for a part of the journal, in
-    which a chain may begin anywhere and other chains may lack. ``earlier`` are heads that were
-    kept elsewhere: what they say was there has to be there still.
+    Holds a little of every chain, and no entry. Of a ``part`` of the journal other chains lack, and
+    in one since some time a chain may begin anywhere. ``earlier`` are heads that were kept
+    elsewhere: what they say was there has to be there still.
     """
 
     def __init__(
-        self, keys: Keys, *, whole: bool = True, earlier: Mapping[str, Head] = MappingProxyType({})
+        self, keys: Keys, *, part: Part = _ALL, earlier: Mapping[str, Head] = MappingProxyType({})
     ) -> None:
         self._keys = keys
-        self._whole = whole
+        self._whole = part.whole
+        self._part = part
         self._earlier = dict(earlier)
+        self._compared = len(self._earlier)
+        self._unproved = 0
         self._chains: dict[str, _Chain] = {}
         self._flaws: list[Flaw] = []
         self._wrong = 0
@@ -154,8 +109,8 @@ class Verifier:
 
     def _next(self, entry: Entry, number: int, mac: str, chain: _Chain) -> None:
         follows = number == chain.number + 1
-        if not follows and (self._whole or chain.number):
-            chain.gaps.append((chain.number + 1, number - 1))
+        if not follows:
+            self._gap(chain, number)
         before, chain.number, chain.mac = chain.mac, number, mac
         kept = self._earlier.get(entry.chain)
         if kept is not None and (kept.count, kept.mac) == (number, mac):
@@ -175,6 +130,12 @@ class Verifier:
             self._since = entry.at
         if entry.step == STEP:
             self._kept(entry)
+
+    def _gap(self, chain: _Chain, number: int) -> None:
+        if self._part.since is not None and not chain.number:
+            self._unproved += 1
+        else:
+            chain.gaps.append((chain.number + 1, number - 1))
 
     def _sealed(self, content: bytes, mac: str) -> bool | None:
         good = self._keys.good(content, mac)
@@ -226,7 +187,7 @@ class Verifier:
     def head(self, head: Head) -> None:
         """Take the head of a chain; after all entries."""
         chain = self._chains.setdefault(head.chain, _Chain())
-        if not (self._whole or chain.lines):
+        if self._part.since is not None and not chain.lines:
             return
         chain.head = True
         good = self._sealed(head_content(head.chain, head.count, head.mac), head.seal)
@@ -270,6 +231,8 @@ class Verifier:
             self._order(name, chain)
         if self._whole:
             self._registered()
+        else:
+            self._headed()
         self._bare()
         for name, kept in self._earlier.items():
             detail = f"an earlier export has another entry {kept.count}"
@@ -283,6 +246,8 @@ class Verifier:
             unsealed_chains=list(self._unsealed_chains),
             keys=sorted(self._good_keys),
             since=self._since,
+            unproved=self._unproved,
+            compared=self._compared,
             flaws=self._flaws[:_SHOWN],
             wrong=self._wrong,
         )
@@ -315,10 +280,23 @@ class Verifier:
             elif chain.begun and not chain.lines and not chain.ended:
                 self._flaw(name, None, Wrong.MISSING, "all of it is gone")
             elif chain.lines and not chain.head:
-                self._flaw(name, None, Wrong.CUT, "how far it goes is not noted any more")
+                self._flaw(name, None, Wrong.CUT, _HEADLESS)
             if sound and name != OPERATORS and chain.lines and not chain.begun:
                 detail = f"{OPERATORS} does not know of it: it was deleted before, or is not ours"
                 self._flaw(name, None, Wrong.ADDED, detail)
+
+    def _headed(self) -> None:
+        """Ask, of a part, for the head of each chain; and for the one chain that it is of."""
+        for name, chain in self._chains.items():
+            if chain.lines and not chain.head:
+                self._flaw(name, None, Wrong.CUT, _HEADLESS)
+        asked = self._part.incident
+        if asked is None:
+            return
+        if asked not in self._chains:
+            self._flaw(asked, None, Wrong.MISSING, "there is no entry of it")
+        for name in self._chains.keys() - {asked}:
+            self._flaw(name, None, Wrong.ADDED, f"only {asked} was asked for")
 
     def _bare(self) -> None:
         """Say what should have seals and has none."""

@@ -16,7 +16,7 @@ import httpx
 from remediator.access import generated_secret
 from remediator.audit import Key, Keys
 from remediator.store import open_store
-from remediator.verifying import Verification
+from remediator.verification import Verification
 from tests.crashing_service import CrashingService, Moment
 from tests.fault_rigs import Arrange, Fault
 from tests.lossy_proxy import Loss

@@ -9,11 +9,12 @@ from typing import Annotated
 
 import typer
 
-from remediator.audit import Begin, End, Entry, Head, Key, Keys, read_record
+from remediator.audit import Begin, End, Entry, Head, Key, Keys, Record, read_record
 from remediator.cli.client import Api
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.operate import Json, print_json, say
-from remediator.verifying import Flaw, Verification, Verifier
+from remediator.verification import Flaw, Verification
+from remediator.verifying import Verifier
 
 VERIFYING = 600.0
 """Seconds to wait until the service has verified everything."""
@@ -92,10 +93,7 @@ def verify_audit(
 def _tell(found: Verification) -> None:
     entries, chains = _count(found.entries, "entry", "entries"), _count(found.chains, "chain")
     say(f"{entries} in {chains} are as they were sealed (keys: {', '.join(found.keys) or 'none'}).")
-    if found.whole and found.since is not None:
-        say(f"Sealing began at {found.since.isoformat(timespec='seconds')}.")
-    if not found.whole:
-        say("This is a part of the journal: what lacks outside of it does not show.")
+    _tell_part(found)
     if found.unsealed:
         where = ", ".join(found.unsealed_chains[:10])
         more = ", ..." if len(found.unsealed_chains) > 10 else ""
@@ -108,6 +106,18 @@ def _tell(found: Verification) -> None:
         say(f"... and {found.wrong - len(found.flaws)} more.")
     if found.ok:
         say("Nothing is wrong.")
+
+
+def _tell_part(found: Verification) -> None:
+    if found.whole and found.since is not None:
+        say(f"Sealing began at {found.since.isoformat(timespec='seconds')}.")
+    if not found.whole:
+        say("This is a part of the journal: what lacks outside of it does not show.")
+    if found.unproved:
+        first = _count(found.unproved, "first entry", "first entries")
+        say(f"{first} cannot be verified: what is before is not in it. They may say anything.")
+    if found.compared:
+        say(f"{_count(found.compared, 'head')} of the earlier export compared.")
 
 
 def _flaw(flaw: Flaw) -> str:
@@ -124,29 +134,45 @@ def _count(number: int, noun: str, many: str = "") -> str:
 
 def _of_file(file: Path, key_files: Sequence[Path], against: Path | None) -> Verification:
     keys = _keys(key_files)
-    earlier = {} if against is None else {h.chain: h for h in _read(against) if isinstance(h, Head)}
+    earlier = {} if against is None else _heads(against)
     records = _read(file)
     begin = next(records, None)
     if not isinstance(begin, Begin):
         raise Failure(REFUSED, f"{file} does not begin as an export of the audit")
     if earlier and not begin.whole:
         raise Failure(USAGE, f"{file} is a part of the journal; --against needs all of it")
-    verifier = Verifier(keys, whole=begin.whole, earlier=earlier)
-    complete = False
-    for record in records:
+    verifier = Verifier(keys, part=begin, earlier=earlier)
+    entries = 0
+    for record in _to_its_end(file, records):
         match record:
             case Entry():
+                entries += 1
                 verifier.entry(record)
             case Head():
                 verifier.head(record)
-            case End():
-                complete = True
-    if not complete:
-        raise Failure(REFUSED, f"{file} is not complete: its last line is not the end of an export")
+            case End() if record.entries != entries:
+                reason = f"it has {entries} entries, and its end says {record.entries}"
+                raise Failure(REFUSED, f"{file} is not complete: {reason}")
     return verifier.result()
 
 
-def _read(file: Path) -> Iterator[Begin | Entry | Head | End]:
+def _heads(file: Path) -> dict[str, Head]:
+    """Read the heads of an earlier export, of which its last lines are enough."""
+    found = {h.chain: h for h in _to_its_end(file, _read(file)) if isinstance(h, Head)}
+    if not found:
+        raise Failure(REFUSED, f"{file} has no head of a chain: there is nothing to compare with")
+    return found
+
+
+def _to_its_end(file: Path, records: Iterator[Record]) -> Iterator[Record]:
+    last: Record | None = None
+    for last in records:
+        yield last
+    if not isinstance(last, End):
+        raise Failure(REFUSED, f"{file} is not complete: its last line is not the end of an export")
+
+
+def _read(file: Path) -> Iterator[Record]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             try:

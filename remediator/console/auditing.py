@@ -16,7 +16,7 @@ from remediator.audit import Begin, End, Entry, Head, Part, Record
 from remediator.errors import RemediatorError
 from remediator.model import Value
 from remediator.routing import JSON_LINES, Call, Nothing, Route, Text
-from remediator.verifying import Verification
+from remediator.verification import Verification
 
 _AT_ONCE = 64 * 1024
 """Bytes that are sent together."""

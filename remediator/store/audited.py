@@ -18,7 +18,8 @@ from remediator.errors import Refused, StoreUnavailable
 from remediator.store import tables as t
 from remediator.store.database import Database
 from remediator.store.journal import append, head_columns, head_of
-from remediator.verifying import Verification, Verifier
+from remediator.verification import Verification
+from remediator.verifying import Verifier
 
 PAGE = 500
 """Rows that are read at a time."""

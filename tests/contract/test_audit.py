@@ -18,7 +18,7 @@ from remediator.errors import Refused, StoreUnavailable
 from remediator.model import Bound, Limits, Mode, Source
 from remediator.safeguards import Growth, Safeguards
 from remediator.store import Store, open_store, tables
-from remediator.verifying import Verification, Wrong
+from remediator.verification import Verification, Wrong
 from tests.store_fixtures import SEALED, Bench, OpenBench, a_service, resolved
 
 

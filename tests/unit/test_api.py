@@ -39,7 +39,8 @@ from remediator.model import (
 )
 from remediator.openapi import with_description
 from remediator.routing import STOPPING, build_app
-from remediator.verifying import Verification, Verifier
+from remediator.verification import Verification
+from remediator.verifying import Verifier
 from remediator.views import (
     DeadLetterView,
     DeliveryView,

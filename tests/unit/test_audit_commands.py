@@ -73,6 +73,14 @@ def rewrite(file: Path, change: Callable[[str], str]) -> None:
     file.write_text(change(file.read_text()))
 
 
+def lines_of(text: str, kept: slice) -> str:
+    return "".join(text.splitlines(keepends=True)[kept])
+
+
+def copy(file: Path, to: Path, kept: slice) -> None:
+    to.write_text(lines_of(file.read_text(), kept))
+
+
 def mode_of(file: str) -> int:
     return Path(file).stat().st_mode & 0o777
 
@@ -148,6 +156,90 @@ async def test_one_incident_is_exported_and_verified_as_a_part(
     code, out, _ = await run("audit", "verify", *arguments)
     assert code == 0
     assert "This is a part of the journal" in out
+
+
+def dropped(text: str, *places: int) -> str:
+    """Return an export without some lines, whose end says what it still has."""
+    lines = text.splitlines()
+    kept = [json.loads(line) for place, line in enumerate(lines) if place not in places]
+    kept[-1]["entries"] = sum(line["kind"] == "entry" for line in kept)
+    return "".join(json.dumps(line) + "\n" for line in kept)
+
+
+async def part_of(run: Run, *asked: str) -> str:
+    if asked == ("--incident",):
+        (incident,) = json.loads((await run("incidents", "--json"))[1])["items"]
+        asked = ("--incident", incident["id"])
+    code, out, _ = await run("audit", "export", *asked)
+    assert code == 0
+    return out
+
+
+async def test_a_part_that_lost_its_beginning_or_its_head_is_found(
+    run: Run, key: str, tmp_path: Path
+) -> None:
+    whole = await part_of(run, "--incident")
+    given = ("--file", str(tmp_path / "part"), "--key-file", key)
+    head = len(whole.splitlines()) - 2
+    for places, said in (((1,), "missing: "), ((head,), "cut: "), ((1, head), "missing: ")):
+        (tmp_path / "part").write_text(dropped(whole, *places))
+        code, out, _ = await run("audit", "verify", *given)
+        assert code == 1
+        assert said in out
+
+
+async def test_a_part_since_some_time_says_what_it_cannot_prove(
+    run: Run, key: str, tmp_path: Path
+) -> None:
+    since = json.loads((await part_of(run)).splitlines()[-6])["at"]
+    part = await part_of(run, "--since", since)
+    given = ("--file", str(tmp_path / "part"), "--key-file", key)
+    (tmp_path / "part").write_text(part)
+    code, out, _ = await run("audit", "verify", *given)
+    assert code == 0
+    assert "1 first entry cannot be verified" in out
+    heads = [n for n, line in enumerate(part.splitlines()) if '"chain":"operators","count"' in line]
+    (tmp_path / "part").write_text(dropped(part, *heads))
+    code, out, _ = await run("audit", "verify", *given)
+    assert code == 1
+    assert "cut: operators" in out
+
+
+async def test_an_export_that_has_not_as_many_entries_as_its_end_says_is_refused(
+    run: Run, export: Path, key: str
+) -> None:
+    rewrite(export, lambda text: lines_of(text, slice(0, 1)) + lines_of(text, slice(2, None)))
+    code, _, err = await run("audit", "verify", "--file", str(export), "--key-file", key)
+    assert code == 1
+    assert "its end says" in err
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (slice(0, 0), "not complete"),
+        (slice(0, -1), "not complete"),
+        (slice(-1, None), "nothing to compare with"),
+    ],
+)
+async def test_an_earlier_export_that_says_nothing_is_refused(
+    run: Run, export: Path, key: str, tmp_path: Path, kept: slice, said: str
+) -> None:
+    copy(export, tmp_path / "earlier", kept)
+    given = ("--file", str(export), "--key-file", key, "--against", str(tmp_path / "earlier"))
+    code, _, err = await run("audit", "verify", *given)
+    assert code == 1
+    assert said in err
+
+
+async def test_the_last_lines_of_an_earlier_export_are_enough(
+    run: Run, export: Path, key: str, tmp_path: Path
+) -> None:
+    copy(export, tmp_path / "earlier", slice(-3, None))
+    given = ("--file", str(export), "--key-file", key, "--against", str(tmp_path / "earlier"))
+    code, out, _ = await run("audit", "verify", *given)
+    assert code == 0
+    assert "2 heads of the earlier export compared" in out
 
 
 @pytest.mark.parametrize(
