@@ -167,14 +167,18 @@ class Verifier:
             self._chains.setdefault(name, _Chain()).closed = (count, mac)
 
     def _deleted(self, entry: Entry) -> None:
-        for name in entry.data["heads"]:
+        for name, head in entry.data["heads"].items():
             self._earlier.pop(name, None)
             chain = self._chains.pop(name, None)
-            if chain is not None and chain.lines:
-                detail = (
-                    f"{chain.lines} entries stand there that {OPERATORS} {entry.number} deleted"
-                )
+            if chain is None:
+                continue
+            by = f"{OPERATORS} {entry.number} deleted"
+            if chain.lines:
+                detail = f"{chain.lines} entries stand there that {by}"
                 self._flaw(name, None, Wrong.ADDED, detail)
+            if chain.closed is not None and chain.closed != tuple(head):
+                detail = f"it went up to {chain.closed[0]}, and up to {head[0]} when {by} it"
+                self._flaw(name, None, Wrong.CUT, detail)
 
     def _broken(self, entry: Entry) -> None:
         """A head was found that this service had not sealed; with all keys it may be good."""

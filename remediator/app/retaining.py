@@ -40,9 +40,11 @@ async def keep_within(store: Store, age: timedelta) -> None:
 async def delete_old(store: Store, age: timedelta) -> None:
     """Delete everything that is older than ``age`` now."""
     incidents = 0
-    while deleted := await store.retention.incidents(age):
-        incidents += deleted
     after: str | None = ""
+    while after is not None:
+        deleted, after = await store.retention.incidents(age, after)
+        incidents += deleted
+    after = ""
     while after is not None:
         after = await store.retention.deliveries(age, after)
     if incidents:

@@ -103,5 +103,5 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
             windows=Windows(database),
             escalations=Escalations(database),
             audit=audit,
-            retention=Retention(database),
+            retention=Retention(database, keys),
         )

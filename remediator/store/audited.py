@@ -76,8 +76,8 @@ class Audit:
         verifier = Verifier(self._keys)
         incidents = select(t.incidents.c.id, t.incidents.c.opened_at)
         async with self._moment() as connection:
-            async with aclosing(_records(connection, Part())) as records:
-                async for record in records:
+            async with aclosing(records(connection, Part())) as every:
+                async for record in every:
                     match record:
                         case Entry():
                             verifier.entry(record)
@@ -94,8 +94,8 @@ class Audit:
         """
         async with self._moment() as connection:
             yield Begin(**dict(part), at=await self._database.now(connection))
-            async with aclosing(_records(connection, part)) as records:
-                async for record in records:
+            async with aclosing(records(connection, part)) as every:
+                async for record in every:
                     yield record
 
     @contextlib.asynccontextmanager
@@ -125,9 +125,10 @@ def _was_sealed() -> ColumnElement[bool]:
     )
 
 
-async def _records(
+async def records(
     connection: AsyncConnection, part: Part
 ) -> AsyncGenerator[Entry | Head | End, None]:
+    """Yield the entries of ``part`` in their order, then how far each chain goes."""
     clock = asyncio.get_running_loop().time
     end = clock() + WITHIN
     lines = select(t.journal)

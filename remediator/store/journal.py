@@ -72,12 +72,23 @@ async def remove(
     """Delete all lines about ``incidents``, at most 500, and leave how far their chains went."""
     ordered = sorted(incidents)
     mine = t.chains.c.chain.in_(ordered)
-    locked = select(t.chains).where(mine).order_by(t.chains.c.chain).with_for_update()
-    rows = (await connection.execute(locked)).mappings().all()
+    rows = await _heads(connection, ordered)
     await connection.execute(delete(t.journal).where(t.journal.c.incident_id.in_(ordered)))
     await connection.execute(delete(t.chains).where(mine))
     data = {"heads": {row["chain"]: [row["count"], row["mac"]] for row in rows}}
     append(connection, None, at=at, step=audit.STEP, event=audit.DELETED, reason=reason, data=data)
+
+
+async def unmoved(connection: AsyncConnection, heads: Mapping[str, tuple[int, str]]) -> list[str]:
+    """Return, of at most 500 chains, those that still go as far as ``heads`` says; lock them."""
+    there = {row["chain"]: (row["count"], row["mac"]) for row in await _heads(connection, heads)}
+    return [name for name, head in heads.items() if there.get(name, (0, "")) == head]
+
+
+async def _heads(connection: AsyncConnection, names: Iterable[str]) -> list[Row]:
+    query = select(*head_columns(connection)).where(t.chains.c.chain.in_(sorted(names)))
+    locked = query.order_by(t.chains.c.chain).with_for_update()
+    return [head_of(row) for row in (await connection.execute(locked)).mappings()]
 
 
 async def write(connection: AsyncConnection, keys: Keys | None) -> None:

@@ -8,40 +8,85 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 
+import structlog
 from sqlalchemy import ColumnElement, Delete, Table, delete, exists, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from remediator.audit import Entry, Head, Keys, Part
 from remediator.model import AlertStatus, IncidentState, format_duration
 from remediator.store import tables as t
+from remediator.store.audited import records
 from remediator.store.database import Database
-from remediator.store.journal import remove
+from remediator.store.journal import remove, unmoved
+from remediator.verifying import Verifier
 
 BATCH = 100
 """Incidents, or deliveries, that are deleted in one transaction."""
 
 _OF_INCIDENT = (t.mitigations, t.findings, t.alerts, t.notices, t.escalations, t.tellings)
 
+_log = structlog.get_logger(__name__)
+
 
 class Retention:
     """Deletes what is older than it has to be kept."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, keys: Keys | None = None) -> None:
         self._database = database
+        self._keys = keys
 
-    async def incidents(self, age: timedelta) -> int:
-        """Delete some incidents that were closed longer than ``age`` ago; return how many."""
+    async def incidents(self, age: timedelta, after: str = "") -> tuple[int, str | None]:
+        """Delete those of a batch of incidents that were closed longer than ``age`` ago.
+
+        Returns how many, and the id to go on after; None when there are no more. One whose journal
+        does not hold is kept, and that is logged: it is what would prove what was done to it.
+        """
+        async with self._database.read() as connection:
+            before = await self._database.now(connection) - age
+            old = select(t.incidents.c.id).where(_over(before), t.incidents.c.id > after)
+            found = list(await connection.scalars(old.order_by(t.incidents.c.id).limit(BATCH)))
+            sound = {one: await self._head(connection, one, before) for one in found}
+        heads = {one: head for one, head in sound.items() if head is not None}
 
         async def operation(connection: AsyncConnection) -> int:
             now = await self._database.now(connection)
-            query = select(t.incidents.c.id).where(_over(now - age))
-            oldest = query.order_by(t.incidents.c.opened_at).limit(BATCH)
-            gone = list(await connection.scalars(oldest))
+            still = select(t.incidents.c.id).where(_over(now - age), t.incidents.c.id.in_(heads))
+            gone = list(await connection.scalars(still))
+            if self._keys is not None:
+                gone = await unmoved(connection, {one: heads[one] for one in gone})
             if gone:
                 await _delete_incidents(connection, gone, age, now)
             return len(gone)
 
         # serial with triage and commands: nothing joins what is just being deleted
-        return await self._database.write(operation, serial=True)
+        deleted = await self._database.write(operation, serial=True) if heads else 0
+        return deleted, found[-1] if len(found) == BATCH else None
+
+    async def _head(
+        self, connection: AsyncConnection, incident: str, before: datetime
+    ) -> tuple[int, str] | None:
+        """Return how far a chain goes that holds and was closed ``before``; (0, "") for unsealed."""
+        if self._keys is None:
+            return 0, ""
+        head, closed, last = (0, ""), None, None
+        verifier = Verifier(self._keys, part=Part(incident=incident))
+        async for record in records(connection, Part(incident=incident)):
+            match record:
+                case Entry():
+                    verifier.entry(record)
+                    if record.mac is not None:
+                        last = record.at
+                        closed = record.at if record.event.startswith("closed as") else closed
+                case Head():
+                    verifier.head(record)
+                    head = record.count, record.mac
+        flaws = verifier.result().flaws
+        at = closed or last
+        if not flaws and (at is None or at < before):
+            return head
+        reason = flaws[0].detail if flaws else f"its journal says that it was closed at {at}"
+        _log.error("retention_keeps_what_does_not_hold", incident_id=incident, reason=reason)
+        return None
 
     async def deliveries(self, age: timedelta, after: str = "") -> str | None:
         """Delete those of a batch of old deliveries whose incidents are all gone.

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import func, select, text
 
 from remediator.app.retaining import age_of, delete_old
-from remediator.audit import BROKEN, OPERATORS, Entry, Key, Keys, Part
+from remediator.audit import BROKEN, OPERATORS, Entry, Key, Keys, Part, head_content
 from remediator.errors import Refused, StoreUnavailable
 from remediator.model import Bound, Limits, Mode, Source
 from remediator.safeguards import Growth, Safeguards
@@ -524,6 +524,53 @@ async def test_what_retention_deleted_cannot_come_back_unseen(history: History) 
     assert {(f.chain, f.what) for f in (await history.verify()).flaws} >= {
         (history.closed, Wrong.ADDED)
     }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE journal SET reason = 'nothing' WHERE incident_id = :name AND number = 2",
+        "DELETE FROM journal WHERE incident_id = :name AND number = 2",
+        "DELETE FROM journal WHERE incident_id = :name",
+        "UPDATE chains SET seal = 'x' WHERE chain = :name",
+    ],
+)
+async def test_retention_keeps_a_chain_that_does_not_hold(history: History, change: str) -> None:
+    await history.tamper(change, name=history.closed)
+    history.bench.clock.now += 2 * DAY
+    await delete_old(history.bench.store, DAY)
+    assert await _incidents(history) == {history.closed, history.still_open}
+    assert history.closed in {f.chain for f in (await history.verify()).flaws}
+
+
+async def test_retention_believes_the_sealed_entry_and_not_the_row(history: History) -> None:
+    await history.tamper("UPDATE incidents SET closed_at = closed_at - 86400000000 * 9")
+    await history.tamper("UPDATE incidents SET opened_at = opened_at - 86400000000 * 9")
+    await delete_old(history.bench.store, 8 * DAY)
+    assert await _incidents(history) == {history.closed, history.still_open}
+    history.bench.clock.now += 9 * DAY
+    await delete_old(history.bench.store, 8 * DAY)
+    assert await _incidents(history) == {history.still_open}
+
+
+async def test_a_chain_that_was_cut_before_retention_deleted_it_is_found(
+    history: History,
+) -> None:
+    before, after = (await history.entries("closed"))[-2:]
+    head = {"chain": history.closed, "count": before.number, "mac": before.mac}
+    seal = SEALED.sealing.mac(head_content(history.closed, before.number or 0, before.mac or ""))
+    await history.tamper(
+        "UPDATE chains SET count = :count, mac = :mac, seal = :seal WHERE chain = :chain",
+        **head,
+        seal=seal,
+    )
+    row = await history.row("closed", after.number or 0)
+    await history.tamper("DELETE FROM journal WHERE id = :id", id=row)
+    history.bench.clock.now += 2 * DAY
+    await delete_old(history.bench.store, DAY)
+    assert await _incidents(history) == {history.still_open}
+    (flaw,) = (await history.verify()).flaws
+    assert (flaw.chain, flaw.what) == (history.closed, Wrong.CUT)
 
 
 async def test_an_incident_deleted_without_a_trace_is_not_taken_for_retention(
