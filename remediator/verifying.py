@@ -181,8 +181,15 @@ class Verifier:
                 self._flaw(name, None, Wrong.CUT, detail)
 
     def _broken(self, entry: Entry) -> None:
-        """A head was found that this service had not sealed; with all keys it may be good."""
+        """A head was found that this service had not sealed; with all keys it may be good.
+
+        Or one that it had sealed, but not as the last.
+        """
         count, mac, seal = (entry.data.get(name) for name in ("count", "mac", "seal"))
+        if "further" in entry.data:
+            detail = f"it was set back to {count}: it went up to {entry.data['further']} before"
+            self._flaw(entry.chain, entry.number, Wrong.CUT, detail)
+            return
         content = head_content(entry.chain, count, mac)  # type: ignore[arg-type]
         if not (isinstance(seal, str) and self._keys.good(content, seal)):
             detail = "how far the chain went was changed or set back just before it was written"

@@ -86,6 +86,7 @@ class Database:
         self._writer = engine_of(url, read_only=False)
         self._clock = clock
         self._keys = keys
+        self._memory = journal.Memory()
         self._started, self._monotonic = datetime.now(UTC), time.monotonic()
         self._closed = False
         self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
@@ -242,8 +243,9 @@ class Database:
                 for table, rows in _together(batch):
                     await connection.execute(insert(table), rows)
                 results = [job.operation and await job.operation(connection) for job in batch]
-                await journal.write(connection, self._keys)
-                return results
+                heads = await journal.write(connection, self._keys, self._memory)
+        self._memory.note(heads)
+        return results
 
 
 def _together(batch: list[_Job]) -> list[tuple[Table, list[Mapping[str, Any]]]]:

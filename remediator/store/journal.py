@@ -31,6 +31,8 @@ _HIGHEST = 2**62
 """No chain goes further; a count beyond it was put there by somebody."""
 _KEPT = 200
 """Characters that are kept of what was found in the place of a head."""
+_REMEMBERED = 10_000
+"""Chains of which a process keeps how far they went: those that it wrote to last."""
 _SEAL = 80
 """Characters that a seal may have, by the schema."""
 
@@ -91,21 +93,51 @@ async def _heads(connection: AsyncConnection, names: Iterable[str]) -> list[Row]
     return [head_of(row) for row in (await connection.execute(locked)).mappings()]
 
 
-async def write(connection: AsyncConnection, keys: Keys | None) -> None:
-    """Insert the transaction's lines, sealed where there is a key; its last statements."""
+class Memory:
+    """How far the chains went that this process wrote to last; a head may not be set back."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def note(self, heads: Mapping[str, int]) -> None:
+        """Keep how far chains go, once that is committed."""
+        for chain, count in heads.items():
+            self._counts.pop(chain, None)
+            self._counts[chain] = count
+        while len(self._counts) > _REMEMBERED:
+            del self._counts[next(iter(self._counts))]
+
+    def of(self, chain: str) -> int:
+        """Return how far a chain went at least."""
+        return self._counts.get(chain, 0)
+
+
+async def write(
+    connection: AsyncConnection, keys: Keys | None, memory: Memory
+) -> Mapping[str, int]:
+    """Insert the transaction's lines, sealed where there is a key; its last statements.
+
+    Returns how far the chains go then, for the ``memory`` once they are committed.
+    """
     lines: list[Row] = connection.info.pop(_WAITING, [])
+    heads: dict[str, int] = {}
     if lines and keys is not None:
-        lines = await _sealed(connection, lines, keys)
+        sealing = await _sealed(connection, lines, keys, memory)
+        lines = sealing.lines
+        heads = {chain: head["count"] for chain, head in sealing.heads.items()}
     if lines:
         await connection.execute(insert(t.journal), lines)
+    return heads
 
 
-async def _sealed(connection: AsyncConnection, lines: Sequence[Row], keys: Keys) -> list[Row]:
+async def _sealed(
+    connection: AsyncConnection, lines: Sequence[Row], keys: Keys, memory: Memory
+) -> _Sealing:
     chains: dict[str, list[Row]] = {}
     for line in lines:
         chains.setdefault(line["incident_id"] or audit.OPERATORS, []).append(line)
     mine = chains.pop(audit.OPERATORS, [])
-    sealing = _Sealing(keys, max(line["at"] for line in lines))
+    sealing = _Sealing(keys, memory, max(line["at"] for line in lines))
     heads = await _locked(connection, chains)
     for name, waiting in chains.items():
         sealing.extend(name, await _usable(connection, heads[name]), waiting)
@@ -119,14 +151,15 @@ async def _sealed(connection: AsyncConnection, lines: Sequence[Row], keys: Keys)
         lost = head["count"] == 0 and not began
         sealing.extend(audit.OPERATORS, await _usable(connection, head, lost=lost), mine)
     await _move(connection, sealing.heads.values())
-    return sealing.lines
+    return sealing
 
 
 class _Sealing:
     """Numbers and seals the lines of one transaction, chain by chain."""
 
-    def __init__(self, keys: Keys, at: datetime) -> None:
+    def __init__(self, keys: Keys, memory: Memory, at: datetime) -> None:
         self._keys = keys
+        self._memory = memory
         self._at = at
         self.lines: list[Row] = []
         self.heads: dict[str, Row] = {}
@@ -142,16 +175,20 @@ class _Sealing:
         self.heads[chain] = {"chain": chain, "count": count, "mac": before, "seal": seal}
 
     def _doubt(self, chain: str, head: Row) -> list[Row]:
-        """Write down a head that we did not seal, before a good one covers it up."""
+        """Write down a head that we did not seal, or an old one, before a good one covers it up."""
         count, mac, seal = head["count"], head["mac"], head["seal"]
-        if "after" not in head and (count, mac, seal) == (0, "", ""):
-            return []
-        if self._keys.good(head_content(chain, count, mac), seal):
-            return []
-        _log.error("audit_head_not_known", chain=chain, number=count)
-        incident = None if chain == audit.OPERATORS else chain
-        reason = "how far this chain went was not sealed with a key that is known here"
         data = {"count": count, "mac": clean_text(mac), "seal": clean_text(seal)}
+        further = self._memory.of(chain)
+        if count < further:
+            reason = "this chain went further when it was last written to by this process"
+            data["further"] = further
+        else:
+            new = "after" not in head and (count, mac, seal) == (0, "", "")
+            if new or self._keys.good(head_content(chain, count, mac), seal):
+                return []
+            reason = "how far this chain went was not sealed with a key that is known here"
+        _log.error("audit_head_not_known", chain=chain, number=count, reason=reason)
+        incident = None if chain == audit.OPERATORS else chain
         return [self._line(incident, audit.BROKEN, reason, data)]
 
     def register(self, fresh: Collection[str], closed: Collection[str]) -> list[Row]:
