@@ -40,6 +40,8 @@ class TimelineEvent(Value):
     event: str
     reason: str = ""
     data: dict[str, Any] = Field(default_factory=dict)
+    unsealed: bool = False
+    """Whether it has no seal, where the service has a key: anybody may have written it."""
 
 
 class AlertView(Value):

@@ -161,7 +161,8 @@ def _finding(finding: FindingView) -> str:
 
 def _event(event: TimelineEvent) -> str:
     reason = f": {event.reason}" if event.reason else ""
-    return f"{event.at.astimezone(UTC):%H:%M:%S} {event.step}, {event.event}{reason}"
+    mark = " (not sealed)" if event.unsealed else ""
+    return f"{event.at.astimezone(UTC):%H:%M:%S} {event.step}, {event.event}{mark}{reason}"
 
 
 def _plain(escaped: str) -> PlainTextObject:

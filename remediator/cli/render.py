@@ -34,6 +34,7 @@ from remediator.views import (
 )
 
 GOOD, BAD, DOUBT, ASIDE = "green", "red", "yellow", "dim"
+_UNSEALED = "  (not sealed)"
 
 FINDING_STYLES = {
     FindingStatus.FINE: GOOD,
@@ -292,6 +293,7 @@ def _timeline(events: Iterable[TimelineEvent], said: Said) -> Table:
     grid = Table.grid(padding=(0, 2))
     for event in events:
         what = styled(words(event.event), "bold").append(f"  {said.once(event.reason)}")
+        what.append(_UNSEALED if event.unsealed else "", DOUBT)
         grid.add_row(styled(moment(event.at, "%H:%M:%S"), ASIDE), styled(event.step), what)
     return grid
 
@@ -300,7 +302,8 @@ def timeline_line(event: TimelineEvent) -> Text:
     """Write one line of the journal."""
     text = styled(moment(event.at, "%H:%M:%S"), ASIDE)
     text.append(f"  {plain(event.step):<9} {words(event.event)}")
-    return text.append(f"  {plain(event.reason)}") if event.reason else text
+    text.append(f"  {plain(event.reason)}" if event.reason else "")
+    return text.append(_UNSEALED if event.unsealed else "", DOUBT)
 
 
 # --- the rest -----------------------------------------------------------------------------------

@@ -100,7 +100,8 @@ def _mitigations(mitigations: Iterable[MitigationView]) -> Iterator[str]:
 def _timeline(events: Iterable[TimelineEvent]) -> Iterator[str]:
     yield from _head("time", "step", "event", "reason")
     for event in events:
-        yield _row(_moment(event.at), event.step, event.event, event.reason)
+        what = f"{event.event} (not sealed)" if event.unsealed else event.event
+        yield _row(_moment(event.at), event.step, what, event.reason)
 
 
 def _head(*names: str) -> Iterator[str]:

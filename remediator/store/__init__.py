@@ -96,7 +96,7 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
             ledger=ledger,
             notices=Notices(database),
             obligations=Obligations(database),
-            records=Records(database, ledger, bounds),
+            records=Records(database, ledger, bounds, sealing=keys is not None),
             clicks=Clicks(database),
             commands=Commands(database, changed, scopes, deciders, announce),
             silenced=Silenced(database),

@@ -287,7 +287,8 @@ async def _write_details(
         row = sample.model_dump() | {"mitigation_id": mitigation}
         await connection.execute(insert(t.samples), row)
     for event in result.events:
-        append(connection, incident.id, **event.model_dump() | {"at": now})
+        line = event.model_dump(exclude={"unsealed"}) | {"at": now}
+        append(connection, incident.id, **line)
 
 
 async def correct_notice(connection: AsyncConnection, incident: str, now: datetime) -> bool:

@@ -62,12 +62,23 @@ class Backlog:
 
 
 class Records:
-    """Reads, never writes. ``bounds`` are the ones that ``limits`` shows."""
+    """Reads, never writes. ``bounds`` are the ones that ``limits`` shows.
 
-    def __init__(self, database: Database, ledger: Ledger, bounds: Sequence[Bound]) -> None:
+    ``sealing`` is whether this service has a key: lines without a seal are marked then.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        ledger: Ledger,
+        bounds: Sequence[Bound],
+        *,
+        sealing: bool = False,
+    ) -> None:
         self._database = database
         self._ledger = ledger
         self._bounds = tuple(bounds)
+        self._sealing = sealing
 
     async def ping(self) -> None:
         """Raise ``StoreUnavailable`` unless the store answers."""
@@ -105,7 +116,7 @@ class Records:
                 alerts=await _alerts(connection, incident_id),
                 findings=await _findings(connection, incident_id),
                 mitigations=await _mitigations(connection, incident_id),
-                timeline=await _timeline(connection, incident_id),
+                timeline=await _timeline(connection, incident_id, marked=self._sealing),
             )
 
     async def legible(self, incident_id: str) -> IncidentView | None:
@@ -304,10 +315,18 @@ def _mitigation(row: Any) -> MitigationView:
     )
 
 
-async def _timeline(connection: AsyncConnection, incident_id: str) -> list[TimelineEvent]:
+async def _timeline(
+    connection: AsyncConnection, incident_id: str, *, marked: bool
+) -> list[TimelineEvent]:
     rows = await connection.execute(
         select(t.journal)
         .where(t.journal.c.incident_id == incident_id, t.journal.c.step != LEDGER)
         .order_by(t.journal.c.id)
     )
-    return [_view(TimelineEvent, row) for row in rows.mappings()]
+    return [
+        TimelineEvent(
+            **{name: row[name] for name in ("at", "step", "event", "reason", "data")},
+            unsealed=marked and row["mac"] is None,
+        )
+        for row in rows.mappings()
+    ]

@@ -376,6 +376,18 @@ async def test_a_line_without_a_seal_after_a_sealed_one_is_found(
     assert (flaw.chain, flaw.what) == (history.still_open, Wrong.ADDED)
 
 
+@pytest.mark.parametrize("keys", [SEALED, None])
+async def test_a_line_without_a_seal_is_marked_in_the_timeline_where_there_is_a_key(
+    open_bench: OpenBench, keys: Keys | None
+) -> None:
+    async with a_history(open_bench, keys=keys) as made:
+        await made.tamper(FORGED.format(row=1000), name=made.closed)
+        view = await made.bench.store.records.incident(made.closed)
+    assert view is not None
+    marked = [event.event for event in view.timeline if event.unsealed]
+    assert marked == (["nothing to see"] if keys else [])
+
+
 async def test_lines_that_lost_every_seal_are_not_taken_for_an_older_versions(
     history: History,
 ) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -69,6 +71,10 @@ async def export(run: Run, tmp_path: Path) -> Path:
     return tmp_path / "export"
 
 
+def store() -> str:
+    return str(Path(os.environ["REMEDIATOR_STATE_DIR"]) / "remediator.db")
+
+
 def rewrite(file: Path, change: Callable[[str], str]) -> None:
     file.write_text(change(file.read_text()))
 
@@ -91,6 +97,14 @@ async def test_the_service_verifies_what_it_wrote(run: Run) -> None:
     assert out.endswith("Nothing is wrong.\n")
     code, out, _ = await run("audit", "verify", "--json")
     assert (code, json.loads(out)["ok"], json.loads(out)["unsealed"]) == (0, True, 0)
+
+
+async def test_a_line_without_a_seal_is_marked_in_the_timeline(run: Run) -> None:
+    (incident,) = json.loads((await run("incidents", "--json"))[1])["items"]
+    assert "not sealed" not in (await run("incidents", incident["id"]))[1]
+    with contextlib.closing(sqlite3.connect(store())) as connection, connection:
+        connection.execute("UPDATE journal SET number = NULL, mac = NULL WHERE step = 'triage'")
+    assert "(not sealed)" in (await run("incidents", incident["id"]))[1]
 
 
 async def test_the_generated_key_is_for_its_owner_alone(run: Run, key: str) -> None:
