@@ -31,7 +31,7 @@ from remediator.app.pagerduty import (
 )
 from remediator.app.receiving import CountingInbox, decode
 from remediator.app.retaining import age_of, keep_within
-from remediator.app.sealing import sealing_keys
+from remediator.app.sealing import STORE_FILE, sealing_keys
 from remediator.app.shared import Place, Shared, open_shared, version_of
 from remediator.app.signals import ended_by_signals
 from remediator.app.watching import Watching, watch_backlog
@@ -194,7 +194,7 @@ def store_url(settings: Settings, environ: Mapping[str, str]) -> str:
     """Return where the store is: the configured PostgreSQL, or SQLite in the state folder."""
     reference = settings.store.secret("dsn")
     if reference is None:
-        return f"sqlite:///{settings.state_dir / 'remediator.db'}"
+        return f"sqlite:///{settings.state_dir / STORE_FILE}"
     dsn = reference.read(environ)
     if not dsn.startswith(("postgres://", "postgresql://")) or not _has_place(dsn):
         raise ConfigError(f"{reference} should hold a URL like postgresql://user@host/database")

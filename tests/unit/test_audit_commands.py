@@ -14,7 +14,9 @@ import httpx
 import pytest
 
 from remediator.app import running
+from remediator.app.sealing import look_at_key
 from remediator.cli import main
+from remediator.errors import ConfigError
 from remediator.settings import load_settings
 
 Run = Callable[..., Awaitable[tuple[int, str, str]]]
@@ -170,6 +172,27 @@ async def test_one_incident_is_exported_and_verified_as_a_part(
     code, out, _ = await run("audit", "verify", *arguments)
     assert code == 0
     assert "This is a part of the journal" in out
+
+
+async def test_a_generated_key_that_is_gone_is_not_replaced(tmp_path: Path) -> None:
+    environ = {"REMEDIATOR_STATE_DIR": str(tmp_path / "s"), "REMEDIATOR_LISTEN": "127.0.0.1:0"}
+    settings = load_settings(None, environ, tmp_path)
+    assert look_at_key(settings, {})[0] == "ok"
+    async with running(settings, {}):
+        pass
+    key = tmp_path / "s" / "audit-key"
+    key.rename(tmp_path / "kept")
+    with pytest.raises(ConfigError, match="is gone, and the store is sealed with it"):
+        async with running(settings, {}):
+            pass
+    assert not key.exists()
+    level, _, said = look_at_key(settings, {})
+    assert level == "error"
+    assert "restore it, or set audit.key_file" in said
+    (tmp_path / "kept").rename(key)
+    async with running(settings, {}):
+        pass
+    assert look_at_key(settings, {})[0] == "ok"
 
 
 def dropped(text: str, *places: int) -> str:
