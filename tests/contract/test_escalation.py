@@ -603,6 +603,22 @@ async def test_what_calls_nobody_is_given_up_when_its_channel_is_configured_no_m
     assert any(line.startswith(said) for line in await calling.journal())
 
 
+async def test_what_calls_nobody_is_not_given_up_within_seconds_for_a_short_pause(
+    calling: Calling,
+) -> None:
+    await calling.escalate()
+    await calling.after(10)
+    calling.pagerduty.trouble = TemporaryError("not now", retry_after=1)
+    incident = (await calling.bench.incident()).id
+    await calling.bench.store.commands.acknowledge(incident, "alice")
+    for _ in range(2 * ATTEMPTS):
+        calling.bench.clock.advance(timedelta(seconds=1))
+        await calling.turn()
+    calling.pagerduty.trouble = None
+    await calling.after(10)
+    assert calling.pagerduty.words == ["level 1", "acknowledged"]
+
+
 @pytest.mark.parametrize(
     ("trouble", "tries"), [(TemporaryError("not now"), ATTEMPTS), (PermanentError("no"), 1)]
 )
