@@ -18,7 +18,7 @@ from remediator.errors import OwnershipLost, PermanentError, TemporaryError
 from remediator.maintenance import running
 from remediator.model import Mode
 from remediator.ports import Notifier
-from remediator.report.escalation import NOTES, compose, next_step, notes_due
+from remediator.report.escalation import NOTES, calls_of, compose, next_step, notes_due
 from remediator.store import Store
 from remediator.store.claims import given_back
 from remediator.store.database import patiently
@@ -81,11 +81,20 @@ class Escalating:
         reason = f"there is no channel {name} in the configuration"
         try:
             if telling.word is Word.LEVEL:
+                await self._elsewhere(telling)
                 await self._not_told(telling, reason, _pause(telling))
             else:
                 await self._later(telling, reason, None)
         except OwnershipLost as error:
             _log.warning("message_lost", reason=str(error))
+
+    async def _elsewhere(self, telling: Telling) -> None:
+        """Tell the level to whom it names by now; who was asked before is not asked again."""
+        view = await self._store.records.legible(telling.incident_id)
+        if view is not None:
+            plan = self._plan(self._around.catalogue.service(view.system, view.service))
+            calls = calls_of(self._reachable(plan), int(telling.subject))
+            await self._store.escalations.ask(view.id, calls)
 
     def _next(self, standing: Standing) -> Step:
         incident, now = standing.incident, standing.now

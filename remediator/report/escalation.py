@@ -146,6 +146,13 @@ def _is_due(standing: Standing, plan: Escalation, number: int) -> bool:
     return standing.since + plan.levels[number].after <= standing.now
 
 
+def calls_of(plan: Escalation, number: int) -> tuple[Message, ...]:
+    """Name whom a level is told to; what the plan has no more is as its last one."""
+    if not plan.levels:
+        return ()
+    return tuple(_calls(plan.levels[min(number, len(plan.levels) - 1)], number))
+
+
 def _calls(level: Level, number: int) -> Iterable[Message]:
     for name in dict.fromkeys(level.notify):
         yield Message(channel=name, word=Word.LEVEL, subject=str(number))

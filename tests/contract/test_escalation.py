@@ -589,6 +589,21 @@ async def test_a_level_for_a_channel_that_is_configured_no_more_is_said_so_until
     assert calling.slack.words == ["level 0"]
 
 
+async def test_a_level_is_told_to_whom_it_names_when_its_channel_was_renamed(
+    calling: Calling,
+) -> None:
+    calling.slack.trouble = TemporaryError("not now")
+    await calling.escalate()
+    bench = calling.bench
+    plan = Escalation(levels=(Level(after=timedelta(0), notify=("mail",)),))
+    services = (served(plan=plan),)
+    catalogue = bench.around.catalogue.model_copy(update={"services": services})
+    bench.around = replace(bench.around, catalogue=catalogue)
+    renamed = Calling(bench, channels=("mail",))
+    await renamed.after(30)
+    assert renamed.mail.words == ["level 0"]
+
+
 async def test_what_calls_nobody_is_given_up_when_its_channel_is_configured_no_more(
     calling: Calling,
 ) -> None:
