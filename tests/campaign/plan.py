@@ -165,12 +165,14 @@ def _orders(
     points = (*ALWAYS, *rare)
     own = rare if rare and chance.random() < 0.5 else ALWAYS
     first = _order(chance, own[seed % len(own)], 1)
-    if chance.random() < 0.25:
+    if own is not rare and chance.random() < 0.25:
         first = Order(RESERVED, 1, chance.choice((6.0, 10.0)))
     others = (chance.choice((*points, RESERVED, RESERVED)) for _ in range(3 * replicas))
     rest = [
         _order(chance, p, chance.randint(1, 3)) if chance.random() < 0.6 else None for p in others
     ]
+    if own is rare:  # passed late, and by any of the processes there are by then
+        rest[: replicas + 1] = [_order(chance, first.point, 1) for _ in range(replicas + 1)]
     return (first, *rest)
 
 
