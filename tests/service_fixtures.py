@@ -73,9 +73,9 @@ class Service:
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process, if it runs."""
-        if self.process is not None:
+        if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(number)
+                os.kill(self.process.pid, number)  # subprocess would look for an end, and take it
 
     async def end(self, how: signal.Signals) -> int:
         assert self.process is not None
