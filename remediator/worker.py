@@ -304,9 +304,10 @@ class Worker:
                     _log.warning("lease_not_renewed", reason=str(error))
                     continue
                 except OwnershipLost:
-                    slow, until = False, clock()
-                if lease.when() is not None and not lease.expired():
-                    lease.reschedule(until)
+                    slow = False
+                    _ends(lease, clock())
+                    return
+                _ends(lease, until)
 
         try:
             async with asyncio.timeout_at(since + lasts) as lease:
@@ -332,3 +333,9 @@ class Worker:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), PACE)
         return told
+
+
+def _ends(lease: asyncio.Timeout, at: float) -> None:
+    """Let a lease end ``at`` a time of the loop's, unless the step has its result, or was ended."""
+    if lease.when() is not None and not lease.expired():
+        lease.reschedule(at)

@@ -36,6 +36,7 @@ from remediator.telemetry import Telemetry
 from remediator.testing import World, WorldLever, items
 from remediator.work import Levers
 from remediator.worker import Doorbell, Worker
+from tests.postgres_fixtures import eventually
 from tests.store_fixtures import Bench, OpenBench
 
 LEASE = timedelta(seconds=2)
@@ -183,6 +184,9 @@ async def test_a_step_whose_lease_is_renewed_takes_as_long_as_it_needs(
         await _decided(bench)
         async with _working(bench, lever, Queue(bench.store.database, "one", LEASE)):
             await asyncio.wait_for(lever.begun.wait(), 20)
-            await asyncio.sleep(2 * LEASE.total_seconds())
+
+            async def is_applied() -> bool:
+                return bool((await _row(bench))["state"] == MitigationState.APPLIED)
+
+            await eventually(is_applied, "the change is made", within=20)
             assert lever.world.things == set()
-            assert (await _row(bench))["state"] == MitigationState.APPLIED
