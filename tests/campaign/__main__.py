@@ -79,7 +79,7 @@ async def _campaign(
                         result = await _tried(plan, ground, slot)
                         results.append(result)
                         progress.advance(bar)
-                        _say(progress, result, len(results))
+                        _say(progress.console, result, len(results))
 
             async with asyncio.TaskGroup() as group:
                 for number in range(options.side_by_side):
@@ -101,14 +101,18 @@ def _found(mutant: str, results: list[Result]) -> bool:
     return bool(BREAKS[mutant] & kinds)
 
 
-def _say(progress: Progress, result: Result, done: int) -> None:
-    if not progress.console.is_terminal and done % _SAID_EVERY == 0:
-        progress.console.print(f"{done} seeds are done")
+def _say(console: Console, result: Result, done: int) -> None:
+    if not console.is_terminal and done % _SAID_EVERY == 0:
+        console.print(f"{done} seeds are done")
+    _say_broken(console, result)
+
+
+def _say_broken(console: Console, result: Result) -> None:
     if not result.broken:
         return
-    progress.console.print(f"broken: {repeat(result)}", style="red", highlight=False)
+    console.print(f"broken: {repeat(result)}", style="red", highlight=False)
     for broken in result.broken:
-        progress.console.print(f"  {broken.kind}: {broken.what}", highlight=False, markup=False)
+        console.print(f"  {broken.kind}: {broken.what}", highlight=False, markup=False)
 
 
 def _previous(folder: Path) -> Path:
@@ -148,6 +152,8 @@ def main() -> int:
     finally:
         broken = any(result.broken for result in results)
         if broken and not options.mutant:
+            for result in results:  # once more: whoever keeps the last lines only needs these
+                _say_broken(console, result)
             console.print(f"what is left of the broken seeds is in {folder}")
         else:
             shutil.rmtree(folder)

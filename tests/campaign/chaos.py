@@ -11,8 +11,8 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 import httpx
 
@@ -35,6 +35,8 @@ class Span(NamedTuple):
 
     begin: datetime
     end: datetime
+    written: str = ""
+    """What a process wrote with the commit at which it stopped itself."""
 
     def meets(self, begin: datetime, end: datetime) -> bool:
         """Whether some of it is between the two."""
@@ -75,6 +77,7 @@ class Chaos:
                     when = "after" if order["after"] else "before"
                     self.springs[f"{when} {order['change']}"] += 1
                     if order["stop"] is not None:
+                        self.stopped.append(_stop(order))
                         task = asyncio.create_task(self._go_on(replica, order["stop"]))
                         self._resuming.add(task)
                         task.add_done_callback(self._resuming.discard)
@@ -220,6 +223,11 @@ class Chaos:
             answer = await self.client.post(url, json={"scope": "global"}, headers=headers)
             return answer.status_code in {200, 409}
         return False
+
+
+def _stop(order: dict[str, Any]) -> Span:
+    begin = datetime.fromtimestamp(order["at"], UTC)
+    return Span(begin, begin + timedelta(seconds=order["stop"]), " ".join(order["written"]))
 
 
 @contextlib.asynccontextmanager

@@ -258,7 +258,8 @@ def _late(facts: Facts) -> Verdicts:
     """Each call has a reservation, and was begun in the time of it.
 
     Excused is what was kept by the network, and a process that was stopped at any moment: no
-    fence is between its last look at the clock and its call.
+    fence is between its last look at the clock and its call. One that stopped at the commit of
+    this reservation has that look before it.
     """
     for part, effect, at in _calls(facts):
         row = _reserved_for(facts.entries([part]), effect, at)
@@ -267,7 +268,10 @@ def _late(facts: Facts) -> Verdicts:
             continue
         begin, end = _instant(row["reserved_at"]), _instant(row["apply_before"])
         kept = any(span.meets(begin, at) for span in facts.kept)
-        stopped = any(span.meets(begin, at) for span in facts.stopped)
+        stopped = any(
+            span.meets(begin, at) and row["effect_key"] not in span.written
+            for span in facts.stopped
+        )
         if at > end + (HELD_UP if kept else ARRIVES_WITHIN) and not stopped:
             late = (at - end).total_seconds()
             yield "late", f"{row['effect_key']} was made {late:.1f} s after its time was over"

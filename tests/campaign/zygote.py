@@ -16,6 +16,7 @@ import re
 import select
 import signal
 import sys
+import time
 import traceback
 from collections import Counter
 from pathlib import Path
@@ -55,12 +56,14 @@ class Trap:
         event.listen(Engine, "commit", self._commits)
         event.listen(Pool, "checkin", self._given_back)
 
-    def _executed(self, connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+    def _executed(
+        self, connection: Connection, cursor: Any, statement: str, parameters: Any, *_: Any
+    ) -> None:
         found = _WRITES.match(statement)
         if found is None or not self._changed(connection, cursor):
             return
         change = f"{found[1].split()[0].lower()} {found[2]}"
-        connection.info.setdefault("changes", set()).add(change)
+        connection.info.setdefault("changes", {})[change] = str(parameters)
 
     def _changed(self, connection: Connection, cursor: Any) -> bool:
         made: Any = connection.connection.driver_connection
@@ -82,17 +85,19 @@ class Trap:
         changes = connection.info.pop("changes", None)
         if not changes:
             return
-        self._seen.update(changes)
+        self._seen.update(changes.keys())
         due = self._due(changes)
         if due is not None and not due["after"]:
             self._spring(due)
         connection.info["sprung"] = due if due is not None and due["after"] else None
 
-    def _due(self, changes: set[str]) -> dict[str, Any] | None:
+    def _due(self, changes: dict[str, str]) -> dict[str, Any] | None:
         order = self._order
         if order is None or order["change"] not in changes:
             return None
-        return order if self._seen[order["change"]] == order["nth"] else None
+        if self._seen[order["change"]] != order["nth"]:
+            return None
+        return {**order, "written": [*changes.values()]}
 
     def _given_back(self, _connection: object, record: ConnectionPoolEntry) -> None:
         # the writer gives its connection back before anybody learns of the commit
@@ -103,7 +108,7 @@ class Trap:
     def _spring(self, order: dict[str, Any]) -> None:
         self._order = None
         with self._trace.open("a") as trace:
-            trace.write(json.dumps(order) + "\n")
+            trace.write(json.dumps({**order, "at": time.time()}) + "\n")
         os.kill(os.getpid(), signal.SIGKILL if order["stop"] is None else signal.SIGSTOP)
 
 
