@@ -23,9 +23,8 @@ from remediator.model import (
     Delivery,
     DeliveryId,
     IncidentId,
-    IncidentOutcome,
 )
-from remediator.pipeline import take_step
+from remediator.pipeline import given_up, take_step
 from remediator.ports import Notifier
 from remediator.report.deliver import deliver
 from remediator.report.escalating import Escalating
@@ -37,7 +36,7 @@ from remediator.store.episodes import Correlation
 from remediator.store.queue import Transition
 from remediator.triage.incidents import correlate
 from remediator.triage.match import Match, match
-from remediator.work import Surroundings, close
+from remediator.work import Surroundings
 
 POLL = 1.0
 """Seconds between two looks at the store when nobody rings."""
@@ -270,7 +269,7 @@ class Worker:
         if failures < FAILURES:
             return None
         reason = f"the step {claim.incident.phase} failed {failures} times ({what}); see the log"
-        result = close(claim, IncidentOutcome.ESCALATED, reason)
+        result = given_up(claim, reason)
         await self._finish(claim, result)
         return result
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from sqlalchemy import select
 
-from remediator.mitigation.act import LATEST
 from remediator.model import (
     IncidentOutcome,
     IncidentState,
@@ -21,6 +20,7 @@ from remediator.model import (
 from remediator.store import Store
 from remediator.store import tables as t
 from remediator.store.claimed import LEASE
+from remediator.store.ledger import LATEST
 from tests.engine_senders import Senders
 from tests.engine_world import Scene
 

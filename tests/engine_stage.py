@@ -16,10 +16,11 @@ from sqlalchemy import delete, func, select
 
 from remediator.errors import Refused, StoreUnavailable
 from remediator.maintenance import MaintenanceOrder
-from remediator.mitigation.act import LATEST, SETTLE_TIME
+from remediator.mitigation.act import SETTLE_TIME
 from remediator.model import Alert, Assessment, DeadLetter, Delivery, IncidentState
 from remediator.store import Store, open_store
 from remediator.store import tables as t
+from remediator.store.ledger import LATEST
 from remediator.triage.incidents import correlate
 from remediator.triage.match import Match, match
 from tests.engine_gates import Point

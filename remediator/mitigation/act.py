@@ -28,18 +28,16 @@ from remediator.model import (
     Preparation,
 )
 from remediator.ports import Lever
-from remediator.store.ledger import Settlement
+from remediator.store.ledger import LATEST, Settlement
 from remediator.store.queue import Transition
 from remediator.work import SEEN_AGAIN, Work
 
 CALL_TIMEOUT = 30.0
 """Seconds that looking, or putting back, may take; a later answer counts as lost."""
-PULL_TIMEOUT = 10.0
-"""Seconds that making a change may take, all waiting and reading of its adapter included."""
 SETTLE_TIME = timedelta(seconds=2)
 """Time past ``apply_before`` after which a call begun in time has reached its backend."""
-LATEST = timedelta(seconds=PULL_TIMEOUT) + SETTLE_TIME
-"""Time past ``apply_before`` up to which a call that is not seen may still take effect."""
+PULL_TIMEOUT = (LATEST - SETTLE_TIME).total_seconds()
+"""Seconds that making a change may take, all waiting and reading of its adapter included."""
 TELLS_WITHIN = timedelta(minutes=1)
 """Time past ``apply_before`` in which what is seen may still come to tell: a half-open breaker closes
 or opens. What was removed in part, or has grown again, never will."""

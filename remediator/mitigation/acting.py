@@ -7,7 +7,6 @@ from datetime import timedelta
 from remediator.errors import BackendUnavailable, PermanentError, TemporaryError
 from remediator.mitigation import deciding
 from remediator.mitigation.act import (
-    LATEST,
     SETTLE_TIME,
     TELLS_WITHIN,
     not_prepared,
@@ -32,7 +31,7 @@ from remediator.model import (
     Sample,
     SenseState,
 )
-from remediator.store.ledger import Settlement
+from remediator.store.ledger import LATEST, Settlement
 from remediator.store.queue import Transition
 from remediator.work import PATIENCE, SEEN_AGAIN, Work, close, probe
 

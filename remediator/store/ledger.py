@@ -44,6 +44,8 @@ from remediator.store.windows import windows_over
 
 _TOLD = (t.mitigations.c.id, t.mitigations.c.effect_key)
 
+LATEST = timedelta(seconds=12)
+"""Time past ``apply_before`` up to which a call that is not seen may still take effect."""
 STEP = "ledger"
 """Step of the journal's lines that tell how the ledger changed, for the audit."""
 
@@ -338,6 +340,15 @@ async def settle(
         reason = settlement.evidence or settlement.reason or ""
         items = {"items": {item.key: item.state for item in settlement.items or ()}}
         _tell(connection, incident, now, judged, reason, {**row} | items)
+
+
+async def lands_in(connection: AsyncConnection, incident: str, now: datetime) -> timedelta:
+    """Return the time until no call of the incident's can be on its way any more; 0 for none."""
+    mine = (t.mitigations.c.incident_id == incident) & t.mitigations.c.in_flight
+    being_made = t.mitigations.c.state == MitigationState.RESERVED
+    query = select(func.max(t.mitigations.c.apply_before)).where(mine, being_made)
+    before = (await connection.execute(query)).scalar()
+    return timedelta(0) if before is None else max(before + LATEST - now, timedelta(0))
 
 
 async def under_way(connection: AsyncConnection, incident: str, now: datetime) -> str | None:

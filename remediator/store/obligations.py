@@ -34,7 +34,7 @@ from remediator.store.claims import claim_due, require_claimed, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
-from remediator.store.ledger import close_entries, entry_of, under_way
+from remediator.store.ledger import close_entries, entry_of, lands_in, under_way
 from remediator.store.queue import close_unread, request_notice
 
 _log = structlog.get_logger(__name__)
@@ -90,15 +90,23 @@ class Obligations:
         return owed
 
     async def _hand_over(self, mitigation: str, epoch: int) -> None:
-        """Give what this version cannot read to a human; serial with triage, as every close is."""
+        """Give what this version cannot read to a human, once no call of its incident is on its way.
+
+        Serial with triage, as every close is.
+        """
 
         async def operation(connection: AsyncConnection) -> None:
             await require_claimed(connection, t.obligations, mitigation, epoch)
             mine = t.mitigations.c.id == mitigation
             query = select(t.mitigations.c.incident_id).where(mine)
             incident = str((await connection.execute(query)).scalar_one())
-            await _forget(connection, mitigation)
             now = await self._database.now(connection)
+            landing = await lands_in(connection, incident, now)
+            if landing > timedelta(0):
+                later = {"due_at": now + landing, "lease_until": None}
+                await write_claimed(connection, t.obligations, mitigation, epoch, later)
+                return
+            await _forget(connection, mitigation)
             reason = (
                 "a temporary change of it cannot be read by this version, so it is not taken back"
             )

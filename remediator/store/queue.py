@@ -40,7 +40,14 @@ from remediator.store.claims import claim_due, release_claimed, require_claimed,
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
-from remediator.store.ledger import Settlement, close_entries, entry_of, insert_entry, settle
+from remediator.store.ledger import (
+    Settlement,
+    close_entries,
+    entry_of,
+    insert_entry,
+    lands_in,
+    settle,
+)
 from remediator.views import TimelineEvent
 
 _GOOD_ENDS = (
@@ -130,11 +137,20 @@ class Queue:
         return claims
 
     async def _close_unread(self, incident: str, epoch: int) -> None:
-        """Hand what this version cannot read to a human; serial with triage, as every close is."""
+        """Hand what this version cannot read to a human, once no call of it can be on its way.
+
+        Serial with triage, as every close is.
+        """
 
         async def operation(connection: AsyncConnection) -> None:
             await require_claimed(connection, t.incidents, incident, epoch)
-            await close_unread(connection, incident, await self._database.now(connection))
+            now = await self._database.now(connection)
+            landing = await lands_in(connection, incident, now)
+            if landing > timedelta(0):
+                later = {"due_at": now + landing, "lease_until": None}
+                await write_claimed(connection, t.incidents, incident, epoch, later)
+                return
+            await close_unread(connection, incident, now)
 
         with contextlib.suppress(OwnershipLost, StoreUnavailable):  # else when the lease is over
             await self._database.write(operation, serial=True)

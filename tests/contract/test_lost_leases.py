@@ -15,7 +15,7 @@ from sqlalchemy import select
 
 from remediator.app.watching import Watching
 from remediator.errors import StoreUnavailable
-from remediator.mitigation.act import LATEST, SETTLE_TIME, pull
+from remediator.mitigation.act import SETTLE_TIME, pull
 from remediator.model import (
     IncidentId,
     LedgerEntry,
@@ -31,6 +31,7 @@ from remediator.model import (
 from remediator.report.deliver import LogNotifier
 from remediator.store import tables as t
 from remediator.store.claimed import Claim
+from remediator.store.ledger import LATEST
 from remediator.store.queue import Queue
 from remediator.telemetry import Telemetry
 from remediator.testing import World, WorldLever, items

@@ -11,7 +11,6 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import Refused
-from remediator.mitigation.act import LATEST
 from remediator.mitigation.verify import verdict
 from remediator.model import (
     Assessment,
@@ -26,6 +25,7 @@ from remediator.model import (
 from remediator.pipeline import take_step
 from remediator.store import tables as t
 from remediator.store.claimed import Claim
+from remediator.store.ledger import LATEST
 from remediator.store.obligations import Obligation
 from remediator.testing import World
 from remediator.work import Levers
@@ -170,6 +170,27 @@ async def test_a_call_has_the_time_to_land_when_its_writer_was_taken_away(
         incident = await bench.incident()
         assert incident.mitigations[0].state is MitigationState.UNKNOWN
         assert "no writer configured" in incident.reason
+
+
+async def test_a_call_has_the_time_to_land_before_an_incident_that_cannot_be_read_is_closed(
+    open_bench: OpenBench,
+) -> None:
+    async with open_bench(World(things={"lamp"}, lose_answers=1)) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle()
+
+        async def spoil(connection: AsyncConnection) -> None:
+            await connection.execute(update(t.incidents).values(proposal=["of a later version"]))
+
+        await bench.store.database.write(spoil)
+        await bench.settle((bench.store.ledger.apply_within + LATEST).total_seconds() - 1)
+        incident = await bench.incident()
+        assert incident.state is IncidentState.OPEN
+        assert incident.mitigations[0].state is MitigationState.RESERVED
+        await bench.settle(2)
+        incident = await bench.incident()
+        assert incident.outcome is IncidentOutcome.ESCALATED
+        assert incident.mitigations[0].state is MitigationState.UNKNOWN
 
 
 # --- a store's clock that was put back --------------------------------------------------------
