@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -237,7 +238,10 @@ def _leaves(path: str) -> str:
 
 
 def _seconds(header: str | None) -> float | None:
-    return float(header) if header and header.isascii() and header.isdigit() else None
+    """Return how long a server asks us to wait, an hour at most."""
+    if not header or re.fullmatch(r"[0-9]{1,9}", header) is None:
+        return None
+    return float(min(int(header), 3600))
 
 
 def _no_number(text: str) -> None:

@@ -34,6 +34,9 @@ _BEGIN = (
 """The search path keeps functions that the application may define out of our statements."""
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+_BROKEN = (asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What the driver says of a connection that broke while it was made or used."""
+_LOST = (asyncpg.PostgresError, *_BROKEN, OSError, TimeoutError)
 
 _log = structlog.get_logger(__name__)
 
@@ -68,7 +71,7 @@ class PostgresConnection:
             if connection is not None and not connection.is_closed():
                 try:
                     await connection.close(timeout=GRACE)
-                except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                except _LOST:
                     connection.terminate()
 
     @asynccontextmanager
@@ -108,7 +111,7 @@ class PostgresConnection:
             try:
                 await self._warm.execute(_BEGIN, timeout=BEGIN_WITHIN)
                 return self._warm
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            except _LOST:
                 self._drop()  # lost since its last use: a restart, a failover, a firewall
             except BaseException:
                 self._drop()
@@ -155,7 +158,7 @@ def translated(name: str) -> Iterator[None]:
         raise _meaning(where, error) from error
     except asyncpg.ClientConfigurationError:
         raise BackendRefused(f"{where}: the DSN cannot be read; correct its file") from None
-    except (asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+    except _BROKEN as error:
         raise BackendUnavailable(f"{where}: the connection was lost") from error
     except TimeoutError as error:
         raise BackendUnavailable(f"{where}: no answer in time") from error

@@ -63,6 +63,12 @@ _OF_THE_STATEMENT = ("0A", "21", "22", "23", "42", "44", "P0")
 """Begin of the SQLSTATEs that say that a statement would fail again. All others pass: connections
 lost, read-only after a failover, deadlock, no resources, cancelled or shutting down."""
 
+_DRIVER = (
+    *(OSError, TimeoutError, asyncpg.PostgresError),
+    *(asyncpg.InterfaceError, asyncpg.InternalClientError),
+)
+"""What the driver itself raises; the last also where a connection breaks while it is made or used."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -280,7 +286,7 @@ def translated() -> Any:
         if (again or state.startswith(_OF_THE_STATEMENT)) and not error.connection_invalidated:
             raise
         raise StoreUnavailable(f"the store cannot take it now ({state or 'lost'})") from error
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except _DRIVER as error:
         raise StoreUnavailable(f"the store cannot be reached: {type(error).__name__}") from error
 
 

@@ -35,6 +35,23 @@ async def test_a_connection_that_falls_silent_fails_one_write_and_is_replaced(
         assert await store.database.write(_one) == 1
 
 
+async def test_what_the_driver_cannot_make_sense_of_is_a_store_that_is_away() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1024)
+        garbage = (10).to_bytes(4) + b"\xff\xfe\0\0"  # ways to authenticate that have no name
+        writer.write(b"R" + (len(garbage) + 4).to_bytes(4) + garbage)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    dsn = f"postgresql://user:secret@127.0.0.1:{port}/store?sslmode=disable"
+    async with server:
+        with pytest.raises(StoreUnavailable, match="InternalClientError"):
+            async with open_store(dsn, owner="one", changed=lambda: None):
+                pass
+
+
 @pytest.mark.parametrize("mode", ["session", "transaction"])
 @pytest.mark.parametrize("round_robin", [False, True])
 async def test_a_pooler_and_its_mode_are_recognised(

@@ -84,11 +84,17 @@ async def test_a_status_but_2xx_is_an_error_that_says_what_to_do(
     assert backend.calls.call_count == 1
 
 
-async def test_the_time_to_wait_is_handed_on(endpoint: HttpEndpoint, backend: respx.Router) -> None:
-    backend.get(f"{BASE}/pool").respond(503, headers={"Retry-After": "12"})
+@pytest.mark.parametrize(
+    ("said", "wait"),
+    [("12", 12), ("86400", 3600), ("9" * 400, None), ("soon", None), ("-1", None)],
+)
+async def test_the_time_to_wait_is_handed_on_up_to_an_hour(
+    endpoint: HttpEndpoint, backend: respx.Router, said: str, wait: float | None
+) -> None:
+    backend.get(f"{BASE}/pool").respond(503, headers={"Retry-After": said})
     with pytest.raises(BackendUnavailable) as caught:
         await endpoint.get_json("/pool")
-    assert caught.value.retry_after == 12
+    assert caught.value.retry_after == wait
 
 
 @pytest.mark.parametrize(
