@@ -86,6 +86,16 @@ async def _campaign(
                     group.create_task(work(number))
 
 
+async def _until_stopped(
+    options: argparse.Namespace, folder: Path, console: Console, results: list[Result]
+) -> None:
+    """Run it; a signal ends it as a whole: were each task ended at once, some would wait for others."""
+    campaign = asyncio.create_task(_campaign(options, folder, console, results))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, campaign.cancel)
+    await campaign
+
+
 async def _tried(plan: Plan, ground: Ground, slot: Slot) -> Result:
     try:
         async with asyncio.timeout(_SEED_WITHIN):
@@ -137,13 +147,11 @@ def _git(*arguments: str) -> bytes:
 def main() -> int:
     """Run it; 0 when every promise was kept, or a mutant broke the one that it should."""
     options, console = _arguments(), Console(stderr=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="remediator-campaign-"))
     began, results = time.monotonic(), list[Result]()
     try:
-        with contextlib.suppress(KeyboardInterrupt):
-            asyncio.run(_campaign(options, folder, console, results))
+        with contextlib.suppress(asyncio.CancelledError):
+            asyncio.run(_until_stopped(options, folder, console, results))
         results.sort(key=lambda result: result.plan.seed)
         text = report(results, time.monotonic() - began, options.seeds)
         if options.report is not None:

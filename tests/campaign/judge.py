@@ -261,20 +261,39 @@ def _late(facts: Facts) -> Verdicts:
     fence is between its last look at the clock and its call. One that stopped at the commit of
     this reservation has that look before it.
     """
-    for part, effect, at in _calls(facts):
-        row = _reserved_for(facts.entries([part]), effect, at)
+    for part, row, at in _reserved_calls(facts):
         if row is None:
             yield "wrong", f"{part.service} was changed at {at} without a reservation"
-            continue
-        begin, end = _instant(row["reserved_at"]), _instant(row["apply_before"])
-        kept = any(span.meets(begin, at) for span in facts.kept)
-        stopped = any(
-            span.meets(begin, at) and row["effect_key"] not in span.written
-            for span in facts.stopped
-        )
-        if at > end + (HELD_UP if kept else ARRIVES_WITHIN) and not stopped:
-            late = (at - end).total_seconds()
+        elif _is_late(facts, row, at) and not _stood_still(facts, row, at):
+            late = (at - _instant(row["apply_before"])).total_seconds()
             yield "late", f"{row['effect_key']} was made {late:.1f} s after its time was over"
+
+
+def excused(facts: Facts) -> int:
+    """Count the calls that came too late because their process was stopped right before them."""
+    return sum(
+        row is not None and _is_late(facts, row, at) and _stood_still(facts, row, at)
+        for _, row, at in _reserved_calls(facts)
+    )
+
+
+def _is_late(facts: Facts, row: Row, at: datetime) -> bool:
+    begin, end = _instant(row["reserved_at"]), _instant(row["apply_before"])
+    kept = any(span.meets(begin, at) for span in facts.kept)
+    return at > end + (HELD_UP if kept else ARRIVES_WITHIN)
+
+
+def _stood_still(facts: Facts, row: Row, at: datetime) -> bool:
+    return any(
+        span.meets(_instant(row["reserved_at"]), at) and row["effect_key"] not in span.written
+        for span in facts.stopped
+    )
+
+
+def _reserved_calls(facts: Facts) -> Iterator[tuple[Part, Row | None, datetime]]:
+    """Give each change that a backend saw, with what had been reserved for it."""
+    for part, effect, at in _calls(facts):
+        yield part, _reserved_for(facts.entries([part]), effect, at), at
 
 
 def _calls(facts: Facts) -> Iterator[tuple[Part, str, datetime]]:

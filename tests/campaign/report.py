@@ -80,6 +80,7 @@ def _head(results: Sequence[Result], seconds: float, asked: int) -> str:
     longest = max((r.quiet_after for r in results), default=0)
     where = f"{os.cpu_count()} cores ({platform.system()}, Python {platform.python_version()})"
     found = sum(result.found for result in results)
+    excused = sum(result.excused for result in results)
     missing = f", of {asked} that were asked for," if len(results) < asked else ""
     return f"""# Campaign
 
@@ -89,8 +90,8 @@ to this version meanwhile.
 
 Processes started: {began}. Answers lost on the way back: {lost}. Deliveries accepted: {accepted}.
 Changes made, by the backends' records: {changes}; found by looking, because their answer was lost:
-{found}. Longest time until all was quiet again:
-{longest:.0f} s."""
+{found}; too late, because their process was stopped right before: {excused}.
+Longest time until all was quiet again: {longest:.0f} s."""
 
 
 def _promises(results: Sequence[Result]) -> str:

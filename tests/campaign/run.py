@@ -21,7 +21,7 @@ from remediator.demo.slack import LocalSlack
 from tests.campaign.apiserver import changes_in
 from tests.campaign.chaos import Chaos
 from tests.campaign.ground import Ground, Slot
-from tests.campaign.judge import Broken, Facts, facts_of, judge
+from tests.campaign.judge import Broken, Facts, excused, facts_of, judge
 from tests.campaign.network import link_to
 from tests.campaign.plan import SPAN, Plan
 from tests.campaign.records import Book
@@ -66,6 +66,8 @@ class Result:
     """Why changes were refused, by the code of the reason."""
     found: int = 0
     """Changes whose answer was lost, and which were found by looking."""
+    excused: int = 0
+    """Calls that came too late because their process was stopped right before them."""
     given_up: Counter[str] = field(default_factory=Counter)
     """Where incidents stood whose alerts had to resolve by themselves."""
 
@@ -311,6 +313,7 @@ def _count(result: Result, facts: Facts, sender: Sender, seed: _Seed) -> None:
     denied = [str(row["reason"]) for row in facts.tables["incidents"] if row["outcome"] == "denied"]
     result.denials = Counter(reason.partition(":")[0] for reason in denied)
     result.found = sum("(found by looking" in (row["evidence"] or "") for row in rows)
+    result.excused = excused(facts)
     result.outcomes = Counter(
         str(row["outcome"]) for row in facts.tables["incidents"] if row["outcome"] != "no_match"
     )
