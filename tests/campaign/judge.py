@@ -10,7 +10,7 @@ from typing import Any
 
 from remediator.demo.slack import LocalSlack
 from tests.campaign.apiserver import Seen
-from tests.campaign.chaos import Span
+from tests.campaign.network import Span
 from tests.campaign.plan import Plan
 from tests.campaign.records import TABLES, Book
 from tests.campaign.sender import Accepted

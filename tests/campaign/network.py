@@ -8,7 +8,27 @@ import random
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import NamedTuple
 from urllib.parse import urlsplit
+
+_LOOKS_EVERY = 0.1
+"""Seconds between two looks whether this process runs."""
+_STANDSTILL = 0.5
+"""Seconds by which such a look is late when it does not."""
+
+
+class Span(NamedTuple):
+    """A time, by the clock that all servers of a campaign have."""
+
+    begin: datetime
+    end: datetime
+    written: str = ""
+    """What a process wrote with the commit at which it stopped itself."""
+
+    def meets(self, begin: datetime, end: datetime) -> bool:
+        """Whether some of it is between the two."""
+        return self.begin <= end and begin <= self.end
 
 
 @dataclass
@@ -121,6 +141,16 @@ class Link:
             if asking and self.chance.random() < weather.lose:
                 deaf.set()
             sink.write(data)
+
+
+async def note_standstills(standstills: list[Span]) -> None:
+    """Note when this process, and with it all of its network, stood still; until cancelled."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        began, asleep_at = datetime.now(UTC), clock()
+        await asyncio.sleep(_LOOKS_EVERY)
+        if clock() - asleep_at > _LOOKS_EVERY + _STANDSTILL:
+            standstills.append(Span(began, datetime.now(UTC)))
 
 
 @contextlib.asynccontextmanager

@@ -81,6 +81,7 @@ def _head(results: Sequence[Result], seconds: float, asked: int) -> str:
     where = f"{os.cpu_count()} cores ({platform.system()}, Python {platform.python_version()})"
     found = sum(result.found for result in results)
     excused = sum(result.excused for result in results)
+    still = max((r.stood_still for r in results), default=0)
     missing = f", of {asked} that were asked for," if len(results) < asked else ""
     return f"""# Campaign
 
@@ -91,7 +92,8 @@ to this version meanwhile.
 Processes started: {began}. Answers lost on the way back: {lost}. Deliveries accepted: {accepted}.
 Changes made, by the backends' records: {changes}; found by looking, because their answer was lost:
 {found}; too late, because their process was stopped right before: {excused}.
-Longest time until all was quiet again: {longest:.0f} s."""
+Longest time until all was quiet again: {longest:.0f} s; longest time for which the campaign
+itself stood still: {still:.1f} s."""
 
 
 def _promises(results: Sequence[Result]) -> str:

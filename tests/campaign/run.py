@@ -68,6 +68,8 @@ class Result:
     """Changes whose answer was lost, and which were found by looking."""
     excused: int = 0
     """Calls that came too late because their process was stopped right before them."""
+    stood_still: float = 0.0
+    """Seconds for which the campaign itself stood still so far, at the longest."""
     given_up: Counter[str] = field(default_factory=Counter)
     """Where incidents stood whose alerts had to resolve by themselves."""
 
@@ -127,7 +129,7 @@ async def _facts(seed: _Seed, sender: Sender, chaos: Chaos) -> Facts:
             changes_in(seed.ground.cluster.audit, namespaces),
             paused=chaos.paused,
             stopped=chaos.stopped,
-            kept=chaos.kept,
+            kept=[*chaos.kept, *seed.ground.standstills],
         ),
         seed.book,
     )
@@ -314,6 +316,8 @@ def _count(result: Result, facts: Facts, sender: Sender, seed: _Seed) -> None:
     result.denials = Counter(reason.partition(":")[0] for reason in denied)
     result.found = sum("(found by looking" in (row["evidence"] or "") for row in rows)
     result.excused = excused(facts)
+    lengths = [(span.end - span.begin).total_seconds() for span in seed.ground.standstills]
+    result.stood_still = max(lengths, default=0.0)
     result.outcomes = Counter(
         str(row["outcome"]) for row in facts.tables["incidents"] if row["outcome"] != "no_match"
     )
