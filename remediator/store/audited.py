@@ -17,7 +17,7 @@ from remediator.audit import Begin, End, Entry, Head, Keys, Part
 from remediator.errors import Refused, StoreUnavailable
 from remediator.store import tables as t
 from remediator.store.database import Database
-from remediator.store.journal import append, head_columns, head_of
+from remediator.store.journal import append, head_columns, head_of, line_columns, line_of
 from remediator.verification import Verification
 from remediator.verifying import Verifier
 
@@ -131,7 +131,7 @@ async def records(
     """Yield the entries of ``part`` in their order, then how far each chain goes."""
     clock = asyncio.get_running_loop().time
     end = clock() + WITHIN
-    lines = select(t.journal)
+    lines = select(*line_columns(connection))
     heads = select(*head_columns(connection))
     if part.since is not None:
         lines = lines.where(t.journal.c.at >= part.since)
@@ -143,7 +143,8 @@ async def records(
         entries += 1
         if clock() > end:
             raise StoreUnavailable(f"the export took longer than {WITHIN:g} s")
-        yield _entry(row)
+        line = line_of(row)
+        yield Entry(chain=line.pop("incident_id") or audit.OPERATORS, **line)
     async for row in _paged(connection, heads, t.chains, "chain"):
         yield Head(**head_of(row))
     yield End(entries=entries)
@@ -163,9 +164,3 @@ async def _paged(
         if len(rows) < PAGE:
             return
         after = rows[-1][key]
-
-
-def _entry(row: Any) -> Entry:
-    names = ("number", "at", "step", "event", "reason", "data", "mac")
-    chain = row["incident_id"] or audit.OPERATORS
-    return Entry(chain=chain, **{name: row[name] for name in names})

@@ -7,8 +7,10 @@ write at the same time, nobody waits for ever and no number is lost or given twi
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
@@ -31,6 +33,9 @@ _HIGHEST = 2**62
 """No chain goes further; a count beyond it was put there by somebody."""
 _KEPT = 200
 """Characters that are kept of what was found in the place of a head."""
+_LINE = ("incident_id", "at", "step", "event", "reason", "data", "number", "mac")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBER = re.compile(r"[0-9]{1,18}")
 _REMEMBERED = 10_000
 """Chains of which a process keeps how far they went: those that it wrote to last."""
 _SEAL = 80
@@ -244,6 +249,29 @@ def head_of(row: Any) -> Row:
     count, mac, seal = (_text(row[name]) for name in ("count", "mac", "seal"))
     number = int(count) if count.isascii() and count.isdigit() and len(count) < _KEPT else -1
     return {"chain": row["chain"], "count": number, "mac": mac, "seal": seal}
+
+
+def line_columns(connection: AsyncConnection) -> list[ColumnElement[Any]]:
+    """Return the columns of a line, to be read with ``line_of`` whatever stands in them."""
+    return [t.journal.c.id, *(_as_it_is(connection, t.journal.c[name]) for name in _LINE)]
+
+
+def line_of(row: Any) -> Row:
+    """Read a line. One that is not as lines are written has that for its data: no seal fits it."""
+    if isinstance(row["at"], datetime):  # from PostgreSQL, which takes nothing else
+        return {name: row[name] for name in _LINE}
+    found = {name: row[name] for name in _LINE}
+    line = {n: None if v is None else v.decode(errors="replace") for n, v in found.items()}
+    number = line["number"]
+    counted = None if number is None or not _NUMBER.fullmatch(number) else int(number)
+    try:
+        at = _EPOCH + timedelta(microseconds=int(line["at"] or ""))
+        data = json.loads(line["data"] or "")
+    except (ValueError, OverflowError, RecursionError):
+        at, data = _EPOCH, None
+    if not isinstance(data, dict):
+        data = {"unreadable": f"{line['at']} {line['data']}"[:_KEPT]}
+    return line | {"at": at, "number": counted, "data": data}
 
 
 def _text(value: Any) -> str:

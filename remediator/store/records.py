@@ -27,6 +27,7 @@ from remediator.store import tables as t
 from remediator.store.claimed import incident_alerts
 from remediator.store.database import Database
 from remediator.store.inbox import delivery_of
+from remediator.store.journal import line_columns, line_of
 from remediator.store.ledger import STEP as LEDGER
 from remediator.store.ledger import Ledger
 from remediator.store.unreadable import stand_in
@@ -319,14 +320,14 @@ async def _timeline(
     connection: AsyncConnection, incident_id: str, *, marked: bool
 ) -> list[TimelineEvent]:
     rows = await connection.execute(
-        select(t.journal)
+        select(*line_columns(connection))
         .where(t.journal.c.incident_id == incident_id, t.journal.c.step != LEDGER)
         .order_by(t.journal.c.id)
     )
     return [
         TimelineEvent(
-            **{name: row[name] for name in ("at", "step", "event", "reason", "data")},
-            unsealed=marked and row["mac"] is None,
+            **{name: line[name] for name in ("at", "step", "event", "reason", "data")},
+            unsealed=marked and line["mac"] is None,
         )
-        for row in rows.mappings()
+        for line in map(line_of, rows.mappings())
     ]

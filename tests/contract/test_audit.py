@@ -168,6 +168,34 @@ async def test_a_changed_entry_is_found_and_named(
     assert found.wrong == (2 if seal else 1)  # the next one is sealed over it
 
 
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)  # which takes anything anywhere
+@pytest.mark.parametrize("chain", ["closed", OPERATORS])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("at = 'yesterday'", "at = x'ff'", "at = 1e300", "number = 'two'", "number = ''"),
+        *("data = 'tampered'", "data = '[1]'", "data = ''", "data = x'ff00'"),
+        *("event = x'fffe'", "reason = 17", "mac = ''", "mac = x'ff'"),
+    ],
+)
+async def test_an_entry_that_cannot_be_read_is_found_and_named(
+    history: History, chain: str, change: str
+) -> None:
+    mine = await history.row(chain, 2)
+    await history.tamper(f"UPDATE journal SET {change} WHERE id = :id", id=mine)
+    found = await history.verify()
+    assert not found.ok
+    assert (found.flaws[0].chain, found.flaws[0].what) == (history.named(chain), Wrong.CHANGED)
+    assert await history.entries(chain), "it can still be exported"
+    view = await history.bench.store.records.incident(history.closed)
+    assert view is not None
+    assert view.timeline, "and be looked at"
+    history.bench.clock.now += 2 * DAY
+    await delete_old(history.bench.store, DAY)
+    kept = await _incidents(history)
+    assert (history.closed in kept) is (chain == "closed"), "what does not hold is not deleted"
+
+
 @pytest.mark.parametrize("chain", ["closed", "open", OPERATORS])
 async def test_a_missing_entry_is_found_and_named(history: History, chain: str) -> None:
     await history.tamper("DELETE FROM journal WHERE id = :id", id=await history.row(chain, 2))

@@ -12,9 +12,9 @@ import pytest
 
 from remediator.demo.slack import LocalSlack
 from tests.campaign.apiserver import Seen
-from tests.campaign.chaos import Span
-from tests.campaign.judge import KINDS, Facts, judge
+from tests.campaign.judge import KINDS, Facts, excused, judge
 from tests.campaign.mutants import BREAKS, MUTANTS, tree_of
+from tests.campaign.network import Span
 from tests.campaign.plan import ALWAYS, WITH_HOLD, WITH_PAUSE, plan_of
 from tests.campaign.replicas import ROOT
 from tests.campaign.report import untried
@@ -153,7 +153,7 @@ async def test_harm_to_a_bystander_is_wrong_also_where_a_human_got_the_incident(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "excused", "kinds"),
+    ("seconds", "spans", "kinds"),
     [
         (0.5, [], []),
         (3.5, [], []),
@@ -164,13 +164,24 @@ async def test_harm_to_a_bystander_is_wrong_also_where_a_human_got_the_incident(
     ],
 )
 async def test_a_call_after_its_time_is_called_late_unless_something_outside_kept_it(
-    seconds: float, excused: list[str], kinds: list[str]
+    seconds: float, spans: list[str], kinds: list[str]
 ) -> None:
     at = AT + timedelta(seconds=seconds)
     facts = _changed(1, ENTRY, at=at)
-    for name in excused:
+    for name in spans:
         setattr(facts, name, [Span(AT, at)])
     assert [broken.kind for broken in await judge(facts)] == kinds
+
+
+@pytest.mark.parametrize(("written", "judged"), [("('inc-1', 'k')", True), ("('inc-2',)", False)])
+async def test_a_process_that_stopped_at_the_commit_of_its_reservation_is_judged(
+    written: str, *, judged: bool
+) -> None:
+    at = AT + timedelta(seconds=6)
+    facts = _changed(1, ENTRY, at=at)
+    facts.stopped = [Span(AT, at, written)]
+    assert [broken.kind for broken in await judge(facts)] == ["late"] * judged
+    assert excused(facts) == (not judged)
 
 
 async def test_a_later_reservation_does_not_excuse_an_earlier_call() -> None:
