@@ -43,16 +43,16 @@ async def take_step(around: Surroundings, claim: Claim) -> Transition:
     enabled = service.playbooks.get(incident.playbook or "") if service is not None else None
     if service is None or enabled is None:
         reason = f"the configuration no longer has {incident.playbook} for {incident.service}"
-        return given_up(claim, reason)
+        return _given_up(claim, reason)
     try:
         playbook = around.playbooks.build(enabled.name, enabled.parameters)
     except ConfigError as error:
-        return given_up(claim, str(error))
+        return _given_up(claim, str(error))
     work = Work(around, claim, service, enabled, playbook, started)
     return await STEPS[incident.phase](work)
 
 
-def given_up(claim: Claim, reason: str) -> Transition:
+def _given_up(claim: Claim, reason: str) -> Transition:
     """Close what cannot go on, once no call of it can be on its way any more."""
     reserved = [e for e in claim.entries if e.state is MitigationState.RESERVED]
     landed = [e.apply_before + LATEST for e in reserved if e.apply_before is not None]

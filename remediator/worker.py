@@ -23,8 +23,9 @@ from remediator.model import (
     Delivery,
     DeliveryId,
     IncidentId,
+    IncidentOutcome,
 )
-from remediator.pipeline import given_up, take_step
+from remediator.pipeline import take_step
 from remediator.ports import Notifier
 from remediator.report.deliver import deliver
 from remediator.report.escalating import Escalating
@@ -36,7 +37,7 @@ from remediator.store.episodes import Correlation
 from remediator.store.queue import Transition
 from remediator.triage.incidents import correlate
 from remediator.triage.match import Match, match
-from remediator.work import Surroundings
+from remediator.work import Surroundings, close
 
 POLL = 1.0
 """Seconds between two looks at the store when nobody rings."""
@@ -265,11 +266,11 @@ class Worker:
             what = f"{type(error).__name__}: {str(error)[:200]}"
         else:
             return result
-        failures = await self._store.queue.retry_later(claim, timedelta(seconds=5))
-        if failures < FAILURES:
+        failures, flying = await self._store.queue.retry_later(claim, timedelta(seconds=5))
+        if failures < FAILURES or flying:
             return None
         reason = f"the step {claim.incident.phase} failed {failures} times ({what}); see the log"
-        result = given_up(claim, reason)
+        result = close(claim, IncidentOutcome.ESCALATED, reason)
         await self._finish(claim, result)
         return result
 

@@ -6,10 +6,21 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, Select, Table, exists, or_, select, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Table,
+    exists,
+    or_,
+    select,
+    text,
+    type_coerce,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator import audit
@@ -17,7 +28,14 @@ from remediator.audit import Begin, End, Entry, Head, Keys, Part
 from remediator.errors import Refused, StoreUnavailable
 from remediator.store import tables as t
 from remediator.store.database import Database
-from remediator.store.journal import append, head_columns, head_of, line_columns, line_of
+from remediator.store.journal import (
+    append,
+    head_columns,
+    head_of,
+    line_columns,
+    line_of,
+    name_of,
+)
 from remediator.verification import Verification
 from remediator.verifying import Verifier
 
@@ -74,7 +92,8 @@ class Audit:
             reason = "this service has no key of the audit: set audit.key_file or audit.key_env"
             raise Refused(409, reason)
         verifier = Verifier(self._keys)
-        incidents = select(t.incidents.c.id, t.incidents.c.opened_at)
+        opened = type_coerce(t.incidents.c.opened_at, BigInteger).label("opened_at")
+        incidents = select(t.incidents.c.id, opened)
         async with self._moment() as connection:
             async with aclosing(records(connection, Part())) as every:
                 async for record in every:
@@ -84,7 +103,7 @@ class Audit:
                         case Head():
                             verifier.head(record)
             async for row in _paged(connection, incidents, t.incidents, "id"):
-                verifier.incident(row["id"], row["opened_at"])
+                verifier.incident(name_of(row["id"]), _opened(row["opened_at"]))
         return verifier.result()
 
     async def export(self, part: Part) -> AsyncGenerator[Begin | Entry | Head | End, None]:
@@ -148,6 +167,14 @@ async def records(
     async for row in _paged(connection, heads, t.chains, "chain"):
         yield Head(**head_of(row))
     yield End(entries=entries)
+
+
+def _opened(at: Any) -> datetime:
+    """Read when an incident was opened; what cannot be read was not before sealing began."""
+    try:
+        return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at)
+    except (TypeError, OverflowError):
+        return datetime.max.replace(tzinfo=UTC)
 
 
 async def _paged(

@@ -7,14 +7,28 @@ write at the same time, nobody waits for ever and no number is lost or given twi
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import structlog
-from sqlalchemy import ColumnElement, LargeBinary, cast, delete, insert, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    LargeBinary,
+    Text,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    type_coerce,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -35,7 +49,16 @@ _KEPT = 200
 """Characters that are kept of what was found in the place of a head."""
 _LINE = ("incident_id", "at", "step", "event", "reason", "data", "number", "mac")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_KINDS = {
+    "at": ("integer",),
+    "number": ("integer", "null"),
+    "incident_id": ("text", "null"),
+    "mac": ("text", "null"),
+}
+"""What SQLite keeps of a line where it is not text: what is kept otherwise, queries do not find."""
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_DEEPEST = 100
+"""Levels that the data of a line may have: what JSON is written and sealed by has limits."""
 _REMEMBERED = 10_000
 """Chains of which a process keeps how far they went: those that it wrote to last."""
 _SEAL = 80
@@ -248,30 +271,58 @@ def head_of(row: Any) -> Row:
     """Read a head; a count that is none is -1."""
     count, mac, seal = (_text(row[name]) for name in ("count", "mac", "seal"))
     number = int(count) if count.isascii() and count.isdigit() and len(count) < _KEPT else -1
-    return {"chain": row["chain"], "count": number, "mac": mac, "seal": seal}
+    return {"chain": name_of(row["chain"]), "count": number, "mac": mac, "seal": seal}
+
+
+def name_of(value: Any) -> str:
+    """Return the name of a chain, or what stands in its place."""
+    return value if isinstance(value, str) else repr(value)[:_KEPT]
 
 
 def line_columns(connection: AsyncConnection) -> list[ColumnElement[Any]]:
     """Return the columns of a line, to be read with ``line_of`` whatever stands in them."""
-    return [t.journal.c.id, *(_as_it_is(connection, t.journal.c[name]) for name in _LINE)]
+    columns = [t.journal.c[name] for name in _LINE]
+    if connection.dialect.name == "postgresql":
+        data = cast(t.journal.c.data, Text).label("data")
+        at = type_coerce(t.journal.c.at, BigInteger).label("at")
+        others = [column for column in columns if column.key not in ("at", "data")]
+        return [t.journal.c.id, at, data, *others]
+    kinds = functools.reduce(operator.add, (_kind(column) for column in columns)).label("kinds")
+    return [t.journal.c.id, kinds, *(_as_it_is(connection, column) for column in columns)]
 
 
 def line_of(row: Any) -> Row:
     """Read a line. One that is not as lines are written has that for its data: no seal fits it."""
-    if isinstance(row["at"], datetime):  # from PostgreSQL, which takes nothing else
-        return {name: row[name] for name in _LINE}
-    found = {name: row[name] for name in _LINE}
-    line = {n: None if v is None else v.decode(errors="replace") for n, v in found.items()}
-    number = line["number"]
-    counted = None if number is None or not _NUMBER.fullmatch(number) else int(number)
+    line = {name: _whole(row[name]) for name in _LINE}
+    as_written = "kinds" not in row or all(
+        kind in _KINDS.get(name, ("text",))
+        for name, kind in zip(_LINE, row["kinds"].split(), strict=True)
+    )
+    number = str(line["number"])
+    read = {"at": _EPOCH, "number": int(number) if _NUMBER.fullmatch(number) else None}
     try:
-        at = _EPOCH + timedelta(microseconds=int(line["at"] or ""))
-        data = json.loads(line["data"] or "")
+        read["at"] = _EPOCH + timedelta(microseconds=int(line["at"]))
+        data = json.loads(line["data"])
+        json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, OverflowError, RecursionError):
-        at, data = _EPOCH, None
-    if not isinstance(data, dict):
-        data = {"unreadable": f"{line['at']} {line['data']}"[:_KEPT]}
-    return line | {"at": at, "number": counted, "data": data}
+        as_written = False
+    if not (as_written and isinstance(data, dict) and _is_flat(data, _DEEPEST)):
+        data = {"unreadable": clean_text(f"{line['at']} {line['data']}"[:_KEPT])}
+    return line | read | {"data": data}
+
+
+def _kind(column: ColumnElement[Any]) -> ColumnElement[str]:
+    return func.typeof(column, type_=Text) + literal(" ")
+
+
+def _whole(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _is_flat(value: Any, levels: int) -> bool:
+    """Say whether there are at most so many levels in ``value``."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels >= 0 and all(_is_flat(one, levels - 1) for one in inner)
 
 
 def _text(value: Any) -> str:

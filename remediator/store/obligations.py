@@ -102,8 +102,8 @@ class Obligations:
             incident = str((await connection.execute(query)).scalar_one())
             now = await self._database.now(connection)
             landing = await lands_in(connection, incident, now)
-            if landing > timedelta(0):
-                later = {"due_at": now + landing, "lease_until": None}
+            if landing > timedelta(0) or await under_way(connection, incident, now) is not None:
+                later = {"due_at": now + max(landing, AGAIN), "lease_until": None}
                 await write_claimed(connection, t.obligations, mitigation, epoch, later)
                 return
             await _forget(connection, mitigation)

@@ -207,16 +207,24 @@ class Queue:
         self._stretch = max(self._stretch * _EASES, 1.0)
         self._announce(Happening.CLOSED if closed else Happening.CHANGED, claim.incident.id)
 
-    async def retry_later(self, claim: Claim, delay: timedelta) -> int:
-        """Give a step that failed unexpectedly another chance; return how often it failed."""
+    async def retry_later(self, claim: Claim, delay: timedelta) -> tuple[int, bool]:
+        """Give a step that failed unexpectedly another chance.
 
-        async def operation(connection: AsyncConnection) -> int:
+        Returns how often it failed, and whether a call of its incident may be on its way still;
+        the next chance is after that.
+        """
+
+        async def operation(connection: AsyncConnection) -> tuple[int, bool]:
             now = await self._database.now(connection)
+            landing = await lands_in(connection, claim.incident.id, now)
             failures = t.incidents.c.failures + 1
-            values = {"failures": failures, "due_at": now + delay, "lease_until": None}
-            await _write(connection, claim, values)
+            due = now + max(delay, landing)
+            await _write(
+                connection, claim, {"failures": failures, "due_at": due, "lease_until": None}
+            )
             query = select(t.incidents.c.failures).where(t.incidents.c.id == claim.incident.id)
-            return int((await connection.execute(query)).scalar_one())
+            failed = int((await connection.execute(query)).scalar_one())
+            return failed, landing > timedelta(0)
 
         return await self._database.write(operation)
 
@@ -342,23 +350,27 @@ UNREADABLE = "its stored state cannot be read by this version of the service; se
 async def close_unread(
     connection: AsyncConnection, incident: str, now: datetime, reason: str = UNREADABLE
 ) -> None:
-    """Close, as escalated, an incident whose stored state cannot be read."""
+    """Close, as escalated, an incident whose stored state cannot be read; or leave it closed so."""
+    mine = t.incidents.c.id == incident
+    is_open = select(t.incidents.c.id).where(mine, t.incidents.c.state == IncidentState.OPEN)
+    closes = (await connection.execute(is_open)).first() is not None
     await close_entries(connection, IncidentId(incident), now)
     await connection.execute(
         update(t.incidents)
-        .where(t.incidents.c.id == incident)
+        .where(mine)
         .values(
             state=IncidentState.CLOSED,
             phase=Phase.DONE,
             outcome=IncidentOutcome.ESCALATED,
             reason=reason,
-            closed_at=now,
+            closed_at=func.coalesce(t.incidents.c.closed_at, literal(now, Instant)),
             due_at=None,
             lease_until=None,
             epoch=t.incidents.c.epoch + 1,
         )
     )
-    append(connection, incident, at=now, step="queue", event=CLOSED_FOR_HUMANS, reason=reason)
+    if closes:
+        append(connection, incident, at=now, step="queue", event=CLOSED_FOR_HUMANS, reason=reason)
     await begin_escalation(connection, incident, IncidentOutcome.ESCALATED, now)
     await request_notice(connection, incident, now)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -168,32 +169,69 @@ async def test_a_changed_entry_is_found_and_named(
     assert found.wrong == (2 if seal else 1)  # the next one is sealed over it
 
 
-@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)  # which takes anything anywhere
-@pytest.mark.parametrize("chain", ["closed", OPERATORS])
+ANYWHERE = [
+    *("at = 4611686018427387904", "data = '[1]'", "data = 'null'"),
+    f"""data = '{'{"a": ' * 101}1{"}" * 101}'""",
+    f"""data = '{{"a": {"9" * 5000}}}'""",
+]
+ONLY_SQLITE = [
+    *("at = 'yesterday'", "at = x'ff'", "at = 1e300", "at = CAST(at AS BLOB)"),
+    *("number = 'two'", "number = ''", "number = CAST(number AS BLOB)"),
+    *("data = 'tampered'", "data = ''", "data = x'ff00'", "data = CAST(data AS BLOB)"),
+    *("""data = '{"a": "\\ud800"}'""", """data = '{"a": NaN}'"""),
+    f"""data = '{'{"a": ' * 2000}1{"}" * 2000}'""",
+    *("event = x'fffe'", "event = CAST(event AS BLOB)", "step = CAST(step AS BLOB)"),
+    *("reason = 17", "mac = ''", "mac = x'ff'", "mac = CAST(mac AS BLOB)"),
+]
+"""It takes anything in any column."""
+
+
 @pytest.mark.parametrize(
-    "change",
+    ("store_url", "change"),
     [
-        *("at = 'yesterday'", "at = x'ff'", "at = 1e300", "number = 'two'", "number = ''"),
-        *("data = 'tampered'", "data = '[1]'", "data = ''", "data = x'ff00'"),
-        *("event = x'fffe'", "reason = 17", "mac = ''", "mac = x'ff'"),
+        *(("sqlite", change) for change in (*ANYWHERE, *ONLY_SQLITE)),
+        *(("postgres", change) for change in ANYWHERE),
     ],
+    indirect=["store_url"],
 )
-async def test_an_entry_that_cannot_be_read_is_found_and_named(
+@pytest.mark.parametrize("chain", ["closed", OPERATORS])
+async def test_an_entry_that_is_not_as_entries_are_written_is_found_and_named(
     history: History, chain: str, change: str
 ) -> None:
     mine = await history.row(chain, 2)
-    await history.tamper(f"UPDATE journal SET {change} WHERE id = :id", id=mine)
+    await history.tamper(
+        f"UPDATE journal SET {change} WHERE id = :id".replace('":', '"\\:'), id=mine
+    )
     found = await history.verify()
     assert not found.ok
     assert (found.flaws[0].chain, found.flaws[0].what) == (history.named(chain), Wrong.CHANGED)
-    assert await history.entries(chain), "it can still be exported"
+    assert [entry.model_dump_json() for entry in await history.entries(chain)], "it is exported"
     view = await history.bench.store.records.incident(history.closed)
     assert view is not None
-    assert view.timeline, "and be looked at"
+    assert view.model_dump_json(), "and can be looked at"
     history.bench.clock.now += 2 * DAY
     await delete_old(history.bench.store, DAY)
     kept = await _incidents(history)
     assert (history.closed in kept) is (chain == "closed"), "what does not hold is not deleted"
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE chains SET chain = x'ff' WHERE chain = :name",
+        "UPDATE chains SET chain = CAST(chain AS BLOB) WHERE chain = :name",
+        "UPDATE journal SET incident_id = CAST(incident_id AS BLOB) WHERE incident_id = :name",
+        "UPDATE incidents SET opened_at = 'once' WHERE id = :name",
+    ],
+)
+async def test_what_was_put_where_no_query_finds_it_is_found(
+    history: History, store_url: str, change: str
+) -> None:
+    with contextlib.closing(sqlite3.connect(store_url.removeprefix("sqlite:///"))) as file, file:
+        file.execute(change, {"name": history.closed})
+    found = await history.verify()
+    assert found.ok is ("opened_at" in change), "the journal says when it was opened"
 
 
 @pytest.mark.parametrize("chain", ["closed", "open", OPERATORS])

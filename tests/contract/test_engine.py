@@ -320,11 +320,11 @@ async def test_a_claim_that_is_given_back_is_due_at_once(bench: Bench) -> None:
 async def test_a_step_that_failed_is_due_later_and_counted(bench: Bench) -> None:
     await bench.receive(bench.alert())
     (claim,) = await bench.claim()
-    assert await bench.store.queue.retry_later(claim, timedelta(seconds=5)) == 1
+    assert await bench.store.queue.retry_later(claim, timedelta(seconds=5)) == (1, False)
     assert await bench.claim() == []
     bench.clock.advance(timedelta(seconds=5))
     (claim,) = await bench.claim()
-    assert await bench.store.queue.retry_later(claim, timedelta(seconds=5)) == 2
+    assert await bench.store.queue.retry_later(claim, timedelta(seconds=5)) == (2, False)
     bench.clock.advance(timedelta(seconds=5))
     (claim,) = await bench.claim()
     await bench.store.queue.finish(claim, Transition(phase=Phase.DECIDE))
