@@ -26,7 +26,7 @@ from tests.campaign.mutants import BREAKS, MUTANTS, tree_of
 from tests.campaign.plan import Plan, plan_of
 from tests.campaign.replicas import ROOT
 from tests.campaign.report import repeat, report, untried
-from tests.campaign.run import Result, run_seed
+from tests.campaign.run import NotSetUp, Result, run_seed
 
 MIGRATIONS = "remediator/store/migrations/versions"
 _SEED_WITHIN = 600.0
@@ -96,14 +96,17 @@ async def _until_stopped(
     await campaign
 
 
-async def _tried(plan: Plan, ground: Ground, slot: Slot) -> Result:
+async def _tried(plan: Plan, ground: Ground, slot: Slot, *, again: bool = True) -> Result:
     try:
         async with asyncio.timeout(_SEED_WITHIN):
             return await run_seed(plan, ground, slot)
-    except TimeoutError:
-        return Result(plan, broken=[Broken("harness", f"no end within {_SEED_WITHIN:g} s")])
+    except NotSetUp:
+        if again:  # a machine that has much to do
+            return await _tried(plan, ground, slot, again=False)
+        what = traceback.format_exc()[-3000:]
     except Exception:  # noqa: BLE001 - a seed that cannot be judged has failed; the others go on
-        return Result(plan, broken=[Broken("harness", traceback.format_exc()[-3000:])])
+        what = traceback.format_exc()[-3000:]
+    return Result(plan, broken=[Broken("harness", what)])
 
 
 def _found(mutant: str, results: list[Result]) -> bool:

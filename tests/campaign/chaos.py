@@ -64,14 +64,14 @@ class Chaos:
                     when = "after" if order["after"] else "before"
                     self.springs[f"{when} {order['change']}"] += 1
                     if order["stop"] is not None:
-                        self.stopped.append(_stop(order))
-                        task = asyncio.create_task(self._go_on(replica, order["stop"]))
+                        self.stopped.append(_stop(replica, order))
+                        going_on = self._go_on(replica, order["pid"], order["stop"])
+                        task = asyncio.create_task(going_on)
                         self._resuming.add(task)
                         task.add_done_callback(self._resuming.discard)
             await asyncio.sleep(0.1)
 
-    async def _go_on(self, replica: Replica, after: float) -> None:
-        pid = replica.pid
+    async def _go_on(self, replica: Replica, pid: int, after: float) -> None:
         await asyncio.sleep(after)
         if replica.pid == pid:
             replica.send(signal.SIGCONT)
@@ -104,10 +104,10 @@ class Chaos:
 
     async def stop(self, happening: Happening) -> bool:
         replica = self.replicas[happening.whom]
-        async with _noted(self.stopped):
+        async with _noted(self.stopped, replica.name):
             stopped = replica.send(signal.SIGSTOP)
             if stopped:
-                await self._go_on(replica, happening.lasts)
+                await self._go_on(replica, replica.pid, happening.lasts)
         return stopped
 
     async def term(self, happening: Happening) -> bool:
@@ -212,18 +212,19 @@ class Chaos:
         return False
 
 
-def _stop(order: dict[str, Any]) -> Span:
+def _stop(replica: Replica, order: dict[str, Any]) -> Span:
     begin = datetime.fromtimestamp(order["at"], UTC)
-    return Span(begin, begin + timedelta(seconds=order["stop"]), " ".join(order["written"]))
+    end = begin + timedelta(seconds=order["stop"])
+    return Span(begin, end, replica.name, frozenset(order["written"]))
 
 
 @contextlib.asynccontextmanager
-async def _noted(spans: list[Span]) -> AsyncIterator[None]:
+async def _noted(spans: list[Span], who: str = "") -> AsyncIterator[None]:
     begin = datetime.now(UTC)
     try:
         yield
     finally:
-        spans.append(Span(begin, datetime.now(UTC)))
+        spans.append(Span(begin, datetime.now(UTC), who))
 
 
 _HOW: dict[str, Callable[[Chaos, Happening], Awaitable[bool]]] = {

@@ -57,6 +57,11 @@ class Facts:
     paused: Sequence[Span] = ()
     stopped: Sequence[Span] = ()
     kept: Sequence[Span] = ()
+    """When the network kept messages."""
+    stood_still: Sequence[Span] = ()
+    """When the campaign itself did, whose process the network is."""
+    reserved_by: Mapping[str, str] = field(default_factory=dict)
+    """By effect, which replica wrote it into the ledger."""
     tables: dict[str, list[Row]] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
     """By service, how often its backend was changed."""
@@ -261,9 +266,9 @@ def _late(facts: Facts) -> Verdicts:
     fence is between its last look at the clock and its call. One that stopped at the commit of
     this reservation has that look before it.
     """
-    for part, row, at in _reserved_calls(facts):
+    for service, row, at in _reserved_calls(facts):
         if row is None:
-            yield "wrong", f"{part.service} was changed at {at} without a reservation"
+            yield "wrong", f"{service} was changed at {at} without a reservation"
         elif _is_late(facts, row, at) and not _stood_still(facts, row, at):
             late = (at - _instant(row["apply_before"])).total_seconds()
             yield "late", f"{row['effect_key']} was made {late:.1f} s after its time was over"
@@ -280,41 +285,49 @@ def excused(facts: Facts) -> int:
 def _is_late(facts: Facts, row: Row, at: datetime) -> bool:
     begin, end = _instant(row["reserved_at"]), _instant(row["apply_before"])
     kept = any(span.meets(begin, at) for span in facts.kept)
-    return at > end + (HELD_UP if kept else ARRIVES_WITHIN)
+    lost = sum((span.within(begin, at) for span in facts.stood_still), timedelta(0))
+    return at - lost > end + (HELD_UP if kept else ARRIVES_WITHIN)
 
 
 def _stood_still(facts: Facts, row: Row, at: datetime) -> bool:
+    effect = row["effect_key"]
     return any(
-        span.meets(_instant(row["reserved_at"]), at) and row["effect_key"] not in span.written
+        span.meets(_instant(row["reserved_at"]), at)
+        and span.who == facts.reserved_by.get(effect)
+        and effect not in span.written
         for span in facts.stopped
     )
 
 
-def _reserved_calls(facts: Facts) -> Iterator[tuple[Part, Row | None, datetime]]:
+def _reserved_calls(facts: Facts) -> Iterator[tuple[str, Row | None, datetime]]:
     """Give each change that a backend saw, with what had been reserved for it."""
-    for part, effect, at in _calls(facts):
-        yield part, _reserved_for(facts.entries([part]), effect, at), at
+    for parts, effect, at in _calls(facts):
+        yield parts[0].backends, _reserved_for(facts.entries(parts), effect, at), at
 
 
-def _calls(facts: Facts) -> Iterator[tuple[Part, str, datetime]]:
+def _calls(facts: Facts) -> Iterator[tuple[list[Part], str, datetime]]:
     for parts in facts.ills:
         for at in parts[0].fault.times:
-            ours = [part for part in parts if _reserved_for(facts.entries([part]), "", at)]
-            yield (ours or parts)[0], "", at
+            yield parts, "", at
         for one in facts.seen:
             if one.namespace == parts[0].namespace and not one.back:
-                yield parts[0], one.effect, one.at
+                yield parts, one.effect, one.at
 
 
 def _reserved_for(rows: Sequence[Row], effect: str, at: datetime) -> Row | None:
-    """Return the row of ``effect``, or the one that was reserved last before ``at``."""
+    """Return the row of ``effect``, or the one that was reserved last before ``at``.
+
+    Rather one of those that are said to be made, or may have been: the others were dropped.
+    """
     before = [
         row
         for row in rows
         if row["reserved_at"] is not None and _instant(row["reserved_at"]) <= at
         if not effect or row["effect_key"] == effect
     ]
-    return max(before, key=lambda row: int(row["reserved_at"]), default=None)
+    return max(
+        before, key=lambda row: (row["state"] in COUNTED, int(row["reserved_at"])), default=None
+    )
 
 
 # --- ends ---------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ import random
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 _LOOKS_EVERY = 0.1
 """Seconds between two looks whether this process runs."""
-_STANDSTILL = 0.5
+_STANDSTILL = 0.1
 """Seconds by which such a look is late when it does not."""
 
 
@@ -23,12 +23,18 @@ class Span(NamedTuple):
 
     begin: datetime
     end: datetime
-    written: str = ""
-    """What a process wrote with the commit at which it stopped itself."""
+    who: str = ""
+    """Which replica it was that stood still."""
+    written: frozenset[str] = frozenset()
+    """Effects that are in the commit at which it stopped itself."""
 
     def meets(self, begin: datetime, end: datetime) -> bool:
         """Whether some of it is between the two."""
         return self.begin <= end and begin <= self.end
+
+    def within(self, begin: datetime, end: datetime) -> timedelta:
+        """Return how much of it is between the two."""
+        return max(min(self.end, end) - max(self.begin, begin), timedelta(0))
 
 
 @dataclass

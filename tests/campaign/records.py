@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections import Counter
@@ -14,6 +15,13 @@ import asyncpg
 
 TABLES = ("deliveries", "incidents", "alerts", "mitigations", "obligations", "notices", "journal")
 _JSON = {"mitigation", "before", "undo", "items", "handle", "data", "approvals"}
+
+
+UNSEEN = (
+    *(OSError, TimeoutError, sqlite3.OperationalError),
+    *(asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+)
+"""What a look of the campaign itself may raise on a machine that has much to do: look again."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +56,18 @@ class Book:
 
     async def _read(self, query: str) -> list[dict[str, Any]]:
         if self.sqlite is not None:
-            with closing(sqlite3.connect(f"file:{self.sqlite}?mode=ro", uri=True)) as file:
-                file.row_factory = sqlite3.Row
-                return [dict(row) for row in file.execute(query)]
+            return await asyncio.to_thread(_rows_of, self.sqlite, query)
         connection = await asyncpg.connect(self.dsn, timeout=10)
         try:
             return [dict(row) for row in await connection.fetch(query)]
         finally:
             await connection.close()
+
+
+def _rows_of(path: Path, query: str) -> list[dict[str, Any]]:
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as file:
+        file.row_factory = sqlite3.Row
+        return [dict(row) for row in file.execute(query)]
 
 
 _UNREST = {

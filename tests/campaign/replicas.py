@@ -202,7 +202,18 @@ class Replica:
         return new
 
     def _trace(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "trace").read_text().splitlines()]
+        return [json.loads(line) for line in self._lines("trace")]
+
+    @property
+    def reserved(self) -> set[str]:
+        """Effects that processes of this place wrote into the ledger."""
+        return {*self._lines("reserved")}
+
+    def _lines(self, name: str) -> list[str]:
+        file = self.folder / name
+        if not file.exists():
+            return []
+        return file.read_text().split("\n")[:-1]  # what has no end is still being written
 
     def send(self, number: signal.Signals) -> bool:
         """Send a signal to the process; whether there was one."""

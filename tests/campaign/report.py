@@ -13,6 +13,8 @@ from tests.campaign.run import Result
 
 ENOUGH, ENOUGH_FOR_CHANCE = 20, 50
 """Seeds from which on what is planned, and what comes of chance, has to have been tried."""
+OFTEN = 8
+"""Times that a fault has to be planned for one of its kind to be cured for certain."""
 
 
 def report(results: Sequence[Result], seconds: float, asked: int) -> str:
@@ -59,7 +61,7 @@ def untried(results: Sequence[Result]) -> list[str]:
 
 def _planned(results: Sequence[Result]) -> set[str]:
     times = Counter(kind for result in results for kind in result.plan.faults)
-    return {kind for kind, number in times.items() if number >= 5}
+    return {kind for kind, number in times.items() if number >= OFTEN}
 
 
 def repeat(result: Result) -> str:

@@ -24,7 +24,7 @@ from tests.campaign.ground import Ground, Slot
 from tests.campaign.judge import Broken, Facts, excused, facts_of, judge
 from tests.campaign.network import link_to
 from tests.campaign.plan import SPAN, Plan
-from tests.campaign.records import Book
+from tests.campaign.records import UNSEEN, Book
 from tests.campaign.replicas import OPERATOR, Replica, Zygote
 from tests.campaign.sender import Sender
 from tests.campaign.world import World, merged, the_world
@@ -32,12 +32,19 @@ from tests.kubernetes_fixtures import until
 
 LEASE = "1s"
 QUIET_WITHIN = 180.0
-"""Seconds after the trouble in which everything has come to an end: the longest lease of an
-unfinished message or taking back is 60 s, and there may be one after the other."""
+"""Seconds after the trouble, and after the last start of a process since, in which everything has come
+to an end: the longest lease of an unfinished message or taking back is 60 s, and there may be one after
+the other."""
+HEALED_WITHIN = 120.0
+"""Seconds in which servers and processes are back after the trouble."""
 NEW_KEYS = ("limits.spread",)
 """What the version before does not know."""
 GIVES_UP = 75.0
 """Seconds after the trouble when the alerts of what nobody cured resolve by themselves."""
+
+
+class NotSetUp(Exception):
+    """The servers of a seed could not be set up: nothing was tried yet."""
 
 
 @dataclass
@@ -96,7 +103,11 @@ async def run_seed(plan: Plan, ground: Ground, slot: Slot) -> Result:
     folder.mkdir()
     result, began = Result(plan), time.monotonic()
     async with AsyncExitStack() as stack:
-        seed = await _prepared(plan, ground, slot, folder, stack)
+        try:
+            seed = await _prepared(plan, ground, slot, folder, stack)
+        except Exception as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise NotSetUp(f"{type(error).__name__}: {error}") from error
         sender, chaos = await _trouble(seed, result)
         trouble_over = time.monotonic()
         stuck = await _until_quiet(seed, sender, result)
@@ -129,7 +140,9 @@ async def _facts(seed: _Seed, sender: Sender, chaos: Chaos) -> Facts:
             changes_in(seed.ground.cluster.audit, namespaces),
             paused=chaos.paused,
             stopped=chaos.stopped,
-            kept=[*chaos.kept, *seed.ground.standstills],
+            kept=chaos.kept,
+            stood_still=seed.ground.standstills,
+            reserved_by={effect: r.name for r in seed.replicas for effect in r.reserved},
         ),
         seed.book,
     )
@@ -225,7 +238,7 @@ async def _trouble(seed: _Seed, result: Result) -> tuple[Sender, Chaos]:
         ordered = [chaos.run(happening) for happening in plan.happenings]
         cuts = [chaos.cut_over(*one) for one in zip(seed.replicas, plan.cut_over, strict=False)]
         await asyncio.gather(asyncio.sleep(SPAN), *ordered, *cuts)
-        await asyncio.wait_for(chaos.heal(), 60)
+        await asyncio.wait_for(chaos.heal(), HEALED_WITHIN)
     assert not points.done(), points
     result.did, result.springs = chaos.did, chaos.springs
     return sender, chaos
@@ -262,20 +275,34 @@ async def _running(work: Any) -> AsyncIterator[asyncio.Task[None]]:
 
 async def _until_quiet(seed: _Seed, sender: Sender, result: Result) -> str:
     """Wait until nothing is going on any more; say what is, when that takes too long."""
-    began, unrest = time.monotonic(), ""
-    while (passed := time.monotonic() - began) < QUIET_WITHIN:
+    clock, unrest = time.monotonic, ""
+    began = last_start = clock()
+    starts = sum(replica.starts for replica in seed.replicas)
+    while clock() - last_start < QUIET_WITHIN:
         await asyncio.sleep(0.5)
-        sender.over |= {p.service for p in seed.world.parts} - await seed.book.open_services()
-        if passed > GIVES_UP and not result.given_up:
-            sender.over |= {part.service for part in seed.world.parts}
-            result.given_up = await seed.book.phases()
-        told = {part.service for part in seed.world.parts} <= sender.resolved
-        unrest = await seed.book.quiet()  # after it: what was told is triaged then
-        if not unrest and told:
-            unrest = await _unready(seed)
-            if not unrest:
-                return ""
-    return unrest or "alerts could not be told to be over"
+        if starts < (starts := sum(replica.starts for replica in seed.replicas)):
+            last_start = clock()
+        try:
+            unrest = await _unrest(seed, sender, result, gives_up=clock() - began > GIVES_UP)
+        except UNSEEN as error:
+            unrest = f"the store could not be read: {type(error).__name__}"
+        if not unrest:
+            return ""
+    return unrest
+
+
+async def _unrest(seed: _Seed, sender: Sender, result: Result, *, gives_up: bool) -> str:
+    """Say what is still going on; tell that alerts are over whose incidents are closed."""
+    services = {part.service for part in seed.world.parts}
+    sender.over |= services - await seed.book.open_services()
+    if gives_up and not result.given_up:
+        sender.over |= services
+        result.given_up = await seed.book.phases()
+    told = services <= sender.resolved
+    unrest = await seed.book.quiet()  # after it: what was told is triaged then
+    if unrest or not told:
+        return unrest or "alerts could not be told to be over"
+    return await _unready(seed)
 
 
 async def _unready(seed: _Seed) -> str:

@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,18 @@ PRELOADED = (
     "asyncpg",
 )
 _WRITES = re.compile(r"\s*(INSERT INTO|UPDATE|DELETE FROM) (\w+)")
+_EFFECT = re.compile(r"inc-[0-9a-f]+-[0-9a-f]+/\w+/\d+/[^'\"\\]+")
+_RESERVED = "insert mitigations"
 
 
 class Trap:
-    """Notes what each commit changes, and springs at one."""
+    """Notes what each commit changes, and springs at one.
 
-    def __init__(self, trace: Path, order: dict[str, Any] | None) -> None:
-        self._trace, self._order = trace, order
+    ``reserved`` gets a line for each effect of which this process writes a row into the ledger.
+    """
+
+    def __init__(self, trace: Path, reserved: Path, order: dict[str, Any] | None) -> None:
+        self._trace, self._reserved, self._order = trace, reserved, order
         self._seen: Counter[str] = Counter()
 
     def listen(self) -> None:
@@ -63,7 +69,8 @@ class Trap:
         if found is None or not self._changed(connection, cursor):
             return
         change = f"{found[1].split()[0].lower()} {found[2]}"
-        connection.info.setdefault("changes", {})[change] = str(parameters)
+        written = connection.info.setdefault("changes", {}).setdefault(change, set())
+        written.update(_EFFECT.findall(str(parameters)))
 
     def _changed(self, connection: Connection, cursor: Any) -> bool:
         made: Any = connection.connection.driver_connection
@@ -86,18 +93,20 @@ class Trap:
         if not changes:
             return
         self._seen.update(changes.keys())
+        if changes.get(_RESERVED):
+            _add(self._reserved, changes[_RESERVED])
         due = self._due(changes)
         if due is not None and not due["after"]:
             self._spring(due)
         connection.info["sprung"] = due if due is not None and due["after"] else None
 
-    def _due(self, changes: dict[str, str]) -> dict[str, Any] | None:
+    def _due(self, changes: dict[str, set[str]]) -> dict[str, Any] | None:
         order = self._order
         if order is None or order["change"] not in changes:
             return None
         if self._seen[order["change"]] != order["nth"]:
             return None
-        return {**order, "written": [*changes.values()]}
+        return {**order, "written": sorted(set().union(*changes.values()))}
 
     def _given_back(self, _connection: object, record: ConnectionPoolEntry) -> None:
         # the writer gives its connection back before anybody learns of the commit
@@ -107,9 +116,13 @@ class Trap:
 
     def _spring(self, order: dict[str, Any]) -> None:
         self._order = None
-        with self._trace.open("a") as trace:
-            trace.write(json.dumps({**order, "at": time.time()}) + "\n")
+        _add(self._trace, [json.dumps({**order, "at": time.time(), "pid": os.getpid()})])
         os.kill(os.getpid(), signal.SIGKILL if order["stop"] is None else signal.SIGSTOP)
+
+
+def _add(file: Path, lines: Iterable[str]) -> None:
+    with file.open("a") as added:
+        added.write("".join(f"{line}\n" for line in lines))
 
 
 def serve(task: dict[str, Any]) -> None:
@@ -123,7 +136,7 @@ def serve(task: dict[str, Any]) -> None:
         mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         file = os.open(name, mode, 0o600)
         os.dup2(file, number)
-    Trap(folder / "trace", task["order"]).listen()
+    Trap(folder / "trace", folder / "reserved", task["order"]).listen()
     importlib.import_module("remediator.cli").main(["serve", "--config", task["config"]])
 
 

@@ -161,6 +161,7 @@ async def test_harm_to_a_bystander_is_wrong_also_where_a_human_got_the_incident(
         (12.5, ["kept"], []),
         (14.0, ["kept"], ["late"]),
         (100.0, ["stopped"], []),
+        (4.5, ["stood_still"], []),
     ],
 )
 async def test_a_call_after_its_time_is_called_late_unless_something_outside_kept_it(
@@ -169,19 +170,38 @@ async def test_a_call_after_its_time_is_called_late_unless_something_outside_kep
     at = AT + timedelta(seconds=seconds)
     facts = _changed(1, ENTRY, at=at)
     for name in spans:
-        setattr(facts, name, [Span(AT, at)])
+        setattr(facts, name, [Span(AT, at, "replica-0")])
     assert [broken.kind for broken in await judge(facts)] == kinds
 
 
-@pytest.mark.parametrize(("written", "judged"), [("('inc-1', 'k')", True), ("('inc-2',)", False)])
-async def test_a_process_that_stopped_at_the_commit_of_its_reservation_is_judged(
-    written: str, *, judged: bool
+@pytest.mark.parametrize(
+    ("who", "written", "judged"),
+    [
+        ("replica-0", {"k"}, True),
+        ("replica-0", {"another"}, False),
+        ("replica-1", set[str](), True),
+    ],
+)
+async def test_only_a_process_that_stopped_after_its_last_look_at_the_clock_is_excused(
+    who: str, written: set[str], *, judged: bool
 ) -> None:
     at = AT + timedelta(seconds=6)
     facts = _changed(1, ENTRY, at=at)
-    facts.stopped = [Span(AT, at, written)]
+    facts.stopped = [Span(AT, at, who, frozenset(written))]
     assert [broken.kind for broken in await judge(facts)] == ["late"] * judged
     assert excused(facts) == (not judged)
+
+
+async def test_a_call_is_held_against_the_reservation_that_was_used_of_services_with_one_target() -> (
+    None
+):
+    dropped = ENTRY | {"effect_key": "d", "incident_id": "inc-2", "state": "not_applied"}
+    used = ENTRY | {"reserved_at": _micros(8), "apply_before": _micros(9), "service": "too"}
+    facts = _changed(1, dropped, used, at=AT + timedelta(seconds=9.5))
+    (part,) = facts.world.parts
+    facts.world.parts.append(replace(part, service="too"))
+    facts.changes["too"] = 1
+    assert await judge(facts) == []
 
 
 async def test_a_later_reservation_does_not_excuse_an_earlier_call() -> None:
@@ -271,6 +291,7 @@ def _changed(times: int, *rows: Row, harm: str = "", at: datetime | None = None)
     facts = _facts(mitigations=rows, incidents=[INCIDENT])
     facts.world.parts.append(Part("orders", "breaker", fault, Path(), "orders"))
     facts.changes["orders"] = times
+    facts.reserved_by = {"k": "replica-0"}
     return facts
 
 
