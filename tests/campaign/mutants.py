@@ -41,7 +41,10 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
     ),
     "apply_before": (
         Cut("remediator/mitigation/act.py", "if clock() >= deadline:", "if False:"),
-        Cut("remediator/work.py", "if before is not None and now >= before:", "if False:"),
+        Cut("remediator/mitigation/act.py", "halt = await paused()", "halt = None"),
+        Cut(
+            "remediator/worker.py", "asyncio.timeout_at(since + lasts)", "asyncio.timeout_at(None)"
+        ),
     ),
     "observe": (
         Cut(
@@ -59,8 +62,9 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
         ),
     ),
 }
-"""By name: the lock of reservations, the fencing by epoch, the end of the time in which a reserved
-call may begin, looking instead of repeating after a crash, and one call for a reservation."""
+"""By name: the lock of reservations, the fencing by epoch, the last look before a call (at two clocks,
+and whose the incident is; with the end of a step's lease, which stops a late call as well), looking
+instead of repeating after a crash, and one call for a reservation."""
 BREAKS = {
     "lock": {"past a bound"},
     "epoch": {"doubled"},
