@@ -26,7 +26,9 @@ import yaml
 from aiohttp import web
 
 from remediator.adapters.kubernetes_client import Change, KubernetesClient, NotFound
-from remediator.model import Item, Mitigation, Target
+from remediator.errors import BackendUnavailable
+from remediator.model import Item, Mitigation, Preparation, Target
+from remediator.ports import Lever
 from tests.postgres_fixtures import missing
 
 READY_WITHIN = 60.0
@@ -214,6 +216,15 @@ def write_kubeconfig(path: Path, cluster: Mapping[str, Any], user: Mapping[str, 
     }
     path.write_text(yaml.safe_dump(content))
     return path
+
+
+async def prepared(lever: Lever, mitigation: Mitigation) -> Preparation:
+    """Prepare as the engine does: look again where a controller changed the object meanwhile."""
+    for _ in range(20):
+        with contextlib.suppress(BackendUnavailable):
+            return await lever.prepare(mitigation)
+        await asyncio.sleep(0.1)
+    return await lever.prepare(mitigation)
 
 
 async def until(look: Callable[[], Awaitable[bool]], what: str, within: float = 20.0) -> None:

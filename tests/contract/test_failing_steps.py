@@ -48,7 +48,7 @@ async def test_a_human_gets_what_nobody_can_look_up_once_its_call_has_landed(
         try:
             await eventually(is_closed, "a human has it", within=60)
         finally:
-            await worker.drain(1.0)
+            await worker.drain(30.0)
             await running
         incident = await bench.incident()
         (change,) = incident.mitigations

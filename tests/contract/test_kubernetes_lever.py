@@ -16,7 +16,7 @@ from remediator.adapters.kubernetes import KubernetesLever
 from remediator.errors import BackendRefused, BackendUnavailable, ConfigError
 from remediator.model import Item, Mitigation, MitigationState, SenseState
 from remediator.workloads import EFFECT
-from tests.kubernetes_fixtures import READ_ONLY, WRITE, Cluster, until, write_kubeconfig
+from tests.kubernetes_fixtures import READ_ONLY, WRITE, Cluster, prepared, until, write_kubeconfig
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 GI = 1 << 30
@@ -56,7 +56,7 @@ async def test_scaling_sets_the_replicas_and_marks_them_as_ours(
     cluster: Cluster, lever: KubernetesLever
 ) -> None:
     await cluster.deploy(2)
-    preparation = await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
+    preparation = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
     assert (await lever.observe(preparation, "key")).state is MitigationState.NOT_APPLIED
     assert (await lever.apply(preparation, "key")).state is MitigationState.APPLIED
     assert (await lever.observe(preparation, "key")).state is MitigationState.APPLIED
@@ -78,7 +78,7 @@ async def test_prepare_changes_nothing(cluster: Cluster, lever: KubernetesLever)
 
 async def test_a_change_is_put_back_once(cluster: Cluster, lever: KubernetesLever) -> None:
     await cluster.deploy(2)
-    preparation = await lever.prepare(plan(cluster, "scale", replicas=3, cap=6))
+    preparation = await prepared(lever, plan(cluster, "scale", replicas=3, cap=6))
     await lever.apply(preparation, "key")
     assert (await lever.revert(preparation, "key")).state is MitigationState.REVERTED
     assert (await cluster.deployment())["spec"]["replicas"] == 2
@@ -92,7 +92,7 @@ async def test_what_a_human_changed_since_is_not_put_back(
     cluster: Cluster, lever: KubernetesLever
 ) -> None:
     await cluster.deploy(2)
-    preparation = await lever.prepare(plan(cluster, "scale", replicas=3, cap=6))
+    preparation = await prepared(lever, plan(cluster, "scale", replicas=3, cap=6))
     await lever.apply(preparation, "key")
     await cluster.patch(APPS, "deployments", "orders", {"spec": {"replicas": 5}})
     outcome = await lever.revert(preparation, "key")
@@ -105,7 +105,7 @@ async def test_a_deployment_that_changed_since_is_left_alone(
     cluster: Cluster, lever: KubernetesLever
 ) -> None:
     await cluster.deploy(2)
-    preparation = await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
+    preparation = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
     note = {"metadata": {"annotations": {"touched": "yes"}}}
     await cluster.patch(APPS, "deployments", "orders", note)
     outcome = await lever.apply(preparation, "key")
@@ -118,7 +118,7 @@ async def test_a_second_application_is_refused_by_the_server(
     cluster: Cluster, lever: KubernetesLever
 ) -> None:
     await cluster.deploy(2)
-    preparation = await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
+    preparation = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
     assert (await lever.apply(preparation, "key")).state is MitigationState.APPLIED
     assert (await lever.apply(preparation, "late")).state is MitigationState.NOT_APPLIED
     assert effect_of(await cluster.deployment()) == "key"
@@ -129,7 +129,7 @@ async def test_scaling_goes_through_the_autoscaler(
 ) -> None:
     await cluster.deploy(2)
     await cluster.autoscaler(minimum=1, maximum=6)
-    preparation = await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
+    preparation = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
     assert (await lever.apply(preparation, "key")).state is MitigationState.APPLIED
     assert await cluster.minimum() == 4
     found = await cluster.deployment()
@@ -218,7 +218,7 @@ async def test_a_restart_replaces_the_pods_one_after_the_other(
 ) -> None:
     await cluster.deploy(2)
     old = {pod["metadata"]["uid"] for pod in await cluster.pods()}
-    preparation = await lever.prepare(plan(cluster, "restart_rollout"))
+    preparation = await prepared(lever, plan(cluster, "restart_rollout"))
     assert preparation.undo is None
     assert (await lever.apply(preparation, "key")).state is MitigationState.APPLIED
     assert (await lever.observe(preparation, "key")).state is MitigationState.APPLIED
@@ -264,26 +264,26 @@ async def test_memory_is_not_raised_where_that_would_stop_all_pods_at_once(
 
 async def test_what_was_done_is_said_in_words(cluster: Cluster, lever: KubernetesLever) -> None:
     await cluster.deploy(2)
-    scale = await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
+    scale = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
     assert (await lever.apply(scale, "scaled")).detail == "replicas 2 -> 4"
     assert (await lever.revert(scale, "scaled")).detail == "put back: replicas 4 -> 2"
     await cluster.settle()
-    memory = await lever.prepare(
-        plan(cluster, "set_memory", container="app", limit=GI // 2, cap=GI)
+    memory = await prepared(
+        lever, plan(cluster, "set_memory", container="app", limit=GI // 2, cap=GI)
     )
     assert (await lever.apply(memory, "raised")).detail == "app: memory limit 256Mi -> 512Mi"
     undone = await lever.revert(memory, "raised")
     assert undone.detail == "put back: app: memory limit 512Mi -> 256Mi"
     await cluster.settle()
-    evict = await lever.prepare(plan(cluster, "evict_pod", item_of((await cluster.pods())[0])))
+    evict = await prepared(lever, plan(cluster, "evict_pod", item_of((await cluster.pods())[0])))
     assert (await lever.apply(evict, "evicted")).detail.endswith(" evicted")
     await cluster.settle()
-    restart = await lever.prepare(plan(cluster, "restart_rollout"))
+    restart = await prepared(lever, plan(cluster, "restart_rollout"))
     assert (await lever.apply(restart, "restarted")).detail == "restarted in turn"
     assert (await lever.observe(restart, "restarted")).detail == "restarted in turn"
     await cluster.settle()
     await cluster.autoscaler(minimum=1, maximum=6)
-    minimum = await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
+    minimum = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
     assert (await lever.apply(minimum, "key")).detail == "autoscaler orders: minimum 1 -> 4"
 
 
@@ -296,8 +296,8 @@ async def test_a_request_that_equals_the_limit_is_raised_with_it_and_that_is_sai
     template = {"template": {"spec": {"containers": [container]}}}
     await cluster.patch(APPS, "deployments", "orders", {"spec": template})
     await cluster.settle()
-    raised = await lever.prepare(
-        plan(cluster, "set_memory", container="app", limit=GI // 2, cap=GI)
+    raised = await prepared(
+        lever, plan(cluster, "set_memory", container="app", limit=GI // 2, cap=GI)
     )
     said = "app: memory limit 256Mi -> 512Mi, request 256Mi -> 512Mi"
     assert (await lever.apply(raised, "key")).detail == said
@@ -307,7 +307,7 @@ async def test_a_request_that_equals_the_limit_is_raised_with_it_and_that_is_sai
 async def test_one_pod_is_evicted_and_replaced(cluster: Cluster, lever: KubernetesLever) -> None:
     await cluster.deploy(2)
     victim, other = await cluster.pods()
-    preparation = await lever.prepare(plan(cluster, "evict_pod", item_of(victim)))
+    preparation = await prepared(lever, plan(cluster, "evict_pod", item_of(victim)))
     assert (await lever.observe(preparation, "key")).state is MitigationState.NOT_APPLIED
     assert (await lever.apply(preparation, "key")).state is MitigationState.APPLIED
     assert (await lever.observe(preparation, "key")).state is MitigationState.APPLIED
@@ -343,7 +343,7 @@ async def test_a_disruption_budget_says_no_before_anything_is_reserved(
 async def test_a_pod_that_is_another_by_now_lives(cluster: Cluster, lever: KubernetesLever) -> None:
     await cluster.deploy(2)
     pod = (await cluster.pods())[0]
-    preparation = await lever.prepare(plan(cluster, "evict_pod", item_of(pod)))
+    preparation = await prepared(lever, plan(cluster, "evict_pod", item_of(pod)))
     forged = preparation.model_copy(update={"before": {**preparation.before, "uid": "another"}})
     assert (await lever.apply(forged, "key")).state is MitigationState.NOT_APPLIED
     assert pod["metadata"]["uid"] in {p["metadata"]["uid"] for p in await cluster.pods()}
@@ -368,7 +368,7 @@ async def test_the_next_pod_waits_until_the_one_that_replaces_the_last_is_ready(
     """Traps T-22 and T-31: all at once by label, and taking the old pod for the new one."""
     await cluster.deploy(3)
     first, second, _ = await cluster.pods()
-    preparation = await lever.prepare(plan(cluster, "evict_pod", item_of(first)))
+    preparation = await prepared(lever, plan(cluster, "evict_pod", item_of(first)))
     assert (await lever.apply(preparation, "key")).state is MitigationState.APPLIED
     with pytest.raises(BackendRefused, match=r"in progress|1 of 2 other pods are ready, wait"):
         await lever.prepare(plan(cluster, "evict_pod", item_of(second)))
@@ -411,7 +411,7 @@ async def test_memory_is_raised_and_put_back_and_nothing_else_changes(
     """Traps T-25 and T-26: one rollout a change, and the rest of the container list stays."""
     before = await cluster.deploy(2)
     mitigation = plan(cluster, "set_memory", container="app", limit=400_000_000, cap=GI)
-    preparation = await lever.prepare(mitigation)
+    preparation = await prepared(lever, mitigation)
     assert (await lever.apply(preparation, "key")).state is MitigationState.APPLIED
     found = await cluster.deployment()
     assert memory_of(found) == {"limits": {"memory": "390625Ki"}, "requests": {"memory": "128Mi"}}
@@ -491,7 +491,7 @@ async def test_a_server_that_is_down_means_not_applied_and_unknown(
     cluster: Cluster, lever: KubernetesLever
 ) -> None:
     await cluster.deploy(2)
-    preparation = await lever.prepare(plan(cluster, "scale", replicas=3, cap=6))
+    preparation = await prepared(lever, plan(cluster, "scale", replicas=3, cap=6))
     down = cluster.as_user("down", {}, server="https://127.0.0.1:1")
     async with lever_of(cluster, down) as lost:
         assert (await lost.probe()).state is SenseState.IMPAIRED
@@ -514,7 +514,7 @@ def open_writers() -> Iterator[list[asyncio.StreamWriter]]:
 
 async def test_a_lost_answer_is_unknown(cluster: Cluster, lever: KubernetesLever) -> None:
     await cluster.deploy(2)
-    preparation = await lever.prepare(plan(cluster, "scale", replicas=3, cap=6))
+    preparation = await prepared(lever, plan(cluster, "scale", replicas=3, cap=6))
     with open_writers() as writers:
 
         async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -15,7 +15,7 @@ import pytest_asyncio
 from remediator.adapters.kubernetes import KubernetesLever
 from remediator.errors import BackendRefused
 from remediator.model import Figure, Instances, Item, MitigationState
-from tests.kubernetes_fixtures import WRITE, Cluster
+from tests.kubernetes_fixtures import WRITE, Cluster, prepared
 
 MI = 1 << 20
 APPS = "/apis/apps/v1"
@@ -79,7 +79,7 @@ async def test_memory_that_a_release_set_just_now_is_left_alone(
             await lever.prepare(raised)
         await lever.prepare(cluster.plan("scale", replicas=3, cap=6))
     async with looking(writer, timedelta(hours=1)) as lever:
-        preparation = await lever.prepare(raised)
+        preparation = await prepared(lever, raised)
     figure = Figure.of(preparation.before)
     assert figure == Figure(name="memory of app", was=300 * MI, will=400 * MI)
 
@@ -101,7 +101,7 @@ async def test_what_stands_as_it_was_created_or_as_we_set_it_was_changed_by_nobo
 ) -> None:
     await cluster.deploy(2)
     async with looking(writer) as lever:
-        first = await lever.prepare(cluster.plan("scale", replicas=3, cap=6))
+        first = await prepared(lever, cluster.plan("scale", replicas=3, cap=6))
         assert (await lever.apply(first, "key")).state is MitigationState.APPLIED
         await cluster.settle()
         await lever.prepare(cluster.plan("scale", replicas=4, cap=6))
@@ -122,7 +122,7 @@ async def test_a_minimum_that_a_human_set_just_now_is_left_alone(
         with pytest.raises(BackendRefused, match="ann set it"):
             await lever.prepare(scale)
     async with looking(writer, timedelta(hours=1)) as lever:
-        preparation = await lever.prepare(scale)
+        preparation = await prepared(lever, scale)
     assert Figure.of(preparation.before) == Figure(name="replicas", was=2, will=4)
 
 
@@ -133,7 +133,7 @@ async def test_every_change_says_how_many_pods_it_ends_at_once(
     pod = (await cluster.pods())[0]["metadata"]
     item = Item(key=pod["name"], identity={"pod": pod["name"], "uid": pod["uid"]})
     async with looking(writer) as lever:
-        evict = await lever.prepare(cluster.plan("evict_pod", item))
-        restart = await lever.prepare(cluster.plan("restart_rollout"))
+        evict = await prepared(lever, cluster.plan("evict_pod", item))
+        restart = await prepared(lever, cluster.plan("restart_rollout"))
     assert Instances.of(evict.before) == Instances(touched=1, of_all=4)
     assert Instances.of(restart.before) == Instances(touched=1, of_all=4), "maxUnavailable is 25 %"

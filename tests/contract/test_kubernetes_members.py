@@ -15,7 +15,7 @@ from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
 from remediator.app.rbac import reader_rights, rules, writer_rights
 from remediator.errors import BackendRefused
 from remediator.model import Figure, Instances, Item, MitigationState, SenseState
-from tests.kubernetes_fixtures import WRITE, Cluster, until
+from tests.kubernetes_fixtures import WRITE, Cluster, prepared, until
 
 MI = 1 << 20
 APPS, CORE = "/apis/apps/v1", "/api/v1"
@@ -57,7 +57,7 @@ async def test_one_of_three_members_is_evicted_and_comes_back(
 ) -> None:
     await cluster.stateful(3)
     victim = (await members(cluster))[1]
-    evict = await lever.prepare(cluster.member_plan("evict_pod", item_of(victim)))
+    evict = await prepared(lever, cluster.member_plan("evict_pod", item_of(victim)))
     assert Instances.of(evict.before) == Instances(touched=1, of_all=3)
     assert (await lever.apply(evict, "key")).state is MitigationState.APPLIED
     assert (await lever.observe(evict, "key")).state is MitigationState.APPLIED
@@ -97,7 +97,7 @@ async def test_no_member_is_touched_while_another_is_not_ready(
 async def test_members_are_restarted_in_turn(cluster: Cluster, lever: KubernetesLever) -> None:
     await cluster.stateful(3)
     old = {pod["metadata"]["uid"] for pod in await members(cluster)}
-    restart = await lever.prepare(cluster.member_plan("restart_rollout"))
+    restart = await prepared(lever, cluster.member_plan("restart_rollout"))
     assert (await lever.apply(restart, "key")).state is MitigationState.APPLIED
     assert (await lever.observe(restart, "key")).state is MitigationState.APPLIED
     with pytest.raises(BackendRefused, match="rollout is in progress"):
@@ -111,7 +111,7 @@ async def test_memory_of_the_members_is_raised_and_put_back(
 ) -> None:
     await cluster.stateful(3)
     plan = cluster.member_plan("set_memory", container="app", limit=400 * MI, cap=512 * MI)
-    raised = await lever.prepare(plan)
+    raised = await prepared(lever, plan)
     assert Figure.of(raised.before) == Figure(name="memory of app", was=256 * MI, will=400 * MI)
     assert (await lever.apply(raised, "key")).state is MitigationState.APPLIED
     await cluster.settle_members()

@@ -17,7 +17,7 @@ from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
 from remediator.errors import BackendRefused
 from remediator.model import Item, Mitigation, MitigationState
 from remediator.workloads import EFFECT, Revision
-from tests.kubernetes_fixtures import WRITE, Cluster, until
+from tests.kubernetes_fixtures import WRITE, Cluster, prepared, until
 
 APPS = "/apis/apps/v1"
 KEY = "inc-1/ReleaseBroken/0/undo_rollout/shop/orders/workload"
@@ -83,7 +83,7 @@ async def test_the_whole_template_is_that_of_the_pinned_revision_again(
     """What only the newer one has is gone: container, variable, volume, labels, settings."""
     before = await cluster.deploy(2)
     await release(cluster, NEWER)
-    preparation = await lever.prepare(await undo(cluster))
+    preparation = await prepared(lever, await undo(cluster))
     assert preparation.undo is None
     assert (await lever.observe(preparation, KEY)).state is MitigationState.NOT_APPLIED
     outcome = await lever.apply(preparation, KEY)
@@ -101,7 +101,7 @@ async def test_the_whole_template_is_that_of_the_pinned_revision_again(
 async def test_it_is_not_taken_back(cluster: Cluster, lever: KubernetesLever) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
-    preparation = await lever.prepare(await undo(cluster))
+    preparation = await prepared(lever, await undo(cluster))
     await lever.apply(preparation, KEY)
     with pytest.raises(BackendRefused, match="cannot be taken back"):
         await lever.revert(preparation, KEY)
@@ -114,7 +114,7 @@ async def test_preparing_changes_nothing_and_keeps_no_template(
     await cluster.deploy(2)
     await release(cluster, NEWER)
     before = await cluster.deployment()
-    preparation = await lever.prepare(await undo(cluster))
+    preparation = await prepared(lever, await undo(cluster))
     assert await cluster.deployment() == before
     assert "registry.invalid" not in preparation.model_dump_json()
     assert preparation.before["was"] == {"revision": 2}
@@ -126,7 +126,7 @@ async def test_there_is_no_flipping_back_to_the_revision_that_was_left(
     """Ours is seen by its annotation, anybody's by the ages of the revisions."""
     await cluster.deploy(2)
     await release(cluster, NEWER)
-    preparation = await lever.prepare(await undo(cluster))
+    preparation = await prepared(lever, await undo(cluster))
     await lever.apply(preparation, KEY)
     await cluster.settle()
     with pytest.raises(BackendRefused, match="to go back already"):
@@ -141,7 +141,7 @@ async def test_a_second_or_late_application_is_refused_by_the_server(
 ) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
-    preparation = await lever.prepare(await undo(cluster))
+    preparation = await prepared(lever, await undo(cluster))
     await annotate(cluster, touched="yes")
     outcome = await lever.apply(preparation, KEY)
     assert (outcome.state, "modified" in outcome.detail) == (MitigationState.NOT_APPLIED, True)
@@ -218,7 +218,7 @@ async def test_a_revision_that_is_gone_when_it_is_needed_is_not_applied(
 ) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
-    preparation = await lever.prepare(await undo(cluster))
+    preparation = await prepared(lever, await undo(cluster))
     await cluster.patch(APPS, "deployments", "orders", {"spec": {"revisionHistoryLimit": 0}})
 
     async def gone() -> bool:
@@ -236,7 +236,7 @@ async def test_a_kept_template_that_was_changed_since_is_not_applied(
     await cluster.deploy(2)
     await release(cluster, NEWER)
     plan = await undo(cluster)
-    preparation = await lever.prepare(plan)
+    preparation = await prepared(lever, plan)
     name = str(plan.items[0].identity["replica_set"])
     container = {"name": "app", "image": "registry.invalid/evil:1"}
     change = {"spec": {"template": {"spec": {"containers": [container]}}}}

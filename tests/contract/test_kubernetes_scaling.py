@@ -19,7 +19,7 @@ from remediator.errors import BackendRefused
 from remediator.model import MitigationState, Preparation
 from remediator.testing import FrozenClock
 from remediator.workloads import EFFECT, effect_of
-from tests.kubernetes_fixtures import QUOTAS, WRITE, Cluster
+from tests.kubernetes_fixtures import QUOTAS, WRITE, Cluster, prepared
 
 APPS = "/apis/apps/v1"
 PAUSE = timedelta(minutes=10)
@@ -48,7 +48,7 @@ async def scaled(
     cluster: Cluster, lever: KubernetesLever, replicas: int, **parameters: Any
 ) -> Preparation:
     plan = cluster.plan("scale", replicas=replicas, cap=20, **parameters)
-    preparation = await lever.prepare(plan)
+    preparation = await prepared(lever, plan)
     assert (await lever.apply(preparation, "key")).state is APPLIED
     return preparation
 
@@ -182,7 +182,7 @@ async def test_a_memory_limit_is_put_back_in_one_step(
 ) -> None:
     before = await cluster.deploy(2)
     plan = cluster.plan("set_memory", container="app", limit=1 << 29, cap=1 << 30)
-    preparation = await lever.prepare(plan)
+    preparation = await prepared(lever, plan)
     await lever.apply(preparation, "key")
     assert (await lever.revert(preparation, "key", in_steps=True)).state is REVERTED
     assert (await cluster.deployment())["spec"]["template"] == before["spec"]["template"]
@@ -268,7 +268,7 @@ async def test_a_change_of_another_kind_in_between_keeps_neither_from_being_put_
 
 async def raised(cluster: Cluster, lever: KubernetesLever, key: str) -> Preparation:
     plan = cluster.plan("set_memory", container="app", limit=1 << 29, cap=1 << 30)
-    preparation = await lever.prepare(plan)
+    preparation = await prepared(lever, plan)
     assert (await lever.apply(preparation, key)).state is APPLIED
     return preparation
 
