@@ -164,7 +164,7 @@ class HttpEndpoint:
             return
         if status in _LATER or response.is_server_error:
             raise BackendUnavailable(
-                f"{self._where}: HTTP {status}", _seconds(response.headers.get("Retry-After"))
+                f"{self._where}: HTTP {status}", seconds_of(response.headers.get("Retry-After"))
             )
         if status in {401, 403}:
             raise BackendRefused(f"{self._where}: HTTP {status}: check its token and its rights")
@@ -237,7 +237,7 @@ def _leaves(path: str) -> str:
     return ""
 
 
-def _seconds(header: str | None) -> float | None:
+def seconds_of(header: str | None) -> float | None:
     """Return how long a server asks us to wait, an hour at most."""
     if not header or re.fullmatch(r"[0-9]{1,9}", header) is None:
         return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 
+from remediator.adapters.http import seconds_of
 from remediator.errors import PermanentError, TemporaryError
 from remediator.redaction import redact_text
 
@@ -94,7 +94,7 @@ def _words(content: bytes) -> str:
 def _seconds(headers: httpx.Headers) -> float | None:
     """Return how long PagerDuty asks us to wait, an hour at most."""
     for name in ("retry-after", "ratelimit-reset"):
-        value = headers.get(name, "")
-        if re.fullmatch(r"[0-9]{1,6}", value):
-            return float(min(int(value), 3600))
+        found = seconds_of(headers.get(name))
+        if found is not None:
+            return found
     return None

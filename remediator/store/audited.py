@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -27,6 +27,7 @@ from remediator import audit
 from remediator.audit import Begin, End, Entry, Head, Keys, Part
 from remediator.errors import Refused, StoreUnavailable
 from remediator.store import tables as t
+from remediator.store.columns import instant_of
 from remediator.store.database import Database
 from remediator.store.journal import (
     append,
@@ -172,7 +173,7 @@ async def records(
 def _opened(at: Any) -> datetime:
     """Read when an incident was opened; what cannot be read was not before sealing began."""
     try:
-        return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=at)
+        return instant_of(at)
     except (TypeError, OverflowError):
         return datetime.max.replace(tzinfo=UTC)
 

@@ -29,7 +29,12 @@ class Instant(TypeDecorator[datetime]):
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         """Read it back in UTC."""
-        return None if value is None else _EPOCH + timedelta(microseconds=value)
+        return None if value is None else instant_of(value)
+
+
+def instant_of(micros: int) -> datetime:
+    """Read a time as it is stored; ``OverflowError`` for one that there is not."""
+    return _EPOCH + timedelta(microseconds=micros)
 
 
 class Words(TypeDecorator[str]):

@@ -12,7 +12,7 @@ import json
 import operator
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -36,7 +36,7 @@ from remediator import audit
 from remediator.audit import Keys, entry_content, head_content
 from remediator.model import IncidentState
 from remediator.store import tables as t
-from remediator.store.columns import clean_json, clean_text
+from remediator.store.columns import clean_json, clean_text, instant_of
 
 _CHUNK = 500
 """Values in one IN list, below every database's limit of bound parameters."""
@@ -48,7 +48,6 @@ _HIGHEST = 2**62
 _KEPT = 200
 """Characters that are kept of what was found in the place of a head."""
 _LINE = ("incident_id", "at", "step", "event", "reason", "data", "number", "mac")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _KINDS = {
     "at": ("integer",),
     "number": ("integer", "null"),
@@ -299,9 +298,9 @@ def line_of(row: Any) -> Row:
         for name, kind in zip(_LINE, row["kinds"].split(), strict=True)
     )
     number = str(line["number"])
-    read = {"at": _EPOCH, "number": int(number) if _NUMBER.fullmatch(number) else None}
+    read = {"at": instant_of(0), "number": int(number) if _NUMBER.fullmatch(number) else None}
     try:
-        read["at"] = _EPOCH + timedelta(microseconds=int(line["at"]))
+        read["at"] = instant_of(int(line["at"]))
         data = json.loads(line["data"])
         json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, OverflowError, RecursionError):

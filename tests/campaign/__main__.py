@@ -102,7 +102,9 @@ async def _tried(plan: Plan, ground: Ground, slot: Slot, *, again: bool = True) 
             return await run_seed(plan, ground, slot)
     except NotSetUp:
         if again:  # a machine that has much to do
-            return await _tried(plan, ground, slot, again=False)
+            result = await _tried(plan, ground, slot, again=False)
+            result.did["its servers set up once more"] += 1
+            return result
         what = traceback.format_exc()[-3000:]
     except Exception:  # noqa: BLE001 - a seed that cannot be judged has failed; the others go on
         what = traceback.format_exc()[-3000:]

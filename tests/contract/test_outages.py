@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
@@ -141,6 +142,16 @@ async def test_what_is_being_put_back_is_not_cancelled_meanwhile(open_bench: Ope
         assert (await bench.incident()).state is IncidentState.CLOSED
 
 
+async def _landed(bench: Bench) -> Any:
+    """Wait until no call can be on its way, and see that all is left as it is before."""
+    await bench.settle((bench.store.ledger.apply_within + LATEST).total_seconds() - 1)
+    incident = await bench.incident()
+    assert incident.state is IncidentState.OPEN
+    assert incident.mitigations[0].state is MitigationState.RESERVED
+    await bench.settle(2)
+    return await bench.incident()
+
+
 async def test_a_call_has_the_time_to_land_before_the_lost_configuration_closes_its_incident(
     open_bench: OpenBench,
 ) -> None:
@@ -149,12 +160,7 @@ async def test_a_call_has_the_time_to_land_before_the_lost_configuration_closes_
         await bench.receive(bench.alert())
         await bench.settle()
     async with open_bench(world, services=[a_service("cart")], owner="later") as bench:
-        await bench.settle((bench.store.ledger.apply_within + LATEST).total_seconds() - 1)
-        incident = await bench.incident()
-        assert incident.state is IncidentState.OPEN
-        assert incident.mitigations[0].state is MitigationState.RESERVED
-        await bench.settle(2)
-        assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
+        assert (await _landed(bench)).outcome is IncidentOutcome.ESCALATED
 
 
 async def test_a_call_has_the_time_to_land_when_its_writer_was_taken_away(
@@ -164,10 +170,7 @@ async def test_a_call_has_the_time_to_land_when_its_writer_was_taken_away(
         await bench.receive(bench.alert())
         await bench.settle()
         object.__setattr__(bench.around, "levers", Levers({}))
-        await bench.settle((bench.store.ledger.apply_within + LATEST).total_seconds() - 1)
-        assert (await bench.incident()).mitigations[0].state is MitigationState.RESERVED
-        await bench.settle(2)
-        incident = await bench.incident()
+        incident = await _landed(bench)
         assert incident.mitigations[0].state is MitigationState.UNKNOWN
         assert "no writer configured" in incident.reason
 
@@ -183,12 +186,7 @@ async def test_a_call_has_the_time_to_land_before_an_incident_that_cannot_be_rea
             await connection.execute(update(t.incidents).values(proposal=["of a later version"]))
 
         await bench.store.database.write(spoil)
-        await bench.settle((bench.store.ledger.apply_within + LATEST).total_seconds() - 1)
-        incident = await bench.incident()
-        assert incident.state is IncidentState.OPEN
-        assert incident.mitigations[0].state is MitigationState.RESERVED
-        await bench.settle(2)
-        incident = await bench.incident()
+        incident = await _landed(bench)
         assert incident.outcome is IncidentOutcome.ESCALATED
         assert incident.mitigations[0].state is MitigationState.UNKNOWN
 
