@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from remediator.adapters.tls import shared_context
 from remediator.adapters.urls import base_url
 from remediator.errors import BackendRefused, BackendUnavailable
 from remediator.model import Sense, SenseState
@@ -61,7 +62,9 @@ class HttpEndpoint:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        self._client = httpx.AsyncClient(headers=headers, timeout=timeout, follow_redirects=False)
+        self._client = httpx.AsyncClient(
+            headers=headers, timeout=timeout, follow_redirects=False, verify=shared_context()
+        )
 
     async def __aenter__(self) -> Self:
         """Open the pool of connections."""

@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx
 
 from remediator.adapters.pagerduty_calls import TIMEOUT, call
+from remediator.adapters.tls import shared_context
 from remediator.summons import Summons, Word
 
 DEDUP_PREFIX = "remediator/"
@@ -34,7 +35,9 @@ class PagerDutyEvents:
         """Keep the ``routing_key``, which is a secret; ``url`` is without ``/v2/enqueue``."""
         self._key = routing_key
         self._url = f"{url}/v2/enqueue"
-        self._client = httpx.AsyncClient(timeout=timeout, follow_redirects=False)
+        self._client = httpx.AsyncClient(
+            timeout=timeout, follow_redirects=False, verify=shared_context()
+        )
 
     async def __aenter__(self) -> Self:
         return self

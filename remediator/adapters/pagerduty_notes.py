@@ -13,6 +13,7 @@ from typing import Any, Self
 import httpx
 
 from remediator.adapters.pagerduty_calls import TIMEOUT, call
+from remediator.adapters.tls import shared_context
 from remediator.errors import PermanentError, TemporaryError
 from remediator.summons import Summons, Word
 
@@ -36,7 +37,9 @@ class PagerDutyNotes:
             "Accept": "application/vnd.pagerduty+json;version=2",
             "From": from_email,
         }
-        self._client = httpx.AsyncClient(headers=headers, timeout=timeout, follow_redirects=False)
+        self._client = httpx.AsyncClient(
+            headers=headers, timeout=timeout, follow_redirects=False, verify=shared_context()
+        )
 
     async def __aenter__(self) -> Self:
         return self
