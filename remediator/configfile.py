@@ -27,6 +27,10 @@ NOT_SETTINGS = frozenset(
     {"REMEDIATOR_CONFIG", "REMEDIATOR_URL", "REMEDIATOR_TOKEN", "REMEDIATOR_DEBUG"}
 )
 """Variables of the command line, which no key of the file corresponds to."""
+NOT_BUILT: Mapping[tuple[int | str, ...], str] = {
+    ("backends", "docker"): "Docker is not supported yet: nothing there could be read or changed",
+}
+"""Keys that are planned, and what is said of them until then."""
 MOST_VALUES = 100_000
 """Values that a file may hold once its aliases are written out."""
 
@@ -317,7 +321,8 @@ def explain(error: ValidationError, document: Document, shape: Shape) -> list[Pr
         loc, kind = detail["loc"], detail["type"]
         message = worded(kind, detail["msg"])
         if kind == "extra_forbidden":
-            message = f"unknown key; {did_you_mean(str(loc[-1]), shape.keys(loc[:-1]))}"
+            known = did_you_mean(str(loc[-1]), shape.keys(loc[:-1]))
+            message = NOT_BUILT.get(loc) or f"unknown key; {known}"
         key = loc if kind == "missing" else document.written(loc)
         problems.append(document.blame(key, message))
     return problems

@@ -56,26 +56,17 @@ def _size(value: object) -> object:
     return value
 
 
-def _url(text: str, schemes: tuple[str, ...]) -> str:
+def _web_url(text: str) -> str:
     try:
         url = urlsplit(text)
-        host = url.path if url.scheme == "unix" else url.hostname
-        valid = url.scheme in schemes and bool(host) and url.port != 0
+        valid = url.scheme in {"http", "https"} and bool(url.hostname) and url.port != 0
     except ValueError:
         valid = False
     if not valid:
-        raise ValueError(f"should be an absolute URL that begins with {' or '.join(schemes)}")
+        raise ValueError("should be an absolute URL that begins with http or https")
     if "@" in url.netloc or url.query or url.fragment:
         raise ValueError("a URL here has no user, password or query: secrets come by reference")
     return text.rstrip("/")
-
-
-def _web_url(text: str) -> str:
-    return _url(text, ("http", "https"))
-
-
-def _docker_url(text: str) -> str:
-    return _url(text, ("unix", "tcp", "http", "https"))
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -84,7 +75,6 @@ Variable = Annotated[str, AfterValidator(_variable)]
 """The name of an environment variable."""
 WebUrl = Annotated[str, AfterValidator(_web_url)]
 """Base URL without user, query and trailing slash."""
-DockerUrl = Annotated[str, AfterValidator(_docker_url)]
 File = Annotated[Path, BeforeValidator(_not_empty)]
 """A file or folder; relative ones start from where the configuration was written."""
 Text = Annotated[str, Field(min_length=1)]
@@ -243,7 +233,15 @@ class _Backend(Section):
         return self
 
 
-class PrometheusBackend(_Backend):
+class _OneWayIn(_Backend):
+    @model_validator(mode="after")
+    def _one_way_in(self) -> Self:
+        if self.secret("token") and self.secret("basic"):
+            raise ValueError("has both a token and a basic user; keep one of them")
+        return self
+
+
+class PrometheusBackend(_OneWayIn):
     """A Prometheus, or what speaks its query API."""
 
     url: WebUrl
@@ -260,7 +258,7 @@ class PrometheusBackend(_Backend):
     """How often it scrapes; it is stale when its newest sample is older than three of these."""
 
 
-class AlertmanagerBackend(_Backend):
+class AlertmanagerBackend(_OneWayIn):
     """An Alertmanager, in which alerts are silenced while something is done about them."""
 
     url: WebUrl
@@ -273,12 +271,6 @@ class AlertmanagerBackend(_Backend):
     """File with `user:password` for basic authentication."""
     basic_env: Variable | None = None
     """Environment variable with `user:password`."""
-
-    @model_validator(mode="after")
-    def _one_way_in(self) -> Self:
-        if self.secret("token") and self.secret("basic"):
-            raise ValueError("has both a token and a basic user; keep one of them")
-        return self
 
 
 class KubernetesBackend(_Backend):
@@ -354,13 +346,6 @@ class HttpBackend(_Backend):
         return self
 
 
-class DockerBackend(_Backend):
-    """A Docker Engine."""
-
-    url: DockerUrl
-    """`unix:///var/run/docker.sock`, `tcp://host:port`, or http(s)."""
-
-
 class Backends(Section):
     """Everything that can be read or changed, by a name of your choice. Alerts add nothing."""
 
@@ -376,8 +361,6 @@ class Backends(Section):
     """Redis servers by name."""
     http: dict[Name, HttpBackend] = Field(default_factory=dict)
     """HTTP services by name."""
-    docker: dict[Name, DockerBackend] = Field(default_factory=dict)
-    """Docker Engines by name."""
 
     def names(self) -> dict[str, list[str]]:
         """List the names of each kind."""

@@ -32,7 +32,7 @@ _HOUR = timedelta(hours=1)
 _PAUSE = timedelta(minutes=5)
 _WIDE = Limits(budget=10, window=_HOUR, cooldown=_PAUSE, concurrency=3)
 _NARROW = Limits(budget=5, window=_HOUR, cooldown=_PAUSE, concurrency=1)
-_BY_NAME = ("postgres", "redis", "http", "docker")
+_BY_NAME = ("postgres", "redis", "http")
 """Kinds of backend that are a target by themselves; a cluster needs to be told what is meant."""
 _KINDS = {"cluster": "kubernetes", **{kind: kind for kind in _BY_NAME}}
 
@@ -86,8 +86,6 @@ class TargetEntry(Section):
     """Name of a server in `backends.redis`."""
     http: Name | None = None
     """Name of an HTTP service in `backends.http`."""
-    docker: Name | None = None
-    """Name of an engine in `backends.docker`."""
 
     @property
     def locator(self) -> dict[str, str]:

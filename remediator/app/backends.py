@@ -13,7 +13,7 @@ from remediator.errors import ConfigError
 from remediator.playbook import PlaybookSet
 from remediator.ports import Lever, Notifier, Port, Silences
 from remediator.report.deliver import LogNotifier
-from remediator.sections import AlertmanagerBackend, HttpBackend, SecretRef
+from remediator.sections import AlertmanagerBackend, HttpBackend, SecretRef, Section
 from remediator.settings import Settings
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ async def _prometheus(
             url=backend.url,
             name=f"prometheus {name}",
             token=_read(backend.secret("token"), environ),
+            basic=_user(backend, environ),
             scrape_interval=backend.scrape_interval,
         )
         metrics = PrometheusMetrics(server)
@@ -283,11 +284,12 @@ def _silences(
         AlertmanagerSilences,
     )
 
+    user = _user(backend, environ)
     return AlertmanagerSilences(
         backend.url,
         name=f"alertmanager {name}",
         token=_read(backend.secret("token"), environ),
-        basic=_read(backend.secret("basic"), environ),
+        basic=None if user is None else ":".join(user),
     )
 
 
@@ -303,6 +305,17 @@ def open_notifier(settings: Settings, environ: Mapping[str, str]) -> Notifier:
     if token is not None:
         return SlackBot(token, slack.channel or "", slack.api_url, buttons=buttons)
     return SlackWebhook(_read(slack.secret("webhook_url"), environ) or "", buttons=buttons)
+
+
+def _user(backend: Section, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the user and the password of basic authentication; the message holds neither."""
+    reference = backend.secret("basic")
+    if reference is None:
+        return None
+    user, colon, password = reference.read(environ).partition(":")
+    if not (user and colon and password):
+        raise ConfigError(f"{reference} should hold user:password")
+    return user, password
 
 
 def _read(reference: SecretRef | None, environ: Mapping[str, str]) -> str | None:

@@ -48,7 +48,6 @@ backends:
   postgres: {orders-db: {dsn_file: F, writer_dsn_file: F}}
   redis: {cache: {url_file: F}}
   http: {orders-admin: {url: "http://u", token_file: F}}
-  docker: {host: {url: "unix:///var/run/docker.sock"}}
 playbooks: {folders: [DIR]}
 limits: {global: {budget: 10, window: 1h, cooldown: 5m, concurrency: 3}}
 systems:
