@@ -17,7 +17,7 @@ class LimitsByScope(Section):
     everywhere: LimitsOverride = Field(default=LimitsOverride(), alias="global")
     """Over all systems together. Default 10 in 1h, cooldown 5m, concurrency 3."""
     system: LimitsOverride = LimitsOverride()
-    """Of each system. Default 10 in 1h, cooldown 5m, concurrency 3."""
+    """Of each system. Default 10 in 1h, cooldown 5m, concurrency 1: one change at a time."""
     service: LimitsOverride = LimitsOverride()
     """Of each service. Default 5 in 1h, cooldown 5m, concurrency 1."""
     target: LimitsOverride = LimitsOverride()

@@ -30,7 +30,9 @@ Complaint = tuple[Key, str]
 
 _HOUR = timedelta(hours=1)
 _PAUSE = timedelta(minutes=5)
-_WIDE = Limits(budget=10, window=_HOUR, cooldown=_PAUSE, concurrency=3)
+_EVERYWHERE = Limits(budget=10, window=_HOUR, cooldown=_PAUSE, concurrency=3)
+_SYSTEM = Limits(budget=10, window=_HOUR, cooldown=_PAUSE, concurrency=1)
+"""Procedures, section 0: 10 changes per system and hour, one change at a time per system."""
 _NARROW = Limits(budget=5, window=_HOUR, cooldown=_PAUSE, concurrency=1)
 _BY_NAME = ("postgres", "redis", "http")
 """Kinds of backend that are a target by themselves; a cluster needs to be told what is meant."""
@@ -312,7 +314,7 @@ def build_catalogue(
     """Make the catalogue of systems that have no ``complaints``."""
     top = _Top(modes.over(dict.fromkeys(Risk, Mode.SHADOW)), limits, approvals)
     return Catalogue(
-        limits=limits.everywhere.over(_WIDE),
+        limits=limits.everywhere.over(_EVERYWHERE),
         safeguards=limits.safeguards,
         services=tuple(
             _service(system, name, systems[system], names, top)
@@ -360,7 +362,7 @@ def _service(
         approvals=_approvals(top.approvals, entry, service),
         approvers=_approvers(entry, service),
         limits=service.limits.over(limits.service.over(_NARROW)),
-        system_limits=entry.limits.over(limits.system.over(_WIDE)),
+        system_limits=entry.limits.over(limits.system.over(_SYSTEM)),
         target_limits=limits.target.over(_NARROW),
     )
 

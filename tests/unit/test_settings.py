@@ -566,6 +566,13 @@ def test_limits_are_defaults_by_scope_with_overrides_by_field(load: Load) -> Non
     assert service.playbooks["A"].limits.over(own) == own.model_copy(update={"budget": 1})
 
 
+def test_one_change_at_a_time_in_a_system_unless_configured(load: Load) -> None:
+    text = "systems: {shop: {match: {system: shop}, services: {orders: {}}}}"
+    assert orders(load(text)).system_limits.concurrency == 1
+    wide = load(f"limits: {{system: {{concurrency: 3}}}}\n{text}")
+    assert orders(wide).system_limits.concurrency == 3
+
+
 def test_a_window_of_no_time_would_be_no_bound_and_is_refused(load: Load) -> None:
     assert "limits.global.window" in refusal(load, "limits: {global: {window: 0s}}")[0]
 
