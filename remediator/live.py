@@ -76,7 +76,9 @@ class Listener:
 class Hub:
     """Hands every event to every listener of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = LISTENERS) -> None:
+        """Take ``most`` listeners at a time."""
+        self._most = most
         self._listeners: set[Listener] = set()
 
     def publish(self, event: LiveEvent) -> None:
@@ -89,7 +91,7 @@ class Hub:
     @contextlib.contextmanager
     def listening(self) -> Iterator[Listener | None]:
         """Listen inside the block; None when there are too many listeners already."""
-        if len(self._listeners) >= LISTENERS:
+        if len(self._listeners) >= self._most:
             yield None
             return
         listener = Listener()

@@ -29,6 +29,10 @@ RETRY_AFTER = 5
 """Seconds after which a sender that got a 503 may try again."""
 STOPPING: web.AppKey[asyncio.Event] = web.AppKey("stopping", asyncio.Event)
 """Set once the service stops: what would start new work answers 503."""
+AUTHENTICATED: web.RequestKey[bool] = web.RequestKey("authenticated", bool)
+"""Key of a request that carries a known credential, or a good signature."""
+CROWDED: web.RequestKey[bool] = web.RequestKey("crowded", bool)
+"""Key of a request on a connection that is kept for operators and open routes."""
 ID = "[0-9A-Za-z_.:-]{1,100}"
 """Pattern of an id in a path; anything else is no such route."""
 JSON_LINES = "application/x-ndjson"
@@ -121,6 +125,10 @@ class Call:
         if self.principal is None:
             raise RuntimeError("an open route has no caller")
         return self.principal.name
+
+    def believed(self) -> None:
+        """Note that a signature was good, where that is how a caller is known."""
+        self.request[AUTHENTICATED] = True
 
     @property
     def stopping(self) -> bool:
@@ -244,6 +252,12 @@ class _Guard:
                 f"credential {principal.name!r} has the role {principal.role}, which may not"
                 f" {permission}",
             )
+        request[AUTHENTICATED] = True
+        if request.get(CROWDED) and not principal.may(Permission.OPERATE):
+            self._refuse("crowded", request, principal)
+            after = {"Retry-After": str(RETRY_AFTER)}
+            detail = "too many connections are at work; what is left is for operators"
+            raise Problem(503, detail, headers=after, close=True)
         return principal
 
     def _refuse(self, reason: str, request: web.Request, principal: Principal | None) -> None:

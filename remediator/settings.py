@@ -31,6 +31,7 @@ from remediator.approvers import ApprovalsByRisk, Approver, approver_complaints
 from remediator.budgets import LimitsByScope
 from remediator.catalogue import Catalogue
 from remediator.configfile import Document, Place, Problem, Shape, explain, failure, shown
+from remediator.doorway import Http
 from remediator.errors import ConfigError
 from remediator.model import Value, format_duration
 from remediator.oncall import ChannelEntry, EscalationEntry, calling_complaints, escalated
@@ -214,6 +215,8 @@ class Settings(Section):
     """Largest request body taken, in bytes or like `16MiB`."""
     max_connections: Count = 512
     """HTTP connections open at the same time."""
+    http: Http = Http()
+    """Who may connect, how often, and by which names."""
     header_timeout: Period = timedelta(seconds=10)
     """Time for a request's headers to arrive; then the connection is closed."""
     body_timeout: Period = timedelta(seconds=10)

@@ -7,8 +7,11 @@ the name of their key, and where they can be told by their form.
 from __future__ import annotations
 
 import logging
+import math
 import re
-from collections.abc import MutableMapping
+import time
+from collections import Counter as Counts
+from collections.abc import Callable, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -127,6 +130,27 @@ def _masked(key: object, value: Any, depth: int) -> Any:
     return [_masked(None, inner, depth + 1) for inner in value]
 
 
+class Seldom:
+    """Writes what others can cause at will at most once a second for each reason, with a count."""
+
+    def __init__(self, log: Any, clock: Callable[[], float] = time.monotonic) -> None:
+        """Write to ``log``, a bound logger; ``clock`` is in seconds."""
+        self._log = log
+        self._clock = clock
+        self._said: dict[tuple[str, str], float] = {}
+        self._unsaid: Counts[tuple[str, str]] = Counts()
+
+    def warn(self, event: str, reason: str, **keys: Any) -> None:
+        """Write a warning, or count it for the next one; reasons are few and our own."""
+        key, now = (event, reason), self._clock()
+        if now - self._said.get(key, -math.inf) < 1:
+            self._unsaid[key] += 1
+            return
+        self._said[key] = now
+        more = self._unsaid.pop(key, 0)
+        self._log.warning(event, reason=reason, more_since_last=more, **keys)
+
+
 # --- metrics ----------------------------------------------------------------------------------
 
 
@@ -148,6 +172,9 @@ class Telemetry:
         self.deliveries = self._counter("deliveries", "HTTP calls received.", "source", "result")
         self.delivery_alerts = self._counter("delivery_alerts", "Alerts received.", "source")
         self.rejected_requests = self._counter("rejected_requests", "Refused calls.", "reason")
+        self.closed_connections = self._counter(
+            "closed_connections", "Connections that we ended ourselves.", "reason"
+        )
 
     def _make_work(self) -> None:
         self.incidents = self._counter("incidents", "Incidents closed.", "outcome")

@@ -68,6 +68,11 @@ class Service:
         assert match is not None, f"{line!r}\n{self.log()}"
         self.url = match[0]
 
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
     def log(self) -> str:
         return (self.folder / "log").read_text()
 

@@ -287,6 +287,10 @@ def _called(telemetry: Telemetry) -> Callable[[str, str], None]:
     return lambda channel, result: telemetry.calls.labels(channel, result).inc()
 
 
+def _closing(telemetry: Telemetry) -> Callable[[str], None]:
+    return lambda reason: telemetry.closed_connections.labels(reason).inc()
+
+
 def _refusing(telemetry: Telemetry) -> Callable[[str], None]:
     return lambda reason: telemetry.rejected_requests.labels(reason).inc()
 
@@ -316,10 +320,14 @@ async def _listening(
     limits = ConnectionLimits(
         header_timeout=settings.header_timeout.total_seconds(),
         max_connections=settings.max_connections,
+        per_address=settings.http.connections_per_address,
+        write_timeout=settings.http.write_timeout.total_seconds(),
         stop_within=min(_REQUESTS_WITHIN, settings.shutdown_within.total_seconds()),
     )
     try:
-        async with listening(app, settings.listen.host, settings.listen.port, limits) as address:
+        async with listening(
+            app, settings.listen.host, settings.listen.port, limits, _closing(parts.telemetry)
+        ) as address:
             try:
                 yield address
             finally:  # it says that it stops for as long as there is work to end

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from remediator.catalogue import Catalogue
-from remediator.live import Announce, Happening, Hub, LiveEvent
+from remediator.live import LISTENERS, Announce, Happening, Hub, LiveEvent
 from remediator.playbook import PlaybookSet
 from remediator.settings import Settings
 from remediator.store.repeats import NoRepeats, Repeats
@@ -95,8 +95,9 @@ async def open_shared(
     Raises ``ConfigError`` for a URL that cannot be read.
     """
     reference, rate = settings.redis.secret("url"), settings.admission.rate
+    hub = Hub(_listeners(settings))
     if reference is None:
-        yield Shared(_waiting(rate))
+        yield Shared(_waiting(rate), hub=hub)
         return
     from remediator.adapters.shared_events import (  # noqa: PLC0415 - only where configured
         shared_events,
@@ -108,7 +109,7 @@ async def open_shared(
         shared_repeats,
     )
 
-    hub, url = Hub(), reference.read(environ)
+    url = reference.read(environ)
 
     def heard(event: LiveEvent) -> None:
         hub.publish(event)
@@ -153,6 +154,11 @@ def _waiting(
     from remediator.adapters.admission import Admission  # noqa: PLC0415 - only where configured
 
     return Admission(rate, redis).wait
+
+
+def _listeners(settings: Settings) -> int:
+    """Leave most connections to those who do not stay."""
+    return max(1, min(LISTENERS, settings.max_connections // 4))
 
 
 async def _never(_credential: str) -> float:

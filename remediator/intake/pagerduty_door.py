@@ -117,6 +117,7 @@ async def _take(door: IncidentDoor, guard: _Guard, call: Call) -> Taken:
         _log.warning("delivery_incomplete", fault=body.fault, size=body.size, digest=body.digest)
         raise body_problem(body.fault, body.reason)
     await guard.admit(body, signatures)
+    call.believed()
     await door.turnstile.admit(CREDENTIAL)
     delivery = delivery_of(body, Source.PAGERDUTY, CREDENTIAL, door.now())
     try:

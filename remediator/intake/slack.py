@@ -227,6 +227,7 @@ class _Gate:
             desk.refused("slack_signature")
             self._complain("slack_click_not_believed", fault, 1.0)
             raise Problem(401, fault)
+        call.believed()
         digest = hashlib.sha256(f"{stamp}:".encode() + body).hexdigest()
         try:
             click = read_click(body)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -12,6 +16,8 @@ import pytest
 from tests.service_fixtures import Service, group, pool_alert
 
 WEBHOOK = "/webhooks/alertmanager"
+ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+Crowd = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def _send(service: Service, body: bytes, token: str = "token") -> httpx.Response:
@@ -96,6 +102,53 @@ async def test_unknown_paths_and_methods(service: Service) -> None:
     assert "remediator_deliveries_total" in metrics
 
 
+@asynccontextmanager
+async def _crowd(service: Service, first: str, *, each: int) -> AsyncIterator[list[Crowd]]:
+    """Connect ``each`` times from several addresses, and send ``first``."""
+    host, port = service.url.removeprefix("http://").split(":")
+    crowd: list[Crowd] = []
+    try:
+        for address in ADDRESSES:
+            for _ in range(each):
+                own = (address, 0)
+                stream = await asyncio.open_connection(host, int(port), local_addr=own, limit=1)
+                stream[1].write(first.encode())
+                crowd.append(stream)
+        yield crowd
+    finally:
+        for _, writer in crowd:
+            writer.close()
+
+
+async def test_a_thousand_idle_dripping_and_never_reading_clients_lock_nobody_out(
+    service: Service,
+) -> None:
+    drips = (
+        "POST /webhooks/pagerduty HTTP/1.1\r\nHost: localhost\r\nX-PagerDuty-Signature: v1=0\r\n"
+    )
+    never_reads = "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 4
+    async with (
+        _crowd(service, "", each=250),
+        _crowd(service, drips, each=100) as dripping,
+        _crowd(service, never_reads, each=50),
+    ):
+        for _, writer in dripping:
+            with contextlib.suppress(ConnectionError):
+                writer.write(b"X-Drip: 1\r\n")
+        async with httpx.AsyncClient(base_url=service.url, timeout=5) as client:
+            assert (await client.get("/readyz")).status_code == 200
+        paused = await service.api("POST", "/pause", json={"reason": "too many connections"})
+        assert paused.status_code == 200
+        assert (await service.post(pool_alert())).status_code == 202
+        assert (await _limits(service))["paused"][0]["reason"] == "too many connections"
+    assert len(os.listdir(f"/proc/{service.pid}/fd")) < 700  # noqa: PTH208 - no I/O
+
+
+async def _limits(service: Service) -> dict[str, Any]:
+    found: dict[str, Any] = (await service.api("GET", "/limits")).json()
+    return found
+
+
 async def test_half_a_header_and_half_a_body_cost_only_themselves(service: Service) -> None:
     service.config |= {"header_timeout": "300ms", "body_timeout": "300ms"}
     await service.kill()
@@ -103,12 +156,15 @@ async def test_half_a_header_and_half_a_body_cost_only_themselves(service: Servi
     host, port = service.url.removeprefix("http://").split(":")
     token = (service.state / "token").read_text().strip()
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nAuth")
+    writer.write(b"POST / HTTP/1.1\r\nHost: localhost\r\nAuth")
     async with asyncio.timeout(5):
         assert await reader.read() == b""
     writer.close()
     reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 99\r\n\r\n{{"
+    head = (
+        f"POST / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+        "Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
     writer.write(head.encode())
     async with asyncio.timeout(5):
         assert b" 408 " in await reader.readline()

@@ -553,23 +553,6 @@ async def test_a_handler_may_take_longer_than_headers_or_body() -> None:
         assert (await post).status_code == 202
 
 
-async def test_connections_beyond_the_bound_are_closed_and_room_is_made_again() -> None:
-    async with serving(connections=ConnectionLimits(max_connections=2)) as server:
-        async with server.connected() as first, server.connected() as second:
-            for wire in (first, second):
-                wire.send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-                assert await wire.status() == 200
-            async with server.connected() as third:
-                assert await third.closed(within=2) == b""
-        async with asyncio.timeout(5):
-            while True:
-                try:
-                    assert (await server.client.get("/healthz")).status_code == 200
-                    break
-                except httpx.TransportError:
-                    await asyncio.sleep(0.01)
-
-
 # --- stopping -----------------------------------------------------------------------------------
 
 
