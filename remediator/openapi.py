@@ -87,7 +87,7 @@ def _operation(route: Route, schemas: _Schemas) -> dict[str, Any]:
         operation["description"] = f"Needs a role that may {route.permission}."
     if route.request is not None:
         schema = schemas.add(route.request, "validation")
-        operation["requestBody"] = {"content": {"application/json": {"schema": schema}}}
+        operation["requestBody"] = {"content": {route.takes: {"schema": schema}}}
     return operation
 
 
@@ -131,7 +131,9 @@ def _responses(route: Route, schemas: _Schemas) -> dict[str, Any]:
 
 
 def _errors(route: Route) -> list[int]:
-    framed = {401, 403} if route.permission else set()
+    framed = {401, 403, 503} if route.permission else {403}
+    if route.method == "POST":
+        framed.add(415)
     if route.query is not None:
         framed.add(422)
     if route.request is not None and route.decodes:

@@ -24,6 +24,7 @@ from remediator.access import Access, Permission, Principal
 from remediator.bodies import BodyLimits, Fault, ask_later, receive
 from remediator.errors import Refused, RejectedDelivery, RemediatorError, TemporaryError
 from remediator.model import Value
+from remediator.origins import Names, host_fault, origin_fault
 
 RETRY_AFTER = 5
 """Seconds after which a sender that got a 503 may try again."""
@@ -35,6 +36,10 @@ CROWDED: web.RequestKey[bool] = web.RequestKey("crowded", bool)
 """Key of a request on a connection that is kept for operators and open routes."""
 ID = "[0-9A-Za-z_.:-]{1,100}"
 """Pattern of an id in a path; anything else is no such route."""
+JSON = "application/json"
+"""Content type of what is sent here, and of most answers."""
+FORM = "application/x-www-form-urlencoded"
+"""Content type that Slack sends."""
 JSON_LINES = "application/x-ndjson"
 """Content type of an answer that is one JSON document a line."""
 _COMMAND_BODY = 64 * 1024
@@ -161,6 +166,8 @@ class Route:
     """Type of each line, where the answer is JSON lines."""
     events: Any = None
     """Type of each event where the answer is a stream of server-sent events."""
+    takes: str = JSON
+    """Content type of the body, where the method has one."""
     status: int = 200
     """Status of the good answer."""
     errors: tuple[int, ...] = ()
@@ -172,8 +179,8 @@ class Watch:
     """Where the application tells what it did; metrics hang here."""
 
     refused: Callable[[str], None] = lambda _reason: None
-    """Called for every 401 and 403 with ``no_credential``, ``unknown_credential`` or
-    ``not_allowed``."""
+    """Called for every 401 and 403 with ``no_credential``, ``unknown_credential``,
+    ``not_allowed``, ``unknown_host`` or ``foreign_page``."""
     answered: Callable[[str, str, int, float], None] = lambda *_: None
     """Called for every answer with the method, the route's path, the status and the seconds."""
 
@@ -184,11 +191,15 @@ def build_app(
     watch: Watch = Watch(),
     limits: BodyLimits = BodyLimits(),  # noqa: B008 - frozen
     clock: Callable[[], float] = time.monotonic,
+    names: Names = Names(),  # noqa: B008 - frozen
 ) -> web.Application:
-    """Make the application of ``routes``; serve it with ``listening``, which bounds it in time."""
+    """Make the application of ``routes``; serve it with ``listening``, which bounds it in time.
+
+    ``names`` are those that callers may call it by.
+    """
     app = web.Application(middlewares=[_answering(watch, clock)])
     app[STOPPING] = asyncio.Event()
-    guard = _Guard(access, watch.refused, clock)
+    guard = _Guard(access, watch.refused, clock, names)
     for route in routes:
         handler = _framed(route, guard, limits)
         path = re.sub(r"\{(\w+)\}", rf"{{\1:{ID}}}", route.path)
@@ -205,7 +216,10 @@ def _framed(
     command = BodyLimits(max_body=_COMMAND_BODY, timeout=limits.timeout)
 
     async def handle(request: web.Request) -> web.StreamResponse:
+        guard.refuse_foreign(request)
         principal = guard.admit(request, route.permission)
+        if route.method == "POST":
+            _require(route.takes, request)
         asked = _query(request, query) if query else None
         body = await _body(request, adapter, command) if adapter else None
         answer = await route.handler(Call(request, principal, asked, body))
@@ -214,7 +228,7 @@ def _framed(
         return web.Response(
             status=route.status,
             body=answer.model_dump_json().encode(),
-            content_type="application/json",
+            content_type=JSON,
         )
 
     return handle
@@ -224,13 +238,30 @@ class _Guard:
     """Lets callers in, or says loudly, but not more than once a second a reason, why not."""
 
     def __init__(
-        self, access: Access, refused: Callable[[str], None], clock: Callable[[], float]
+        self,
+        access: Access,
+        refused: Callable[[str], None],
+        clock: Callable[[], float],
+        names: Names,
     ) -> None:
+        self._names = names
         self._access = access
         self._refused = refused
         self._clock = clock
         self._said: dict[str, float] = {}
         self._unsaid: dict[str, int] = {}
+
+    def refuse_foreign(self, request: web.Request) -> None:
+        """Refuse what a browser does for a page that is not ours; reading needs a known host."""
+        headers = request.headers
+        host = headers.get("Host")
+        fault, reason = host_fault(host, self._names), "unknown_host"
+        if fault is None and request.method not in ("GET", "HEAD"):
+            given = (headers.getall(name, []) for name in ("Origin", "Sec-Fetch-Site"))
+            fault, reason = origin_fault(host, *given), "foreign_page"
+        if fault is not None:
+            self._refuse(reason, request, None)
+            raise Problem(403, fault)
 
     def admit(self, request: web.Request, permission: Permission | None) -> Principal | None:
         if permission is None:
@@ -240,10 +271,11 @@ class _Guard:
         if principal is None:
             reason = "unknown_credential" if header else "no_credential"
             self._refuse(reason, request, None)
-            schemes = 'Bearer realm="remediator", Basic realm="remediator", charset="UTF-8"'
+            # never basic: a browser would ask for it, and send it along with every page's calls
+            scheme = 'Bearer realm="remediator"'
             detail = "the credential is not known here" if header else "a credential is needed"
             raise Problem(
-                401, f"{detail}: a bearer token, or basic", headers={"WWW-Authenticate": schemes}
+                401, f"{detail}: a bearer token, or basic", headers={"WWW-Authenticate": scheme}
             )
         if not principal.may(permission):
             self._refuse("not_allowed", request, principal)
@@ -276,6 +308,14 @@ class _Guard:
             remote=request.remote,
             more_since_last=self._unsaid.pop(reason, 0),
         )
+
+
+def _require(takes: str, request: web.Request) -> None:
+    """Refuse a body of another content type: what a page may send unasked is none of ours."""
+    if "Content-Type" not in request.headers and not request.body_exists:
+        return
+    if "Content-Type" not in request.headers or request.content_type != takes:
+        raise Problem(415, f"the body should be {takes}, and say so in Content-Type")
 
 
 def _query(request: web.Request, adapter: TypeAdapter[Any]) -> Any:

@@ -94,7 +94,7 @@ class Service:
 
     def _client(self, token_file: str) -> httpx.AsyncClient:
         token = (self.state / token_file).read_text().strip()
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         # plain HTTP: without `verify=False` each client would first load all authorities (40 ms)
         return httpx.AsyncClient(base_url=self.url, headers=headers, timeout=20, verify=False)
 

@@ -51,6 +51,7 @@ from remediator.intake.slack import slack_routes
 from remediator.intake.turnstile import Turnstile
 from remediator.mitigation.silencing import Silencing
 from remediator.openapi import with_description
+from remediator.origins import Names
 from remediator.playbook import PlaybookSet
 from remediator.ports import Silences
 from remediator.report.escalating import Escalating
@@ -287,6 +288,12 @@ def _called(telemetry: Telemetry) -> Callable[[str, str], None]:
     return lambda channel, result: telemetry.calls.labels(channel, result).inc()
 
 
+def names_of(settings: Settings) -> Names:
+    """Return the names that callers may call the service by."""
+    hosts = frozenset(settings.http.hosts)
+    return Names(hosts, only=settings.listen.is_loopback or bool(hosts))
+
+
 def _closing(telemetry: Telemetry) -> Callable[[str], None]:
     return lambda reason: telemetry.closed_connections.labels(reason).inc()
 
@@ -316,6 +323,7 @@ async def _listening(
         access,
         Watch(refused=_refusing(parts.telemetry)),
         body,
+        names=names_of(settings),
     )
     limits = ConnectionLimits(
         header_timeout=settings.header_timeout.total_seconds(),

@@ -27,7 +27,7 @@ from remediator.bodies import BodyLimits
 from remediator.errors import Refused, RejectedDelivery, TemporaryError
 from remediator.intake.server import refuse_when_stopping, utc_now
 from remediator.model import Consent, Value
-from remediator.routing import Call, Problem, Route, read_body
+from remediator.routing import FORM, Call, Problem, Route, read_body
 from remediator.views import Button, PlanReference
 
 PATH = "/slack/interactions"
@@ -199,6 +199,7 @@ def slack_routes(desk: Desk | None) -> tuple[Route, ...]:
             None,
             _Gate(desk).take,
             "Take a press of a button in Slack, signed by it",
+            takes=FORM,
             errors=(401, 408, 413, 503),
         ),
     )

@@ -98,6 +98,8 @@ async def test_unknown_paths_and_methods(service: Service) -> None:
         assert (await client.put(WEBHOOK)).status_code == 405
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/readyz")).status_code == 200
+        rebound = await client.get("/healthz", headers={"Host": "rebound.example.com"})
+        assert rebound.status_code == 403
         metrics = (await client.get("/metrics")).text
     assert "remediator_deliveries_total" in metrics
 

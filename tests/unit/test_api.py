@@ -65,6 +65,7 @@ ENTRY = Entry(
     data={"by": "ann"},
     mac="00:00",
 )
+JSON = {"Content-Type": "application/json"}
 ANN = {"Authorization": "Bearer operator-token"}
 VIEWER = {"Authorization": "Bearer viewer-token"}
 INGEST = {"Authorization": "Bearer ingest-token"}
@@ -287,7 +288,10 @@ async def serving() -> AsyncIterator[Server]:
     async with (
         listening(app, "127.0.0.1", 0) as (host, port),
         httpx.AsyncClient(
-            base_url=f"http://{host}:{port}", trust_env=False, verify=False
+            base_url=f"http://{host}:{port}",
+            headers=JSON,
+            trust_env=False,
+            verify=False,
         ) as client,
     ):
         yield Server(recorder, client, app[STOPPING])

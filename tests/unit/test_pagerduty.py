@@ -43,6 +43,7 @@ from remediator.model import (
 from remediator.routing import STOPPING, build_app
 
 SAMPLES = Path(__file__).parent.parent / "samples"
+JSON = {"Content-Type": "application/json"}
 BODY = (SAMPLES / "pd_incident_triggered.json").read_bytes()
 NOW = datetime(2026, 11, 20, 15, 49, tzinfo=UTC)
 OLD, NEW = b"the-old-secret", b"the-new-secret"
@@ -466,7 +467,10 @@ async def door() -> AsyncIterator[Door]:
     async with (
         listening(app, "127.0.0.1", 0) as (host, port),
         httpx.AsyncClient(
-            base_url=f"http://{host}:{port}", trust_env=False, verify=False
+            base_url=f"http://{host}:{port}",
+            headers=JSON,
+            trust_env=False,
+            verify=False,
         ) as client,
     ):
         yield Door(kept, client, app[STOPPING])

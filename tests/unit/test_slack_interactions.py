@@ -28,7 +28,7 @@ from remediator.intake.listen import listening
 from remediator.intake.slack import PATH, Click, Desk, read_click, signature_fault, slack_routes
 from remediator.model import Consent, MitigationState, Phase
 from remediator.report.summary import summarise
-from remediator.routing import build_app
+from remediator.routing import FORM, build_app
 from remediator.views import Button, PlanReference
 from tests.incident_views import ID, mitigation, open_in
 
@@ -146,7 +146,11 @@ async def serving(*, secret: str | None = SECRET, desk: bool = True) -> AsyncIte
         async with (
             listening(app, "127.0.0.1", 0) as (host, port),
             httpx.AsyncClient(
-                base_url=f"http://{host}:{port}", trust_env=False, verify=False, timeout=5
+                base_url=f"http://{host}:{port}",
+                headers={"Content-Type": FORM},
+                trust_env=False,
+                verify=False,
+                timeout=5,
             ) as client,
         ):
             server.url, server.client = f"http://{host}:{port}", client
