@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
-from remediator.adapters.kubernetes_managers import last_other_writer
+from remediator.adapters.kubernetes_managers import Wrote, last_other_writer
 from remediator.adapters.kubernetes_members import members_in_turn, quorum
 from remediator.adapters.kubernetes_objects import (
     Object,
@@ -164,14 +164,20 @@ def _may_miss(deployment: Object, replicas: int) -> int:
 
 def others_hands_off(scene: Scene, found: Object, change: Json) -> None:
     """Refuse to change what somebody else has set just now: a human, an autoscaler, a release."""
-    wrote = last_other_writer(found, change) if scene.hands_off else None
-    if wrote is None or scene.now - wrote.at >= scene.hands_off:
+    sets = scene.replica_sets if found is scene.live else ()
+    wrote = last_other_writer(found, change, sets) if scene.hands_off else None
+    if wrote is None or (wrote.at is not None and scene.now - wrote.at >= scene.hands_off):
         return
-    ago = max(scene.now - wrote.at, timedelta(0))
     raise BackendRefused(
-        f"{wrote.manager} set it {int(ago.total_seconds() / 60)} min ago; what others set within"
+        f"{wrote.manager} set it {_ago(wrote, scene.now)}; what others set within"
         f" {format_duration(scene.hands_off)} is not changed"
     )
+
+
+def _ago(wrote: Wrote, now: datetime) -> str:
+    if wrote.at is None:
+        return "at a time that is not known"
+    return f"{int(max(now - wrote.at, timedelta(0)).total_seconds() / 60)} min ago"
 
 
 def effect_on(live: Object, kind: str | None = None) -> str | None:
