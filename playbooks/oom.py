@@ -22,6 +22,7 @@ from remediator import (
     Finding,
     Findings,
     FindingStatus,
+    Hindrance,
     Item,
     Kills,
     Memory,
@@ -45,6 +46,7 @@ from remediator import (
     cramped,
     hindrance,
     in_mebibytes,
+    limit_to_raise,
     log_evidence,
     memory_of,
     memory_was_raised,
@@ -242,23 +244,24 @@ class OOM(Playbook[OOMParameters]):
             wait = AGAIN if hindered.passes else None
             return Proposal(reason=f"Nothing is changed: {hindered.reason}.", wait=wait)
         if killed.kills:
-            return self._after_kills(context, findings, workload, killed)
+            return self._after_kills(context, findings, workload, killed, pods)
         return self._before_kills(context, findings, pods)
 
     def _after_kills(
-        self, context: Context, findings: Findings, workload: Workload, found: Kills
+        self,
+        context: Context,
+        findings: Findings,
+        workload: Workload,
+        found: Kills,
+        pods: Standing,
     ) -> Proposal:
         """Raise the limit of the container that was killed last, once."""
         killed, cap = found.kills[0], self.parameters.memory_max
-        container = next((c for c in workload.containers if c.name == killed.container), None)
-        limit = container.memory_limit if container else None
-        was = f"{killed.container} was killed at its limit of {in_mebibytes(limit)}"
-        if container is None or limit is None:
-            named = killed.container
-            return Proposal(reason=f"{named} was killed without a limit: its node is short.")
-        if killed.limit != limit:
-            reason = f"{was}, but the limit has changed since: the new pods are waited for."
-            return Proposal(reason=reason, wait=AGAIN)
+        container = limit_to_raise(killed, workload, pods)
+        if isinstance(container, Hindrance):
+            wait = AGAIN if container.passes else None
+            return Proposal(reason=f"{container.reason}.", wait=wait)
+        was, limit = killed.at_its_limit, container.memory_limit or 0
         if cap is None:
             return Proposal(reason=f"{was}; memory_max is not set, so it is not raised.")
         wanted = min(int(limit * self.parameters.memory_step), cap)

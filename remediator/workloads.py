@@ -5,6 +5,7 @@ Values only, free of the cluster's field names. Memory is in bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import AwareDatetime
@@ -20,6 +21,60 @@ def effect_of(kind: str) -> str:
     return f"{EFFECT}.{kind}"
 
 
+class Granted(Value):
+    """What a container, or a pod as a whole, asks for and may use at most."""
+
+    memory_request: int | None = None
+    memory_limit: int | None = None
+    cpu_request: int | None = None
+    """Thousandths of a core."""
+    cpu_limit: int | None = None
+    """Thousandths of a core."""
+
+    @property
+    def cpu(self) -> int | None:
+        """Thousandths of a core that it may use, or asked for where nothing limits it."""
+        return self.cpu_limit or self.cpu_request
+
+
+class Container(Granted):
+    """What is the same of a container in a template and in a pod."""
+
+    name: str
+    init: bool
+    sidecar: bool = False
+    """An init container that runs beside the others (``restartPolicy: Always``)."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether it runs as long as its pod does."""
+        return self.sidecar or not self.init
+
+
+class Contained(Value):
+    """A pod, or a workload by the template of its pods."""
+
+    containers: tuple[Container, ...]
+    whole: Granted = Granted()
+    """What is set for a pod as a whole (``spec.resources``), above its containers."""
+
+    @property
+    def memory_limit(self) -> int | None:
+        """Bytes that all that runs in a pod may use together; None where something has no limit."""
+        return self.whole.memory_limit or _sum(c.memory_limit for c in self.containers if c.stays)
+
+    @property
+    def cpu(self) -> int | None:
+        """Thousandths of a core that they may use, or asked for where nothing limits them."""
+        together = _sum(container.cpu for container in self.containers if container.stays)
+        return self.whole.cpu_limit or together or self.whole.cpu_request
+
+
+def _sum(sizes: Iterable[int | None]) -> int | None:
+    known = tuple(sizes)
+    return sum(size for size in known if size) if known and all(known) else None
+
+
 class Termination(Value):
     """The end of one run of a container."""
 
@@ -29,11 +84,9 @@ class Termination(Value):
     finished_at: AwareDatetime | None
 
 
-class ContainerState(Value):
-    """One container of a pod, init containers included."""
+class ContainerState(Container):
+    """One container of a pod, with what it has been granted as it runs, resized or not."""
 
-    name: str
-    init: bool
     state: Literal["running", "waiting", "terminated", "unknown"]
     reason: str
     """Why it waits or ended, such as ``CrashLoopBackOff``; empty while it runs."""
@@ -41,8 +94,6 @@ class ContainerState(Value):
     restarts: int
     ended: Termination | None
     """Its most recent end: the present one where it is terminated, else the one before."""
-    memory_request: int | None
-    memory_limit: int | None
 
     @property
     def oom_killed(self) -> bool:
@@ -50,7 +101,7 @@ class ContainerState(Value):
         return self.ended is not None and self.ended.reason == "OOMKilled"
 
 
-class Pod(Value):
+class Pod(Contained):
     """One pod, with what identifies it beyond doubt."""
 
     name: str
@@ -62,22 +113,15 @@ class Pod(Value):
     created_at: AwareDatetime
     node: str | None
     containers: tuple[ContainerState, ...]
+    revision: str = ""
+    """Tells pods that were made from different templates."""
 
 
-class ContainerResources(Value):
-    """What the deployment asks for one container of its pods."""
-
-    name: str
-    init: bool
-    memory_request: int | None
-    memory_limit: int | None
-    cpu_request: int | None = None
-    """Thousandths of a core."""
-    cpu_limit: int | None = None
-    """Thousandths of a core."""
+class ContainerResources(Container):
+    """What the deployment asks for one container of its pods; admission may set more."""
 
 
-class Workload(Value):
+class Workload(Contained):
     """A deployment as it is now."""
 
     namespace: str

@@ -132,6 +132,20 @@ class Recorded:
         ):
             yield lever
 
+    def uses(self, cpu: str, *memory: str) -> None:
+        """Measure all pods: so many cores, and memory by container."""
+        cores = (cpu, *("0" for _ in memory[1:]))
+        used = [{"name": m, "usage": {"cpu": c, "memory": m}} for c, m in zip(cores, memory)]
+        self.usage = [
+            {
+                "metadata": {"name": pod["metadata"]["name"]},
+                "timestamp": SEEN_AT.isoformat(),
+                "window": "30s",
+                "containers": used,
+            }
+            for pod in self.pods
+        ]
+
     def app(self) -> web.Application:
         """Return the API server."""
         metadata = self.deployment["metadata"]
@@ -144,12 +158,14 @@ class Recorded:
         add = app.router.add_get
         add(f"{apps}/deployments/{name}", _says(lambda: self.deployment))
         add(f"{apps}/replicasets", _says(lambda: {"items": self._sets()}))
+        add(f"{core}/pods/{{pod}}/log", _log)
         add(f"{core}/pods", _says(lambda: {"items": self.pods}))
         add(f"{core}/resourcequotas", _says(lambda: {"items": []}))
         add(f"{core}/events", _says(lambda: {"items": []}))
         add(scaling, _says(lambda: served_at))
         add(scalers, _says(lambda: {"items": []}))
         add(f"{measured}/namespaces/{space}/pods", _says(lambda: {"items": self.usage}))
+        app.router.add_post(f"{core}/pods/{{pod}}/eviction", _allows)
         app.router.add_patch(f"{apps}/deployments/{name}", self._patch)
         return app
 
@@ -165,6 +181,14 @@ class Recorded:
         owner = {"uid": self.deployment["metadata"]["uid"], "controller": True}
         metadata = {"name": reference["name"], "uid": reference["uid"], "ownerReferences": [owner]}
         return [{"metadata": metadata, "spec": {"replicas": len(self.pods)}}]
+
+
+async def _allows(request: web.Request) -> web.Response:
+    return web.json_response({"kind": "Status", "status": "Success"}, status=201)
+
+
+async def _log(request: web.Request) -> web.Response:
+    return web.Response(text="allocated\n")
 
 
 def _says(what: Callable[[], Any]) -> Callable[[web.Request], Any]:

@@ -14,8 +14,10 @@ from remediator.adapters.kubernetes_objects import (
     Object,
     amount,
     is_stateful,
+    read_pod,
     read_workload,
     uid_of,
+    written,
 )
 from remediator.errors import BackendRefused
 from remediator.model import (
@@ -29,6 +31,8 @@ from remediator.model import (
 from remediator.workloads import EFFECT, Workload, effect_of
 
 Json = dict[str, JsonValue]
+_VERTICALLY_SCALED = frozenset({"vpaUpdates", "vpaObservedContainers"})
+"""Annotations of pods whose size the vertical pod autoscaler sets when they are made."""
 
 
 class Scene(NamedTuple):
@@ -145,6 +149,35 @@ def in_turn(scene: Scene) -> None:
         (kind != "RollingUpdate", f"its strategy {kind} would stop all pods at once"),
         (gone >= replicas, f"its maxUnavailable {missing} would stop all pods at once"),
     )
+
+
+def as_declared(scene: Scene, name: str, limit: int) -> None:
+    """Refuse to raise a limit that the pods do not have: somebody else sets another one."""
+    for pod in map(read_pod, scene.pods):
+        for container in () if pod.terminating else pod.containers:
+            has = container.memory_limit
+            if container.name == name and has != limit:
+                had = "no memory limit" if has is None else f"a memory limit of {written(has)}"
+                raise BackendRefused(
+                    f"{name} of {pod.name} has {had}, and the template says {written(limit)}:"
+                    " it was resized in place, or an autoscaler or a webhook sets it"
+                )
+
+
+def keeps_resized(scene: Scene, pods: Sequence[Object]) -> None:
+    """Refuse to replace ``pods`` that were resized in place: the new ones would have less again."""
+    declared = {c.name: c.memory_limit for c in read_workload(scene.live).containers}
+    for found in pods:
+        if _VERTICALLY_SCALED & (found["metadata"].get("annotations") or {}).keys():
+            continue  # the autoscaler gives the new pod as much
+        pod = read_pod(found)
+        for container in () if pod.terminating else pod.containers:
+            limit, has = declared.get(container.name), container.memory_limit
+            if limit is not None and has is not None and has > limit:
+                raise BackendRefused(
+                    f"{container.name} of {pod.name} was resized in place to {written(has)},"
+                    f" and a new pod would have {written(limit)} again"
+                )
 
 
 def missing_at_once(scene: Scene) -> Instances:

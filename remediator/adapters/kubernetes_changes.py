@@ -19,8 +19,10 @@ from remediator.adapters.kubernetes_bounds import (
     RestartBounds,
     ScaleBounds,
     Scene,
+    as_declared,
     forbid,
     in_turn,
+    keeps_resized,
     missing_at_once,
     others_hands_off,
     patch_of,
@@ -164,6 +166,7 @@ def _restart(mitigation: Mitigation, scene: Scene) -> Preparation:
     bounds = read_bounds(mitigation, RestartBounds)
     workload = steady(scene, bounds)
     in_turn(scene)
+    keeps_resized(scene, scene.pods)
     least = bounds.min_ready
     forbid((workload.ready < least, f"{workload.ready} pods are ready; a restart needs {least}"))
     annotations: Json = {RESTARTED: scene.now.isoformat(timespec="seconds")}
@@ -184,6 +187,7 @@ def _evict(mitigation: Mitigation, scene: Scene) -> Preparation:
     pod = pods.get((str(meant[0]), str(meant[1])))
     if pod is None or pod.terminating:
         raise BackendRefused(f"already so: the pod {meant[0]} is gone or going")
+    keeps_resized(scene, [found for found in scene.pods if uid_of(found) == pod.uid])
     if is_stateful(scene.live):
         quorum(scene.live, scene.pods, pod.uid)
     left = sum(other.ready and not other.terminating for other in pods.values() if other != pod)
@@ -215,6 +219,7 @@ def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
         what = "no memory limit that could be raised" if found else "no such container"
         raise BackendRefused(f"container {name}: {what}")
     limit = found.memory_limit
+    as_declared(scene, name, limit)
     cap = f"{written(wanted)} is beyond the cap of {written(bounds.cap)}"
     forbid(
         (wanted > bounds.cap, cap),

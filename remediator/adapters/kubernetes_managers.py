@@ -82,11 +82,11 @@ def _scaled_at(found: Object, replica_sets: Sequence[Object]) -> datetime | None
 def _time(found: Object, part: str, field: str) -> datetime | None:
     """Return when the last one that writes ``field`` wrote anything; None without a time."""
     times = [
-        entry.get("time")
+        _at(entry["time"]) if entry.get("time") else None
         for entry in _entries(found)
         if field in ((entry.get("fieldsV1") or {}).get(part) or {})
     ]
-    return max(map(_at, times)) if times and all(times) else None
+    return None if None in times else max((at for at in times if at), default=None)
 
 
 def _entries(found: Object) -> Iterable[Mapping[str, Any]]:

@@ -15,6 +15,7 @@ from remediator.workloads import (
     Autoscaler,
     ContainerResources,
     ContainerState,
+    Granted,
     Pod,
     Revision,
     Termination,
@@ -37,6 +38,8 @@ _SUFFIXES = {
     **{suffix: Decimal(1000) ** power for power, suffix in enumerate("MGTPE", start=2)},
     **{f"{suffix}i": Decimal(1024) ** power for power, suffix in enumerate("KMGTPE", start=1)},
 }
+_REVISIONS = ("controller-revision-hash", "pod-template-hash")
+"""Labels that tell from which template a pod was made."""
 _EPOCH = datetime.min.replace(tzinfo=UTC)
 
 
@@ -182,6 +185,7 @@ def read_workload(deployment: Object) -> Workload:
         gitops=gitops_manager(deployment),
         annotations={key: text for key, text in annotations.items() if key != _MANIFEST},
         containers=tuple(_template_containers(spec["template"]["spec"])),
+        whole=Granted.model_validate(_granted(spec["template"]["spec"])),
     )
 
 
@@ -214,27 +218,26 @@ def _members(stateful: Object) -> str | None:
 
 
 def _template_containers(spec: Object) -> Iterator[ContainerResources]:
-    for key, init in (("initContainers", True), ("containers", False)):
+    for key in ("initContainers", "containers"):
         for container in spec.get(key) or ():
-            request, limit = _memory(container)
-            yield ContainerResources(
-                name=container["name"],
-                init=init,
-                memory_request=request,
-                memory_limit=limit,
-                cpu_request=millicores(_resources(container, "requests").get("cpu")),
-                cpu_limit=millicores(_resources(container, "limits").get("cpu")),
-            )
+            yield ContainerResources(**_named(container, key), **_granted(container))
 
 
-def _memory(container: Object) -> tuple[int | None, int | None]:
-    request = _resources(container, "requests").get("memory")
-    limit = _resources(container, "limits").get("memory")
-    return quantity(request), quantity(limit)
+def _named(container: Object, key: str) -> dict[str, Any]:
+    init = key == "initContainers"
+    sidecar = init and container.get("restartPolicy") == "Always"
+    return {"name": container["name"], "init": init, "sidecar": sidecar}
 
 
-def _resources(container: Object, kind: Literal["requests", "limits"]) -> Object:
-    return (container.get("resources") or {}).get(kind) or {}
+def _granted(holder: Object) -> dict[str, int | None]:
+    """Read the ``resources`` of a container, of its status, or of a whole pod."""
+    resources = holder.get("resources") or {}
+    found: dict[str, int | None] = {}
+    for kind in ("request", "limit"):
+        amounts = resources.get(f"{kind}s") or {}
+        found[f"memory_{kind}"] = quantity(amounts.get("memory"))
+        found[f"cpu_{kind}"] = millicores(amounts.get("cpu"))
+    return found
 
 
 def read_pod(pod: Object) -> Pod:
@@ -250,32 +253,38 @@ def read_pod(pod: Object) -> Pod:
         created_at=metadata["creationTimestamp"],
         node=pod["spec"].get("nodeName"),
         containers=tuple(_containers(pod)),
+        whole=Granted.model_validate(_granted(pod["spec"])),
+        revision=_revision(metadata),
     )
+
+
+def _revision(metadata: Object) -> str:
+    labels = metadata.get("labels") or {}
+    return next((str(labels[key]) for key in _REVISIONS if key in labels), "")
 
 
 def _containers(pod: Object) -> Iterator[ContainerState]:
     status = pod.get("status") or {}
-    for key, init in (("initContainer", True), ("container", False)):
-        known = {s["name"]: s for s in status.get(f"{key}Statuses") or ()}
-        for container in pod["spec"].get(f"{key}s") or ():
-            yield _container(container, known.get(container["name"], {}), init=init)
+    for key in ("initContainers", "containers"):
+        known = {s["name"]: s for s in status.get(f"{key.removesuffix('s')}Statuses") or ()}
+        for container in pod["spec"].get(key) or ():
+            yield _container(container, known.get(container["name"], {}), key)
 
 
-def _container(container: Object, status: Object, *, init: bool) -> ContainerState:
+def _container(container: Object, status: Object, key: str) -> ContainerState:
     state = status.get("state") or {}
     now = next((name for name in ("running", "waiting", "terminated") if name in state), "unknown")
     ended = state.get("terminated") or (status.get("lastState") or {}).get("terminated")
-    request, limit = _memory(container)
+    # what the kubelet has given it already; a resize is in the spec before it is made
+    holder = status if status.get("resources") else container
     return ContainerState(
-        name=container["name"],
-        init=init,
+        **_named(container, key),
+        **_granted(holder),
         state=_state(now),
         reason=(state.get(now) or {}).get("reason") or "",
         ready=bool(status.get("ready")),
         restarts=status.get("restartCount", 0),
         ended=_termination(ended),
-        memory_request=request,
-        memory_limit=limit,
     )
 
 

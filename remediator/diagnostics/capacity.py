@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -23,7 +24,7 @@ from remediator.model import (
 )
 from remediator.playbook import Context, Findings, Parameters
 from remediator.ports import ConnectionUsage
-from remediator.workloads import Autoscaler, ContainerResources, PodUsage, Room, Workload
+from remediator.workloads import Autoscaler, Pod, PodUsage, Room, Workload
 
 STALE = timedelta(minutes=3)
 """Age from which on a measurement says nothing of now."""
@@ -128,7 +129,10 @@ class ScaleBounds(Parameters):
                 raise BackendUnavailable(f"cpu_query makes no sense: {share!r}") from error
         target = context.targets[role]
         workload = await context.workloads(role).workload(target)
-        return used_cpu(workload, await context.pods(role).usage(target), context.now)
+        measured, pods = await asyncio.gather(
+            context.pods(role).usage(target), context.pods(role).pods(target)
+        )
+        return used_cpu(workload, measured, context.now, pods)
 
     def wanted(self, grounds: Grounds) -> int:
         """Replicas after one step, inside the cap and the autoscaler's maximum."""
@@ -263,19 +267,19 @@ def _judged(*, problem: bool) -> FindingStatus:
     return FindingStatus.PROBLEM if problem else FindingStatus.FINE
 
 
-def used_cpu(workload: Workload, usage: Sequence[PodUsage], now: datetime) -> CpuUse:
-    """Compare what the pods use with their limits, or requests where there are no limits."""
-    containers = [container for container in workload.containers if not container.init]
-    amounts = [_granted(container) for container in containers]
-    if not containers or not all(amounts):
+def used_cpu(
+    workload: Workload, usage: Sequence[PodUsage], now: datetime, pods: Iterable[Pod] = ()
+) -> CpuUse:
+    """Compare what the pods use with their limits, or requests where there are no limits.
+
+    They may have others than their template says: from a LimitRange, an autoscaler, a resize.
+    """
+    fresh = [use for use in usage if now - use.at <= STALE]
+    own = {pod.name: pod.cpu for pod in pods}
+    granted = [own.get(use.pod) or workload.cpu for use in fresh]
+    if not all(granted):
         raise BackendUnavailable("a container has neither a limit nor a request of CPU")
-    fresh = [pod for pod in usage if now - pod.at <= STALE]
     if not fresh or len(fresh) < workload.ready:
         raise BackendUnavailable(f"{len(fresh)} of {workload.ready} pods are measured")
-    each = sum(amount for amount in amounts if amount)
-    share = sum(pod.cpu for pod in fresh) / (each * len(fresh))
+    share = sum(use.cpu for use in fresh) / sum(each for each in granted if each)
     return CpuUse(share=share, source=f"over {len(fresh)} pods")
-
-
-def _granted(container: ContainerResources) -> int | None:
-    return container.cpu_limit or container.cpu_request

@@ -54,6 +54,14 @@ class Kill(Value):
     at: AwareDatetime
     restarts: int
     limit: int | None
+    """Its own as it runs, or that of its whole pod."""
+    of_pod: bool = False
+    """Whether the limit is that of the whole pod."""
+
+    @property
+    def at_its_limit(self) -> str:
+        """Say that it was killed, and at which limit."""
+        return f"{self.container} was killed at its limit of {in_mebibytes(self.limit)}"
 
 
 class Kills(Value):
@@ -138,6 +146,10 @@ class Standing(Value):
     restarts: int
     oldest: AwareDatetime | None
     """When the oldest was made; None where there is no pod."""
+    revisions: int = 1
+    """Templates that they were made from: more than one while a rollout is under way."""
+    limits: dict[str, tuple[int | None, ...]] = Field(default_factory=dict)
+    """Memory limits that they have as they run, all that differ, by container."""
 
     @property
     def summary(self) -> str:
@@ -174,6 +186,48 @@ def memory_was_raised(workload: Workload) -> bool:
     return effect is not None and not effect.endswith("/reverted")
 
 
+def limit_to_raise(
+    killed: Kill, workload: Workload, pods: Standing
+) -> ContainerResources | Hindrance:
+    """Return the container of the template whose limit killed it, or why there is none to raise.
+
+    It is the pods that count: a LimitRange, an admission webhook, an autoscaler of their size or a
+    resize in place may have given them another limit than the template has.
+    """
+    if killed.limit is None:
+        return Hindrance(
+            f"{killed.container} was killed without a limit: its node is short", passes=False
+        )
+    container = next((c for c in workload.containers if c.name == killed.container), None)
+    declared = container.memory_limit if container else None
+    if killed.limit != declared and pods.revisions > 1:
+        said = "but the limit has changed since: the new pods are waited for"
+        return Hindrance(f"{killed.at_its_limit}, {said}", passes=True)
+    why = _not_its_own(killed, declared, pods.limits.get(killed.container, ()))
+    if container is None:
+        why = "it is not in the template: something injects it"
+    if container is None or why:
+        return Hindrance(f"{killed.at_its_limit}; it is not raised: {why}", passes=False)
+    return container
+
+
+def _not_its_own(killed: Kill, declared: int | None, had: Iterable[int | None]) -> str | None:
+    if killed.of_pod:
+        return "it is that of its whole pod (spec.resources), which is a human's to raise"
+    if declared is None:
+        return (
+            "the template names none, so a LimitRange or a webhook has set it;"
+            " name it in the manifest, then it can be raised"
+        )
+    if {killed.limit, *had} == {declared}:
+        return None
+    named = ", ".join(in_mebibytes(size) for size in had)
+    return (
+        f"the pods have {named or in_mebibytes(killed.limit)}, the template has"
+        f" {in_mebibytes(declared)}: somebody resized them in place, or an autoscaler sets it"
+    )
+
+
 def raised(container: ContainerResources, wanted: int) -> str:
     """Say what raising the limit of a container means, also for whoever releases it next."""
     follows = container.memory_request == container.memory_limit
@@ -206,11 +260,22 @@ def standing(pods: Iterable[Pod]) -> Standing:
         unready={pod.name: _states(pod) for pod in staying if not pod.ready},
         restarts=sum(container.restarts for pod in staying for container in pod.containers),
         oldest=min((pod.created_at for pod in staying), default=None),
+        revisions=len({pod.revision for pod in staying}),
+        limits=_limits(staying),
     )
 
 
+def _limits(pods: Iterable[Pod]) -> dict[str, tuple[int | None, ...]]:
+    """Return the memory limits of the containers by name, the largest first."""
+    found: dict[str, set[int | None]] = {}
+    for pod in pods:
+        for container in pod.containers:
+            found.setdefault(container.name, set()).add(container.memory_limit)
+    return {name: tuple(sorted(of, key=lambda size: -(size or 0))) for name, of in found.items()}
+
+
 def _states(pod: Pod) -> str:
-    bad = (c for c in pod.containers if not (c.init or c.ready))
+    bad = (c for c in pod.containers if c.stays and not c.ready)
     return ", ".join(f"{container.name} {container.reason or container.state}" for container in bad)
 
 
@@ -241,7 +306,8 @@ def recent_kills(pods: Iterable[Pod], oldest: datetime) -> Kills:
             container=container.name,
             at=container.ended.finished_at,
             restarts=container.restarts,
-            limit=container.memory_limit,
+            limit=container.memory_limit or pod.whole.memory_limit,
+            of_pod=container.memory_limit is None and pod.whole.memory_limit is not None,
         )
         for pod in pods
         for container in pod.containers
@@ -279,10 +345,12 @@ def pod_memory(pod: Pod, points: Iterable[Point], now: datetime) -> PodMemory | 
     ends = [c.ended.finished_at for c in pod.containers if c.ended and c.ended.finished_at]
     since = max([pod.created_at, *ends])
     values = [point.value for point in mine if point.at > since]
-    running = [c.memory_limit for c in pod.containers if not c.init]
-    limit = sum(found for found in running if found) if all(running) else None
     return PodMemory(
-        pod=pod.name, uid=pod.uid, used=int(mine[-1].value), limit=limit, growth=_growth(values)
+        pod=pod.name,
+        uid=pod.uid,
+        used=int(mine[-1].value),
+        limit=pod.memory_limit,
+        growth=_growth(values),
     )
 
 

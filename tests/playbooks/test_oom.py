@@ -340,10 +340,11 @@ async def test_a_leak_that_an_earlier_incident_gave_memory_to_gets_no_more() -> 
 
 
 async def test_the_limit_of_a_rollout_that_was_meant_to_cure_it_is_waited_for() -> None:
-    pods = Given((pod_of("a", killed=RECENT),), found=workload_of(limit=512 * MI))
-    proposal = await proposed(pods, {})
+    old = pod_of("a", killed=RECENT).model_copy(update={"revision": "old"})
+    new = pod_of("b", limit=512 * MI).model_copy(update={"revision": "new"})
+    proposal = await proposed(Given((old, new), found=workload_of(limit=512 * MI)), {})
     assert (proposal.mitigations, proposal.wait) == ((), timedelta(seconds=30))
-    assert "has changed since" in proposal.reason
+    assert "new pods are waited for" in proposal.reason
 
 
 async def test_without_a_limit_the_node_is_short_and_nothing_is_raised() -> None:
