@@ -135,7 +135,10 @@ class Recorded:
     def uses(self, cpu: str, *memory: str) -> None:
         """Measure all pods: so many cores, and memory by container."""
         cores = (cpu, *("0" for _ in memory[1:]))
-        used = [{"name": m, "usage": {"cpu": c, "memory": m}} for c, m in zip(cores, memory)]
+        used = [
+            {"name": m, "usage": {"cpu": c, "memory": m}}
+            for c, m in zip(cores, memory, strict=True)
+        ]
         self.usage = [
             {
                 "metadata": {"name": pod["metadata"]["name"]},

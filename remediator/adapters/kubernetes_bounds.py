@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import Field, JsonValue, ValidationError
 
 from remediator.adapters.kubernetes_managers import Wrote, last_other_writer
-from remediator.adapters.kubernetes_members import members_in_turn, quorum
+from remediator.adapters.kubernetes_members import members_in_turn, quorum_in_turn
 from remediator.adapters.kubernetes_objects import (
     Object,
     amount,
@@ -134,11 +134,14 @@ def steady(scene: Scene, bounds: Bounds) -> Workload:
     return workload
 
 
-def in_turn(scene: Scene) -> None:
-    """Refuse what would replace the pods of this workload other than one after the other."""
+def in_turn(scene: Scene, *, cures: bool = False) -> None:
+    """Refuse what would replace the pods of this workload other than one after the other.
+
+    ``cures`` says that a member which dies now and then does not any more once it is replaced.
+    """
     if is_stateful(scene.live):
         members_in_turn(scene.live)
-        quorum(scene.live, scene.pods)
+        quorum_in_turn(scene.live, scene.pods, scene.now, cures=cures)
         return
     replicas = read_workload(scene.live).replicas
     strategy = scene.live["spec"].get("strategy") or {}

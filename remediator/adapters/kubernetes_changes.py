@@ -31,7 +31,7 @@ from remediator.adapters.kubernetes_bounds import (
     steady,
 )
 from remediator.adapters.kubernetes_client import Change
-from remediator.adapters.kubernetes_members import MEMBERWISE, quorum
+from remediator.adapters.kubernetes_members import MEMBERWISE, quorum_without
 from remediator.adapters.kubernetes_objects import (
     Object,
     core_path,
@@ -189,7 +189,7 @@ def _evict(mitigation: Mitigation, scene: Scene) -> Preparation:
         raise BackendRefused(f"already so: the pod {meant[0]} is gone or going")
     keeps_resized(scene, [found for found in scene.pods if uid_of(found) == pod.uid])
     if is_stateful(scene.live):
-        quorum(scene.live, scene.pods, pod.uid)
+        quorum_without(scene.live, scene.pods, pod.uid, scene.now)
     left = sum(other.ready and not other.terminating for other in pods.values() if other != pod)
     others = workload.replicas - 1
     forbid(
@@ -212,7 +212,7 @@ def _evict(mitigation: Mitigation, scene: Scene) -> Preparation:
 def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
     bounds = read_bounds(mitigation, MemoryBounds)
     workload = steady(scene, bounds)
-    in_turn(scene)
+    in_turn(scene, cures=True)
     name, wanted = bounds.container, bounds.limit
     found = next((c for c in workload.containers if c.name == name), None)
     if found is None or found.memory_limit is None:

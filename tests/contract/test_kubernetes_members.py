@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest_asyncio
 from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
 from remediator.app.rbac import reader_rights, rules, writer_rights
 from remediator.errors import BackendRefused
-from remediator.model import Figure, Instances, Item, MitigationState, SenseState
+from remediator.model import Figure, Instances, Item, Mitigation, MitigationState, SenseState
 from tests.kubernetes_fixtures import WRITE, Cluster, prepared, until
 
 MI = 1 << 20
@@ -46,6 +46,22 @@ async def unready(cluster: Cluster, pod: dict[str, Any]) -> None:
     """Let a member run without being ready, and let the controller see that."""
     conditions = [{"type": "Ready", "status": "False"}]
     await cluster.report(pod["metadata"]["name"], {"conditions": conditions})
+
+
+async def died(cluster: Cluster, pod: dict[str, Any], ago: timedelta) -> None:
+    """Let a member's container have been killed for want of memory, and be ready again."""
+    ended = (datetime.now(UTC) - ago).isoformat(timespec="seconds")
+    killed = {"reason": "OOMKilled", "exitCode": 137, "startedAt": ended, "finishedAt": ended}
+    container = {
+        "name": "app",
+        "image": "registry.invalid/store:1",
+        "imageID": "",
+        "ready": True,
+        "restartCount": 1,
+        "state": {"running": {"startedAt": ended}},
+        "lastState": {"terminated": killed},
+    }
+    await cluster.report(pod["metadata"]["name"], {"containerStatuses": [container]})
 
 
 async def members(cluster: Cluster) -> list[dict[str, Any]]:
@@ -116,6 +132,50 @@ async def test_memory_of_the_members_is_raised_and_put_back(
     assert (await lever.apply(raised, "key")).state is MitigationState.APPLIED
     await cluster.settle_members()
     assert (await lever.revert(raised, "key")).state is MitigationState.REVERTED
+
+
+def memory_plan(cluster: Cluster) -> Mitigation:
+    return cluster.member_plan("set_memory", container="app", limit=400 * MI, cap=512 * MI)
+
+
+async def test_memory_of_three_members_is_not_raised_while_the_first_of_them_keeps_dying(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    """Members 2 and 1 are replaced before it, and not made again while it is down."""
+    await cluster.stateful(3)
+    first, second, _ = await members(cluster)
+    await died(cluster, first, timedelta(seconds=30))
+    left = r"1 of 3 members would be left while store-0 may die again"
+    for plan in (
+        memory_plan(cluster),
+        cluster.member_plan("restart_rollout"),
+        cluster.member_plan("evict_pod", item_of(second)),
+    ):
+        with pytest.raises(BackendRefused, match=left):
+            await lever.prepare(plan)
+    await lever.prepare(cluster.member_plan("evict_pod", item_of(first)))
+
+
+async def test_memory_is_raised_where_the_dying_member_is_replaced_first(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    await cluster.stateful(3)
+    *_, last = await members(cluster)
+    await died(cluster, last, timedelta(seconds=30))
+    await prepared(lever, memory_plan(cluster))
+    with pytest.raises(BackendRefused, match="store-2 may die again"):  # which a restart leaves so
+        await lever.prepare(cluster.member_plan("restart_rollout"))
+
+
+async def test_a_member_that_died_long_ago_or_is_one_of_many_stops_nothing(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    await cluster.stateful(5)
+    first, second, *_ = await members(cluster)
+    await died(cluster, first, timedelta(seconds=30))
+    await died(cluster, second, timedelta(minutes=31))
+    raised = await prepared(lever, memory_plan(cluster))
+    assert Instances.of(raised.before) == Instances(touched=1, of_all=5)
 
 
 @pytest.mark.parametrize(
