@@ -19,7 +19,7 @@ FROM ${BASE}
 ARG VERSION=0.1.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="remediator" \
-      org.opencontainers.image.description="Event-driven alert remediation: diagnose, pull one bounded lever, check that it helped, explain." \
+      org.opencontainers.image.description="Event-driven alert remediation: diagnose, make one bounded change, check that it helped, explain." \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"

@@ -123,6 +123,11 @@ class IncidentSummary(Value):
     replay_of: str | None
     opened_at: AwareDatetime
     closed_at: AwareDatetime | None
+    alertname: str = ""
+    """The `alertname` of one of its alerts; empty where none is left."""
+    needs_human: bool = False
+    """Whether a person has to act now: its plan waits for approval, or it was handed to a human,
+    its alert still fires and nobody has acknowledged it."""
 
 
 class IncidentView(IncidentSummary):

@@ -1,6 +1,6 @@
 """The ``remediator`` command: runs the service, and operates a running one over its API.
 
-Exit codes: 0 fine, 1 the service said no or a check found errors, 2 the command line or the
+Exit codes: 0 fine, 1 the service refused or a check found errors, 2 the command line or the
 configuration is wrong, 3 the service cannot be reached.
 """
 
@@ -13,30 +13,28 @@ from typing import Annotated
 
 import typer
 
-from remediator.cli import audit, loaded, local, oncall, operate, windows
+from remediator.cli import audit, loaded, local, operate, reading, windows
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import plain
 from remediator.errors import ConfigError, RemediatorError
 
 app = typer.Typer(
     name="remediator",
-    help="Diagnose alerts, pull one bounded lever, check that it helped, explain.",
+    help="Diagnose alerts, make one bounded change, check that it helped, explain.",
     epilog="The commands from `incidents` on talk to a running service: REMEDIATOR_URL"
     " (default http://127.0.0.1:8080) and REMEDIATOR_TOKEN, or the operator-token file in the"
     " state folder of a service on this machine: REMEDIATOR_STATE_DIR, else `state_dir` of"
     " REMEDIATOR_CONFIG or ./remediator.yaml, else the default.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
     *(local.serve, local.demo, local.check, local.rbac, local.schema, local.migrate, local.version),
-    *(operate.incidents, operate.approve, operate.reject, operate.cancel, oncall.acknowledge),
-    oncall.report,
-    operate.replay,
-    *(operate.pause, operate.resume, loaded.playbooks, operate.limits, operate.deadletters),
+    *(reading.incidents, operate.approve, operate.reject, operate.cancel, operate.acknowledge),
+    *(reading.report, operate.replay, operate.pause, operate.resume),
+    *(loaded.playbooks, reading.limits, reading.deadletters),
 ):
     app.command()(command)
 app.add_typer(windows.maintenance)

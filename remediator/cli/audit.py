@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from remediator.audit import Begin, End, Entry, Head, Key, Keys, Record, read_record
-from remediator.cli.client import Api
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.operate import Json, print_json, say
-from remediator.verification import Flaw, Verification
-from remediator.verifying import Verifier
+from remediator.cli.text import since_then
+
+if TYPE_CHECKING:
+    from remediator.verification import Flaw, Verification
 
 VERIFYING = 600.0
 """Seconds to wait until the service has verified everything."""
@@ -33,13 +32,18 @@ def export_audit(
     incident: Annotated[str | None, typer.Option(metavar="ID", help="Only this incident.")] = None,
     since: Annotated[
         str | None,
-        typer.Option(metavar="TIME", help="Only from then on, such as 2026-01-31T00:00:00Z."),
+        typer.Option(metavar="TIME", help="Only newer: 30m, 2h, 7d, or 2026-01-31T00:00:00Z."),
     ] = None,
 ) -> None:
     """Write the journal to stdout as it is sealed, one JSON document a line."""
-    asked = {"incident": incident, "since": since}
+    from remediator.cli.client import Api
+    from remediator.cli.ids import incident_id
+
+    since = since_then(since).isoformat() if since else None
     last = ""
     with Api() as api:
+        incident = incident_id(api, incident) if incident else None
+        asked = {"incident": incident, "since": since}
         for line in api.lines("/audit", {k: v for k, v in asked.items() if v is not None}):
             sys.stdout.write(f"{line}\n")
             last = line
@@ -75,10 +79,15 @@ def verify_audit(
     if file is None and (key_file or against):
         raise Failure(USAGE, "--key-file and --against belong to --file EXPORT")
     if file is not None:
-        found = _of_file(file, key_file or [], against)
+        from remediator.cli.exported import verified
+
+        found = verified(file, key_file or [], against)
         if as_json:
             typer.echo(found.model_dump_json())
     else:
+        from remediator.cli.client import Api
+        from remediator.verification import Verification
+
         with Api(timeout=VERIFYING) as api:
             answer = api.get("/audit/verify")
             if as_json:
@@ -127,65 +136,3 @@ def _flaw(flaw: Flaw) -> str:
 
 def _count(number: int, noun: str, many: str = "") -> str:
     return f"{number} {noun if number == 1 else many or noun + 's'}"
-
-
-# --- an export --------------------------------------------------------------------------------
-
-
-def _of_file(file: Path, key_files: Sequence[Path], against: Path | None) -> Verification:
-    keys = _keys(key_files)
-    earlier = {} if against is None else _heads(against)
-    records = _read(file)
-    begin = next(records, None)
-    if not isinstance(begin, Begin):
-        raise Failure(REFUSED, f"{file} does not begin as an export of the audit")
-    if earlier and not begin.whole:
-        raise Failure(USAGE, f"{file} is a part of the journal; --against needs all of it")
-    verifier = Verifier(keys, part=begin, earlier=earlier)
-    entries = 0
-    for record in _to_its_end(file, records):
-        match record:
-            case Entry():
-                entries += 1
-                verifier.entry(record)
-            case Head():
-                verifier.head(record)
-            case End() if record.entries != entries:
-                reason = f"it has {entries} entries, and its end says {record.entries}"
-                raise Failure(REFUSED, f"{file} is not complete: {reason}")
-    return verifier.result()
-
-
-def _heads(file: Path) -> dict[str, Head]:
-    """Read the heads of an earlier export, of which its last lines are enough."""
-    found = {h.chain: h for h in _to_its_end(file, _read(file)) if isinstance(h, Head)}
-    if not found:
-        raise Failure(REFUSED, f"{file} has no head of a chain: there is nothing to compare with")
-    return found
-
-
-def _to_its_end(file: Path, records: Iterator[Record]) -> Iterator[Record]:
-    last: Record | None = None
-    for last in records:
-        yield last
-    if not isinstance(last, End):
-        raise Failure(REFUSED, f"{file} is not complete: its last line is not the end of an export")
-
-
-def _read(file: Path) -> Iterator[Record]:
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            try:
-                yield read_record(line)
-            except ValueError:
-                reason = "is not as the export wrote it"
-                raise Failure(REFUSED, f"line {number} of {file} {reason}") from None
-
-
-def _keys(files: Sequence[Path]) -> Keys:
-    from remediator.sections import SecretRef  # noqa: PLC0415 - only here
-
-    if not files:
-        raise Failure(USAGE, "an export is verified with --key-file FILE, the key of the service")
-    first, *others = (Key(SecretRef(file=file).read({}).encode()) for file in files)
-    return Keys(first, tuple(others))

@@ -45,7 +45,7 @@ def state_dir(environ: Mapping[str, str]) -> Path:
 
 def _configured_state_dir(environ: Mapping[str, str]) -> Path | None:
     """Read the folder from the configuration; one that is wrong must not hold up a `pause`."""
-    from remediator.settings import CONFIG_FILE, load_settings  # noqa: PLC0415 - only here
+    from remediator.settings import CONFIG_FILE, load_settings
 
     if not environ.get("REMEDIATOR_CONFIG") and not Path(CONFIG_FILE).exists():
         return None
@@ -155,6 +155,7 @@ class Api:
                 UNREACHABLE,
                 f"the service at {self.url} does not answer within {self._timeout:g} s;"
                 " look at its log and at its store",
+                passes=True,
             ) from error
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
@@ -162,6 +163,7 @@ class Api:
                 UNREACHABLE,
                 f"no service answers at {self.url} ({reason});"
                 " start one with `remediator serve`, or set REMEDIATOR_URL",
+                passes=True,
             ) from error
 
     def _accepted(self, answer: httpx.Response) -> httpx.Response:
@@ -171,7 +173,7 @@ class Api:
         if answer.is_success and kind == "application/json" and _is_json(answer):
             return answer
         if kind == "application/problem+json" and _is_json(answer):
-            raise Failure(REFUSED, _problem(answer))
+            raise Failure(REFUSED, _problem(answer), passes=answer.status_code == 503)
         raise self._not_this(answer)
 
     def _not_this(self, answer: httpx.Response) -> Failure:
@@ -185,7 +187,7 @@ class Api:
     def _unauthorized(self) -> tuple[int, str]:
         if self._anonymous:
             return USAGE, (
-                f"the service at {self.url} wants a credential: set REMEDIATOR_TOKEN,"
+                f"the service at {self.url} needs a credential: set REMEDIATOR_TOKEN,"
                 " or REMEDIATOR_STATE_DIR to the folder of a service on this machine"
                 " (or REMEDIATOR_CONFIG to its configuration)"
             )
@@ -225,10 +227,10 @@ def _is_json(answer: httpx.Response) -> bool:
 def _problem(answer: httpx.Response) -> str:
     problem = answer.json()
     if not isinstance(problem, dict):
-        return f"the service said no: {answer.status_code}"
+        return f"the service refused ({answer.status_code}) without a reason"
     wrong = [e for e in problem.get("errors") or () if isinstance(e, dict) and e.get("message")]
     detail = str(problem.get("detail", ""))
     values = (f"{e.get('path')} {e['message']}" for e in wrong if e["message"] not in detail)
     parts = (problem.get("title"), detail, *values)
     text = ": ".join(str(part) for part in parts if part)
-    return f"the service said no ({answer.status_code}): {text or 'without a reason'}"
+    return f"the service refused ({answer.status_code}): {text or 'without a reason'}"

@@ -5,26 +5,21 @@ What they need is imported inside them, so that the other commands start fast.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import logging
 import os
-import platform
 import signal
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import structlog
 import typer
 
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import console, plain, styled
 from remediator.demo import ScenarioName
-from remediator.model import Mode, Risk
 
 if TYPE_CHECKING:
     from remediator.app import Running
@@ -46,8 +41,10 @@ def serve(*, config: Config = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # until the service itself listens to them
         signal.signal(number, lambda *_: sys.exit(0))
     settings = settings_of(config)
-    from remediator import app  # noqa: PLC0415 - loads the clients of every backend
-    from remediator.telemetry import configure_logging  # noqa: PLC0415 - the same
+    import asyncio
+
+    from remediator import app
+    from remediator.telemetry import configure_logging
 
     configure_logging(settings.log.format, settings.log.level, sys.stderr)
     first = not (settings.state_dir / "operator-token").exists()
@@ -63,6 +60,8 @@ def serve(*, config: Config = None) -> None:
 
 def _standing(settings: Settings) -> str:
     """Say how far the service may go, and who hears of it."""
+    from remediator.model import Mode, Risk
+
     every = [e.modes.values() for s in settings.catalogue().services for e in s.playbooks.values()]
     acting = sum(bool({Mode.APPROVE, Mode.AUTO} & set(modes)) for modes in every)
     default = settings.mode.over(dict.fromkeys(Risk, Mode.SHADOW))
@@ -77,7 +76,7 @@ def _standing(settings: Settings) -> str:
 
 def _welcome(running: Running) -> str:
     """Say, at the first start, where the service is and how Alertmanager reaches it."""
-    import yaml  # noqa: PLC0415 - only here
+    import yaml
 
     ingest = running.state_dir / "token"
     http = {"authorization": {"type": "Bearer", "credentials_file": str(ingest)}}
@@ -110,7 +109,7 @@ def demo(
 
     oom: a deployment outgrows its memory limit, on an emulated Kubernetes API.
     """
-    from remediator.demo.run import run  # noqa: PLC0415 - needs remediator[demo]
+    from remediator.demo.run import run
 
     raise typer.Exit(run(scenario))
 
@@ -122,7 +121,9 @@ def check(*, config: Config = None) -> None:
     Exit code 2: `serve` would not start with this configuration; 1: a backend or a right is missing.
     """
     settings = settings_of(config)
-    from remediator import app  # noqa: PLC0415 - loads the clients of every backend
+    import asyncio
+
+    from remediator import app
 
     with _without_log():  # what it would say is in the report
         report = asyncio.run(app.check(settings))
@@ -139,6 +140,8 @@ def check(*, config: Config = None) -> None:
 @contextlib.contextmanager
 def _without_log() -> Iterator[None]:
     """Keep the log off the screen inside the block."""
+    import structlog
+
     before = structlog.get_config()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
@@ -150,7 +153,9 @@ def _without_log() -> Iterator[None]:
 def migrate(*, config: Config = None) -> None:
     """Bring the store's schema up to this version."""
     settings = settings_of(config)
-    from remediator import app  # noqa: PLC0415 - loads the store
+    import asyncio
+
+    from remediator import app
 
     typer.echo(asyncio.run(app.migrate(settings)))
 
@@ -180,7 +185,7 @@ def rbac(
     A writer's Role is there only where a playbook's mode is approve or auto.
     """
     settings = settings_of(config)
-    from remediator.app import rbac as needed  # noqa: PLC0415 - loads the cluster's client
+    from remediator.app import rbac as needed
 
     accounts = (needed.Account.named(reader), needed.Account.named(writer))
     wanted = needed.Wanted(*accounts, cluster=cluster, namespaces=namespace or ())
@@ -190,7 +195,7 @@ def rbac(
 
 def schema() -> None:
     """Print the JSON Schema of the configuration file, for editors."""
-    from remediator.settings import settings_schema  # noqa: PLC0415 - loads the settings
+    from remediator.settings import settings_schema
 
     typer.echo(json.dumps(settings_schema(), indent=2))
 
@@ -202,17 +207,20 @@ def version() -> None:
 
 def version_line() -> str:
     """Return the version of this program and of Python."""
+    import platform
+    from importlib import metadata
+
     return f"remediator {metadata.version('remediator')}, Python {platform.python_version()}"
 
 
 def settings_of(config: Path | None) -> Settings:
     """Read the configuration, or raise ``ConfigError`` with all that is wrong with it."""
-    from remediator.configfile import WrongFile  # noqa: PLC0415 - only here
-    from remediator.settings import load_settings  # noqa: PLC0415 - loads the settings
+    from remediator.configfile import WrongFile
+    from remediator.settings import load_settings
 
     try:
         return load_settings(config, os.environ, Path.cwd())
     except WrongFile as error:
-        from remediator.app.checked import all_wrong  # noqa: PLC0415 - loads the backends
+        from remediator.app.checked import all_wrong
 
         raise all_wrong(error) from None

@@ -1,36 +1,26 @@
-"""The commands that talk to a running service, and to nothing but its API."""
+"""The commands that change something in a running service, over nothing but its API."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
-import time
-from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
-import httpx
 import typer
 
-from remediator.cli import render
-from remediator.cli.client import Api
 from remediator.cli.failure import REFUSED, USAGE, Failure
-from remediator.cli.text import console as open_console
 from remediator.cli.text import plain, show
-from remediator.model import MitigationState
-from remediator.views import (
-    DeadLetterView,
-    IncidentSummary,
-    IncidentView,
-    LimitView,
-    Page,
-    PauseView,
-)
 
-IncidentArgument = Annotated[str, typer.Argument(metavar="ID", help="Id of the incident.")]
+if TYPE_CHECKING:
+    import httpx
+
+    from remediator.cli.client import Api
+
+IncidentArgument = Annotated[
+    str, typer.Argument(metavar="ID", help="Id of the incident, or its beginning.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the API's JSON and nothing else.")]
 Scope = Annotated[
     str,
@@ -41,131 +31,6 @@ Scope = Annotated[
     ),
 ]
 
-WATCH_EVERY = 1.0
-"""Seconds between two looks."""
-STORED_ID = re.compile(r"[a-z]+-[0-9a-f]{12}-[0-9a-f]{10}")
-
-
-class Bounds(Page[LimitView]):
-    """The answer about limits: they, and what is paused."""
-
-    paused: list[PauseView]
-
-
-# --- reading ------------------------------------------------------------------------------------
-
-
-def incidents(
-    incident: Annotated[
-        str | None, typer.Argument(metavar="ID", help="Show this one, with its timeline.")
-    ] = None,
-    *,
-    state: Annotated[str | None, typer.Option(help="Only those: open or closed.")] = None,
-    service: Annotated[str | None, typer.Option(help="Only those of this service.")] = None,
-    outcome: Annotated[str | None, typer.Option(help="Only those that ended so.")] = None,
-    as_json: Json = False,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on showing what changes.")] = False,
-) -> None:
-    """List the incidents, newest first, or show one as a timeline."""
-    if as_json and watch:
-        raise Failure(USAGE, "--json prints one answer and --watch many; choose one of them")
-    filters = {"state": state, "service": service, "outcome": outcome}
-    given = {key: value for key, value in filters.items() if value is not None}
-    if incident is not None and given:
-        raise Failure(USAGE, f"one incident needs no --{', --'.join(given)}; leave the ID out")
-    path = "/incidents" if incident is None else f"/incidents/{quoted(incident)}"
-    with Api() as api:
-        if as_json:
-            print_json(api.get(path, given))
-        elif watch:
-            with suppress(KeyboardInterrupt):  # the way to end it
-                _follow(api, [incident]) if incident else _watch_incidents(api, given)
-        elif incident is None:
-            _list_incidents(api, given)
-        else:
-            _show_incident(api, incident)
-
-
-def _list_incidents(api: Api, filters: dict[str, str]) -> None:
-    page = _read_incidents(api, filters)
-    console = open_console()
-    show(render.incident_table(page.items) if page.items else "No incidents.")
-    if page.next is not None:
-        console.print("Older ones are left out; narrow with --state, --service or --outcome.")
-
-
-def _watch_incidents(api: Api, filters: dict[str, str]) -> None:
-    """Draw the table again and again; where nothing can be drawn over, print what changes."""
-    console = open_console()
-    shown: set[str] = set()
-    while True:
-        if console.is_terminal:
-            console.clear()
-            _list_incidents(api, filters)
-        else:
-            items = reversed(_read_incidents(api, filters).items)
-            lines = [render.incident_line(item) for item in items]
-            for line in lines:
-                if line not in shown:
-                    console.print(line, soft_wrap=True)
-            shown = set(lines)
-        time.sleep(WATCH_EVERY)
-
-
-def _read_incidents(api: Api, filters: dict[str, str]) -> Page[IncidentSummary]:
-    return api.read(api.get("/incidents", filters), Page[IncidentSummary])
-
-
-def _show_incident(api: Api, incident: str) -> None:
-    view = api.read(api.get(f"/incidents/{quoted(incident)}"), IncidentView)
-    show(render.incident_page(view, datetime.now(UTC)))
-
-
-def _follow(api: Api, ids: list[str]) -> None:
-    """Print the timelines of incidents as they grow, until all are closed."""
-    console = open_console()
-    seen = dict.fromkeys(ids, 0)
-    going = list(ids)
-    while going:
-        for incident in list(going):
-            view = api.read(api.get(f"/incidents/{quoted(incident)}"), IncidentView)
-            for event in view.timeline[seen[incident] :]:
-                console.print(render.timeline_line(event), soft_wrap=True)
-            seen[incident] = len(view.timeline)
-            if view.outcome is not None and view.closed_at is not None:
-                console.print(render.incident_line(view), soft_wrap=True)
-                going.remove(incident)
-        if going:
-            time.sleep(WATCH_EVERY)
-
-
-def limits(*, as_json: Json = False) -> None:
-    """List the bounds of all scopes, what is used of them, and what is paused."""
-    with Api() as api:
-        answer = api.get("/limits")
-        if as_json:
-            print_json(answer)
-            return
-        bounds = api.read(answer, Bounds)
-    console = open_console()
-    show(render.limit_table(bounds.items) if bounds.items else "No limits.")
-    for switch in bounds.paused:
-        console.print(render.pause_line(switch))
-
-
-def deadletters(*, as_json: Json = False) -> None:
-    """List what was received and could not be used."""
-    with Api() as api:
-        answer = api.get("/deadletters")
-        if as_json:
-            print_json(answer)
-            return
-        items = api.read(answer, Page[DeadLetterView]).items
-        show(render.dead_letter_page(items) if items else "No dead letters.")
-
-
-# --- acting -------------------------------------------------------------------------------------
-
 
 def approve(
     incident: IncidentArgument,
@@ -175,14 +40,19 @@ def approve(
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Show the plan that waits, ask, and approve exactly that."""
+    """Show the plan that waits for approval, ask, and approve exactly that plan."""
+    from remediator.cli.client import Api
+    from remediator.cli.ids import incident_id
+    from remediator.views import IncidentView
+
     with Api() as api:
+        incident = incident_id(api, incident)
         waiting = _plan_of(api, incident)
         if plan is not None and plan != waiting:
             message = f"the plan of {incident} is now {waiting}, not {plan}; read it and decide"
             raise Failure(REFUSED, message)
         if not yes:
-            _confirm("Do this?")
+            _confirm("Approve this plan?")
         answer = api.post(f"/incidents/{quoted(incident)}/approve", {"plan_hash": waiting})
         view = api.read(answer, IncidentView)
     say(f"Approved plan {waiting} of {incident}.")
@@ -193,6 +63,10 @@ def approve(
 
 def _plan_of(api: Api, incident: str) -> str:
     """Show the mitigation that waits for an approval and return its hash."""
+    from remediator.cli import render
+    from remediator.model import MitigationState
+    from remediator.views import IncidentView
+
     view = api.read(api.get(f"/incidents/{quoted(incident)}"), IncidentView)
     asked = [m for m in view.mitigations if m.state is MitigationState.AWAITING_APPROVAL]
     if not asked:
@@ -207,10 +81,9 @@ def reject(
     *,
     reason: Annotated[str, typer.Option(help="Why; kept in the timeline.")] = "",
 ) -> None:
-    """Refuse the plan that waits for approval."""
-    with Api() as api:
-        api.post(f"/incidents/{quoted(incident)}/reject", {"reason": reason})
-    say(f"Rejected the plan of {incident}.")
+    """Reject the plan that waits for approval."""
+    done = _decided(incident, "reject", {"reason": reason})
+    say(f"Rejected the plan of {done}.")
 
 
 def cancel(
@@ -219,9 +92,25 @@ def cancel(
     reason: Annotated[str, typer.Option(help="Why; kept in the timeline.")] = "",
 ) -> None:
     """Stop working on an incident."""
+    done = _decided(incident, "cancel", {"reason": reason})
+    say(f"Cancelled {done}.")
+
+
+def acknowledge(incident: IncidentArgument) -> None:
+    """Say that you are working on an incident: nobody else is called for a time."""
+    done = _decided(incident, "acknowledge", {})
+    say(f"Acknowledged {done}: nobody else is called for a time.")
+
+
+def _decided(incident: str, decision: str, body: dict[str, str]) -> str:
+    """Post a decision; return the whole id of the incident."""
+    from remediator.cli.client import Api
+    from remediator.cli.ids import incident_id
+
     with Api() as api:
-        api.post(f"/incidents/{quoted(incident)}/cancel", {"reason": reason})
-    say(f"Cancelled {incident}.")
+        incident = incident_id(api, incident)
+        api.post(f"/incidents/{quoted(incident)}/{decision}", body)
+    return incident
 
 
 def pause(
@@ -229,14 +118,18 @@ def pause(
     *,
     reason: Annotated[str, typer.Option(help="Why; shown wherever something is held.")] = "",
 ) -> None:
-    """Stop every change in a scope; alerts are still taken."""
+    """Stop every change in a scope; alerts are still received and diagnosed."""
+    from remediator.cli.client import Api
+
     with Api() as api:
         api.post("/pause", {"scope": scope, "reason": reason})
-    say(f"Paused {scope}. Go on with: remediator resume {scope}")
+    say(f"Paused {scope}. To resume: remediator resume {scope}")
 
 
 def resume(scope: Scope = "global") -> None:
     """Allow changes in a scope again."""
+    from remediator.cli.client import Api
+
     with Api() as api:
         api.post("/resume", {"scope": scope})
     say(f"Resumed {scope}.")
@@ -257,25 +150,37 @@ def replay(
     playbook: Annotated[str | None, typer.Option(help="Use this playbook.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Follow it until it is closed.")] = False,
 ) -> None:
-    """Play one alert again; a dry run unless told otherwise."""
+    """Handle one alert again; a dry run that changes nothing, unless --for-real is given."""
+    from remediator.cli.client import Api
+    from remediator.cli.listing import follow
+
     params = {"dry_run": "false" if for_real else "true"}
     if playbook is not None:
         params["playbook"] = playbook
     body = _body(what)
     with Api() as api:
-        answer = api.post("/replay", body, params).json()
-        opened = [str(incident) for incident in answer.get("incidents", [])]
-        kind = "dry run" if answer.get("dry_run", True) else "for real"
+        answer = api.post("/replay", body if body is not None else _stored(api, what), params)
+        done = answer.json()
+        opened = [str(incident) for incident in done.get("incidents", [])]
+        kind = "dry run" if done.get("dry_run", True) else "for real"
         for incident in opened:
             say(f"{incident}  ({kind}; see: remediator incidents {incident})")
         if not opened:
             raise Failure(REFUSED, "the replay opened no incident; see: remediator deadletters")
         if wait:
-            _follow(api, opened)
+            follow(api, opened)
+
+
+def _stored(api: Api, typed: str) -> dict[str, str]:
+    from remediator.cli.ids import stored_id
+
+    return {"id": stored_id(api, typed)}
 
 
 def _body(what: str) -> Any:
-    """Read the replay's body: stdin, a file, or a stored thing's id."""
+    """Read the replay's body from stdin or a file; None for a stored thing's id."""
+    from remediator.cli.ids import could_be_stored
+
     if what == "-":
         return _parsed("stdin", sys.stdin.read())
     file = Path(what)
@@ -285,8 +190,8 @@ def _body(what: str) -> Any:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise Failure(USAGE, f"cannot read {what}: {reason}") from error
-    if STORED_ID.fullmatch(what):
-        return {"id": what}
+    if could_be_stored(what):
+        return None
     raise Failure(USAGE, f"{what!r} is neither a file nor the id of a delivery, alert or incident")
 
 
@@ -312,7 +217,7 @@ def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
         raise Failure(USAGE, "there is no terminal to ask on; read the plan and use --yes")
     if not typer.confirm(question):
-        raise Failure(REFUSED, "not approved; the plan still waits")
+        raise Failure(REFUSED, "not approved; the plan still waits for approval")
 
 
 def say(line: str) -> None:

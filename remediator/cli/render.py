@@ -58,9 +58,9 @@ VERDICT_STYLES = {
     Assessment.CANNOT_TELL: DOUBT,
 }
 OPEN_MEANS = {
-    Phase.ACT: "it is being changed",
-    Phase.VERIFY: "changed; watching whether that helped",
-    Phase.REVERT: "it is being put back",
+    Phase.ACT: "the change is being made",
+    Phase.VERIFY: "changed; checking whether that helped",
+    Phase.REVERT: "the change is being reverted",
     Phase.SETTLE: "better; waiting for the alert to resolve",
 }
 TRY_AGAIN = frozenset({IncidentOutcome.SHADOWED, IncidentOutcome.DENIED, IncidentOutcome.ESCALATED})
@@ -104,23 +104,48 @@ class Said:
 # --- incidents ----------------------------------------------------------------------------------
 
 
-def incident_table(incidents: Iterable[IncidentSummary]) -> Table:
-    """Draw the list of incidents, a row each."""
-    made = table("Incident", "Opened", "Service and playbook", "Now", fixed=2)
+WIDE = 110
+"""Columns from which on an incident is one row of a table, and not two lines."""
+
+
+def incident_rows(
+    incidents: Iterable[IncidentSummary], now: datetime, width: int
+) -> RenderableType:
+    """Draw the list of incidents for a terminal of ``width`` columns, as of ``now``."""
+    if width < WIDE:
+        return Group(*(_two_lines(incident, now) for incident in incidents))
+    made = table("Incident", "Age", "Alert", "Service", "Playbook", "Status", fixed=2)
     for incident in incidents:
         made.add_row(
             styled(incident.id),
-            styled(moment(incident.opened_at, "%m-%d %H:%M")),
-            styled(f"{where(incident.system, incident.service)} {incident.playbook or '-'}"),
+            styled(age(incident.opened_at, now)),
+            styled(incident.alertname or "-"),
+            styled(where(incident.system, incident.service)),
+            styled(incident.playbook or "-"),
             _marked(incident),
         )
     return made
+
+
+def _two_lines(incident: IncidentSummary, now: datetime) -> Text:
+    text = styled(incident.id).append(f"  {age(incident.opened_at, now)}", ASIDE)
+    text.append("\n  ").append(plain(incident.alertname) or "an alert", "bold")
+    if incident.system and incident.service:
+        text.append(f" on {where(incident.system, incident.service)}")
+    return text.append(": ").append_text(_marked(incident))
+
+
+def age(at: datetime, now: datetime) -> str:
+    """Write how long ago something was."""
+    return lasting(now - at)
 
 
 def standing(incident: IncidentSummary) -> Text:
     """Say in a word or two where an incident stands: its outcome, or the step it is at."""
     if incident.outcome is not None:
         return styled(words(incident.outcome), OUTCOME_STYLES.get(incident.outcome, ""))
+    if incident.phase is Phase.APPROVAL:
+        return styled("approval needed", DOUBT)
     return styled(f"open: {words(incident.phase)}", DOUBT)
 
 

@@ -6,9 +6,13 @@ import os
 import sys
 import unicodedata
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
-from rich.console import Console, RenderableType
-from rich.text import Text
+from remediator.cli.failure import USAGE, Failure
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
 
 UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that move the cursor, turn the text round or cannot be written."""
@@ -24,6 +28,8 @@ def plain(value: object) -> str:
 
 def styled(value: object, style: str = "") -> Text:
     """Return ``value`` as rich text that is never read as markup."""
+    from rich.text import Text
+
     return Text().append(plain(value), style)
 
 
@@ -32,6 +38,8 @@ def console(*, stderr: bool = False) -> Console:
 
     Lines are folded for a terminal, or where ``COLUMNS`` gives a width; a pipe or a file has none.
     """
+    from rich.console import Console
+
     file = sys.stderr if stderr else sys.stdout
     folded = file.isatty() or "COLUMNS" in os.environ
     width = None if folded else UNFOLDED
@@ -50,6 +58,24 @@ def lasting(duration: timedelta) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size} {unit}"
     return f"{seconds} s"
+
+
+def since_then(typed: str) -> datetime:
+    """Read a time, or how long ago it was: ``30m``, ``2h``, ``7d``, ``2026-01-31T00:00:00Z``."""
+    from remediator.model import parse_duration
+
+    try:
+        ago = parse_duration(typed)
+    except ValueError:
+        ago = None
+    if isinstance(ago, timedelta):
+        return datetime.now(UTC) - ago
+    try:
+        at = datetime.fromisoformat(typed)
+    except ValueError:
+        form = "write a duration such as 30m, 2h or 7d, or a time such as 2026-01-31T00:00:00Z"
+        raise Failure(USAGE, f"{typed!r} is no time; {form}") from None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def words(code: object) -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from remediator.cli import render
-from remediator.cli.client import Api
 from remediator.cli.operate import Json, Scope, print_json, quoted, say
 from remediator.cli.text import moment, show
-from remediator.views import Page, WindowView
+
+if TYPE_CHECKING:
+    from remediator.cli.client import Api
+    from remediator.views import WindowView
 
 maintenance = typer.Typer(
     name="maintenance",
@@ -27,12 +28,15 @@ def start_maintenance(
     lasts: Annotated[str, typer.Option("--for", help="How long: 30m, 2h, 1d; 7d at most.")],
     reason: Annotated[str, typer.Option(help="Why; shown wherever something waits.")] = "",
 ) -> None:
-    """Let a maintenance window begin now."""
+    """Start a maintenance window now."""
+    from remediator.cli.client import Api
+    from remediator.views import WindowView
+
     with Api() as api:
         answer = api.post("/maintenance", {"scope": scope, "for": lasts, "reason": reason})
         window = api.read(answer, WindowView)
         say(f"Maintenance of {window.scope} until {moment(window.until)} UTC.")
-        say(f"End it before with: remediator maintenance end {window.id}")
+        say(f"To end it earlier: remediator maintenance end {window.id}")
         longer = [other for other in _running(api, window.scope) if other.until > window.until]
     if longer:
         say(_still(window.scope, longer))
@@ -40,7 +44,11 @@ def start_maintenance(
 
 @maintenance.command("list")
 def list_maintenance(*, as_json: Json = False) -> None:
-    """List the windows that run or come, of the configuration too."""
+    """List the windows that run or are planned, those of the configuration as well."""
+    from remediator.cli import render
+    from remediator.cli.client import Api
+    from remediator.views import Page, WindowView
+
     with Api() as api:
         answer = api.get("/maintenance")
         if as_json:
@@ -52,10 +60,17 @@ def list_maintenance(*, as_json: Json = False) -> None:
 
 @maintenance.command("end")
 def end_maintenance(
-    window: Annotated[str, typer.Argument(metavar="ID", help="Id of the window.")],
+    window: Annotated[
+        str, typer.Argument(metavar="ID", help="Id of the window, or its beginning.")
+    ],
 ) -> None:
-    """End a window that was ordered; what waits for its end goes on at once."""
+    """End a window that was started by hand; what waits for its end goes on at once."""
+    from remediator.cli.client import Api
+    from remediator.cli.ids import chosen
+    from remediator.views import WindowView
+
     with Api() as api:
+        window = chosen(window, (one.id for one in _windows(api)), "window")
         ended = api.read(api.delete(f"/maintenance/{quoted(window)}"), WindowView)
         say(f"Ended the maintenance window {ended.id} of {ended.scope}.")
         others = [other for other in _running(api, ended.scope) if other.id != ended.id]
@@ -66,8 +81,13 @@ def end_maintenance(
 def _running(api: Api, scope: str) -> list[WindowView]:
     """List the windows that run now over all of ``scope``."""
     over = {"global", scope.partition("/")[0], scope}
-    windows = api.read(api.get("/maintenance"), Page[WindowView]).items
-    return [window for window in windows if window.running and window.scope in over]
+    return [window for window in _windows(api) if window.running and window.scope in over]
+
+
+def _windows(api: Api) -> list[WindowView]:
+    from remediator.views import Page, WindowView
+
+    return api.read(api.get("/maintenance"), Page[WindowView]).items
 
 
 def _still(scope: str, others: list[WindowView]) -> str:

@@ -325,7 +325,7 @@ def _id(call: Call) -> str:
 async def _incident(records: Records, call: Call) -> IncidentView:
     view = await records.incident(_id(call))
     if view is None:
-        raise Problem(404, f"there is no incident {_id(call)}")
+        raise Problem(404, f"Incident {_id(call)} not found")
     return view
 
 

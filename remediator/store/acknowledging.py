@@ -100,7 +100,7 @@ async def acknowledge(
     locked = query.with_for_update(key_share=True)
     incident = (await connection.execute(locked)).mappings().first()
     if incident is None:
-        raise Refused(404, f"there is no incident {incident_id}")
+        raise Refused(404, f"Incident {incident_id} not found")
     mine = t.escalations.c.incident_id == incident_id
     standing = select(t.escalations).where(mine).with_for_update()
     row = (await connection.execute(standing)).mappings().first()

@@ -49,7 +49,7 @@ async def open_incident(connection: AsyncConnection, incident_id: str) -> Any:
     locked = query.with_for_update(key_share=True)
     row = (await connection.execute(locked)).mappings().first()
     if row is None:
-        raise Refused(404, f"there is no incident {incident_id}")
+        raise Refused(404, f"Incident {incident_id} not found")
     if row["state"] != IncidentState.OPEN:
         raise Refused(409, f"incident {incident_id} is closed: {row['outcome']}, {row['reason']}")
     return row

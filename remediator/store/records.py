@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import Table, func, literal, select, text, tuple_
+from sqlalchemy import ColumnElement, Table, and_, exists, func, literal, or_, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import Refused
@@ -21,9 +21,11 @@ from remediator.model import (
     IncidentState,
     Mitigation,
     MitigationState,
+    Phase,
     Value,
 )
 from remediator.store import tables as t
+from remediator.store.acknowledging import NEEDS_A_HUMAN
 from remediator.store.claimed import incident_alerts
 from remediator.store.database import Database
 from remediator.store.inbox import delivery_of
@@ -101,14 +103,19 @@ class Records:
         where = {name: value for name, value in filters.items() if value is not None}
         async with self._database.read() as connection:
             rows, following = await _page(
-                connection, _Listing(t.incidents, "opened_at", IncidentSummary), after, limit, where
+                connection,
+                _Listing(t.incidents, "opened_at", IncidentSummary, _of_others()),
+                after,
+                limit,
+                where,
             )
         return Page(items=[_summary(row) for row in rows], next=following)
 
     async def incident(self, incident_id: str) -> IncidentView | None:
         """Return everything that is known of one incident; None when there is no such id."""
         async with self._database.read() as connection:
-            query = select(t.incidents).where(t.incidents.c.id == incident_id)
+            extra = (column.label(name) for name, column in _of_others().items())
+            query = select(t.incidents, *extra).where(t.incidents.c.id == incident_id)
             row = (await connection.execute(query)).mappings().first()
             if row is None:
                 return None
@@ -218,6 +225,8 @@ class _Listing:
     table: Table
     at: str
     view: type[Value]
+    others: Mapping[str, ColumnElement[Any]] = field(default_factory=dict)
+    """Fields that are read from other tables."""
 
 
 async def _page(
@@ -228,8 +237,9 @@ async def _page(
     where: dict[str, str],
 ) -> tuple[list[Any], str | None]:
     table, at = listing.table, listing.table.c[listing.at]
-    columns = (table.c[name] for name in listing.view.model_fields)
-    query = select(*columns).order_by(at.desc(), table.c.id.desc()).limit(limit + 1)
+    own = (table.c[name] for name in listing.view.model_fields if name not in listing.others)
+    others = (column.label(name) for name, column in listing.others.items())
+    query = select(*own, *others).order_by(at.desc(), table.c.id.desc()).limit(limit + 1)
     for name, value in where.items():
         query = query.where(table.c[name] == value)
     if after is not None:
@@ -248,8 +258,31 @@ def _view(kind: Any, row: Any) -> Any:
 
 
 def _summary(row: Any) -> IncidentSummary:
-    summary: IncidentSummary = _view(IncidentSummary, row)
+    labels = row["alertname"] or {}
+    named = {**row, "alertname": str(labels.get("alertname", "unnamed")) if labels else ""}
+    summary: IncidentSummary = _view(IncidentSummary, named)
     return summary
+
+
+def _of_others() -> dict[str, ColumnElement[Any]]:
+    """Read what a row of the list of incidents shows of other tables; each by an index."""
+    labels = select(t.alerts.c.labels).where(t.alerts.c.incident_id == t.incidents.c.id).limit(1)
+    return {"alertname": labels.scalar_subquery(), "needs_human": _needs_human()}
+
+
+def _needs_human() -> ColumnElement[bool]:
+    incident, alert, escalation = t.incidents.c, t.alerts.c, t.escalations.c
+    fires = exists().where(
+        alert.incident_id == incident.id, alert.status == AlertStatus.FIRING, alert.latest
+    )
+    mine = escalation.incident_id == incident.id
+    taken = exists().where(mine, escalation.acknowledged_at.is_not(None))
+    called = exists().where(mine, escalation.since.is_not(None), escalation.ended_at.is_(None))
+    asks = and_(incident.state == IncidentState.OPEN, incident.phase == Phase.APPROVAL)
+    handed_over = or_(
+        called, and_(func.coalesce(incident.outcome, "").in_(sorted(NEEDS_A_HUMAN)), fires)
+    )
+    return and_(incident.dry_run.is_(False), or_(asks, and_(handed_over, ~taken)))
 
 
 def _alert(row: Any) -> Alert:

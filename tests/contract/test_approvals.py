@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from remediator.catalogue import Service
+from remediator.catalogue import Escalation, Service
 from remediator.errors import Refused
 from remediator.model import Consent, IncidentOutcome, MitigationState, Mode, Phase, Risk
+from remediator.report.escalation import next_step
 from remediator.store import Store, open_store, tables
 from remediator.testing import FrozenClock, World
-from tests.store_fixtures import Bench, OpenBench, a_service
+from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 ANOTHER = "0123456789abcdef"
 
@@ -289,3 +290,36 @@ async def test_what_was_asked_for_in_a_chat_is_kept_with_its_result(
                 )
             )
             assert [row["incident"] for row in rows.scalars()] == ["inc-nobody-knows"]
+
+
+async def listed(bench: Bench) -> tuple[str, bool]:
+    """Return what the list of incidents says of the only one: its alert, and that it needs you."""
+    (row,) = (await bench.store.records.incidents()).items
+    return row.alertname, row.needs_human
+
+
+async def test_the_list_says_what_needs_a_person_now(open_bench: OpenBench) -> None:
+    async with waiting(open_bench) as (bench, incident, plan):
+        assert await listed(bench) == ("ThingsOn", True)
+        await bench.store.commands.reject(incident.id, plan.plan_hash, "ann", "no")
+        await bench.settle()
+        assert await listed(bench) == ("ThingsOn", False)  # ann has it
+
+
+async def test_what_nobody_approved_needs_a_person_until_somebody_has_it(
+    open_bench: OpenBench,
+) -> None:
+    async with waiting(open_bench) as (bench, incident, _):
+        await bench.settle(3700)
+        assert await listed(bench) == ("ThingsOn", True)
+        await bench.store.commands.acknowledge(incident.id, "ann")
+        assert await listed(bench) == ("ThingsOn", False)
+
+
+async def test_what_resolved_needs_nobody(open_bench: OpenBench) -> None:
+    async with waiting(open_bench) as (bench, incident, _):
+        await bench.settle(3700)
+        (alert,) = incident.alerts
+        await bench.receive(resolved(bench.alert(), bench.clock))
+        await bench.store.escalations.advance(lambda now: next_step(now, Escalation(), None))
+        assert await listed(bench) == (alert.labels["alertname"], False)

@@ -154,4 +154,4 @@ async def test_nobody_acknowledges_without_the_right_to(service: Service) -> Non
     assert answer.status_code == 403
     code, said = await service.command("acknowledge", "inc-000000000000-0000000000")
     assert code == 1
-    assert "there is no incident" in said
+    assert "not found" in said

@@ -285,7 +285,7 @@ async def test_the_last_lines_of_an_earlier_export_are_enough(
         (["verify", "--key-file", "k"], "belong to --file"),
         (["verify", "--file", "export"], "verified with --key-file"),
         (["verify", "--file", "missing", "--key-file", "short"], "at least 16 bytes"),
-        (["export", "--since", "yesterday"], "query.since"),
+        (["export", "--since", "yesterday"], "is no time; write a duration such as 30m"),
     ],
 )
 async def test_a_command_that_cannot_be_meant_is_refused(

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from tests.postgres_fixtures import Scene
 TOKEN = "operator-secret-4711"
 ID = "inc-0198c2f5a1b2-9f8e7d6c5b"
 PLAN = "c0ffee0123456789"
+HOUR = timedelta(hours=1)
 MARKUP = "[red]markup[/red] \x1b[31mescape\x07 \u202eturned"
 
 SUMMARY: dict[str, Any] = {
@@ -48,6 +49,8 @@ SUMMARY: dict[str, Any] = {
     "replay_of": None,
     "opened_at": "2026-11-21T00:40:00Z",
     "closed_at": None,
+    "alertname": "PoolExhausted",
+    "needs_human": True,
 }
 MITIGATION: dict[str, Any] = {
     "id": "mit-1",
@@ -175,6 +178,8 @@ class Service:
     """Answers for one incident, one a question; the last one stays."""
     problem: tuple[int, str] | None = None
     raw: tuple[int, str, str] | None = None
+    away: int = 0
+    """How many of the next requests are answered 503."""
     asked: list[tuple[str, str, dict[str, str], Any]] = field(default_factory=list)
 
     async def answer(self, request: web.Request) -> web.Response:
@@ -183,6 +188,9 @@ class Service:
         self.asked.append((request.method, path, dict(request.query), body))
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return _problem(401, "no credential")
+        if self.away:
+            self.away -= 1
+            return _problem(503, "the store is away")
         if self.raw is not None:
             status, kind, text = self.raw
             return web.Response(status=status, content_type=kind, text=text)
@@ -290,13 +298,13 @@ async def test_incidents_pass_their_filters_to_the_api(service: Service, run: Ru
     ended = await run("incidents", "--state", "open", "--service", "orders", "--outcome", "denied")
     assert ended.code == 0
     query = {"state": "open", "service": "orders", "outcome": "denied"}
-    assert service.asked == [("GET", "/incidents", query, None)]
+    assert service.asked == [("GET", "/incidents", {**query, "limit": "200"}, None)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["incidents"], [ID, "shop/orders", "open: approval"]),
+        (["incidents"], [ID, "PoolExhausted on shop/orders", "approval needed"]),
         (["playbooks"], ["PoolExhausted", 'alertname=~"A|B"', "medium risk: auto", "3 in 1h"]),
         (["limits"], ["global", "3 in 1h", "Paused: shop by ann"]),
         (["deadletters"], ["dea-1", "alerts[0] of del-1", "has no labels"]),
@@ -387,17 +395,161 @@ async def test_what_does_not_go_to_a_terminal_is_not_folded(service: Service, ru
 async def test_dry_runs_and_replays_are_marked_in_the_list(
     service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replay = {**SUMMARY, "dry_run": True, "replay_of": ID}
+    replay = {**SUMMARY, "id": an_id(2), "dry_run": True, "replay_of": ID}
     monkeypatch.setitem(LISTS, "/incidents", [SUMMARY, replay])
     listed = (await run("incidents")).out.splitlines()
-    assert [line.rstrip().endswith("dry run, replay") for line in listed] == [False, False, True]
+    marked = [line.endswith("dry run, replay") for line in listed if line.startswith("inc-")]
+    assert marked == [False, True]
+
+
+def listed_as(**changes: Any) -> dict[str, Any]:
+    return {**SUMMARY, "needs_human": False, **changes}
+
+
+def an_id(number: int) -> str:
+    return f"inc-0198c2f5a1{number:02x}-9f8e7d6c5b"
+
+
+CLOSED_ROW: dict[str, Any] = {"state": "closed", "phase": "done"}
+
+
+async def test_what_needs_a_person_is_listed_before_what_is_newer(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        listed_as(id=an_id(4), outcome="mitigated", **CLOSED_ROW),
+        listed_as(id=an_id(3), phase="verify"),
+        listed_as(id=an_id(2), outcome="escalated", needs_human=True, **CLOSED_ROW),
+    ]
+    monkeypatch.setitem(LISTS, "/incidents", rows)
+    lines = (await run("incidents")).out.splitlines()
+    titles = [line for line in lines if line in {"Needs you now", "Open", "Closed"}]
+    ids = [line.split()[0] for line in lines if line.startswith("inc-")]
+    assert titles == ["Needs you now", "Open", "Closed"]
+    assert ids == [an_id(2), an_id(3), an_id(4)]
+
+
+async def test_alerts_that_no_playbook_handles_are_one_line_with_their_number(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [listed_as(id=an_id(n), outcome="no_match", **CLOSED_ROW) for n in range(60)]
+    rows += [SUMMARY]
+    monkeypatch.setitem(LISTS, "/incidents", rows)
+    folded = (await run("incidents")).out
+    assert "60 alerts that no playbook handles, the newest" in folded
+    assert folded.count("inc-") == 1
+    assert (await run("incidents", "--all")).out.count("inc-") == 61
+    assert (await run("incidents", "--outcome", "no_match")).out.count("inc-") == 20
+
+
+async def test_one_that_pages_is_not_folded_though_no_playbook_handles_it(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = listed_as(outcome="no_match", needs_human=True, **CLOSED_ROW)
+    monkeypatch.setitem(LISTS, "/incidents", [row])
+    assert "Needs you now" in (await run("incidents")).out
+
+
+async def test_a_list_ends_at_its_limit_and_says_that_there_are_more(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LISTS, "/incidents", [listed_as(id=an_id(n)) for n in range(30)])
+    short = (await run("incidents", "--limit", "3")).out
+    assert (short.count("inc-"), "Older ones are left out" in short) == (3, True)
+    assert (await run("incidents")).out.count("inc-") == 20
+    whole = (await run("incidents", "--all")).out
+    assert (whole.count("inc-"), "left out" in whole) == (30, False)
+
+
+async def test_a_list_may_be_of_one_system_and_of_the_last_hours(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recent = listed_as(id=an_id(1), opened_at=(datetime.now(UTC) - HOUR).isoformat())
+    monkeypatch.setitem(LISTS, "/incidents", [recent, SUMMARY])
+    ended = await run("incidents", "--system", "shop", "--since", "2h")
+    assert [an_id(1) in ended.out, ID in ended.out] == [True, False]
+    assert {query["system"] for _, _, query, _ in service.asked} == {"shop"}
+    assert (await run("incidents", "--since", "yesterday")).code == 2
+
+
+async def test_a_list_shows_name_and_age_of_the_alert(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = listed_as(opened_at=(datetime.now(UTC) - 3 * HOUR).isoformat(), alertname="DiskFull")
+    monkeypatch.setitem(LISTS, "/incidents", [row])
+    [header, shown] = [line.split() for line in (await run("incidents")).out.splitlines()[1:]]
+    assert header[:3] == ["Incident", "Age", "Alert"]
+    assert shown[:4] == [ID, "3", "h", "DiskFull"]
+
+
+async def test_a_list_is_readable_in_60_columns(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = (await run("incidents")).out.splitlines()
+    assert lines[0] == "Needs you now"
+    assert lines[1].startswith(f"{ID}  ")
+    assert lines[2] == "  PoolExhausted on shop/orders: approval needed"
+    assert max(map(len, lines)) <= 60
+
+
+# --- ids ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("typed", ["inc-0198c2f5a1b2", "0198c2f5a1b2-9f", "inc-0198c2f5a1b2-"])
+@pytest.mark.parametrize("command", ["incidents", "report", "cancel", "reject", "acknowledge"])
+async def test_the_beginning_of_an_id_is_enough(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch, command: str, typed: str
+) -> None:
+    others = [listed_as(id=an_id(n)) for n in (1, 2)]
+    monkeypatch.setitem(LISTS, "/incidents", [SUMMARY, *others])
+    assert (await run(command, typed)).code == 0
+    assert service.asked[-1][1].startswith(f"/incidents/{ID}")
+
+
+async def test_the_beginning_of_an_id_is_enough_to_approve_and_to_replay(
+    service: Service, run: Run
+) -> None:
+    assert (await run("approve", ID[:12], "--yes")).code == 0
+    assert service.asked[-1][1] == f"/incidents/{ID}/approve"
+    assert (await run("replay", ID[:12])).code == 0
+    assert service.asked[-1][3] == {"id": ID}
+
+
+async def test_a_beginning_of_several_ids_names_them_and_does_nothing(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LISTS, "/incidents", [listed_as(id=an_id(n)) for n in range(12)])
+    ended = await run("cancel", "inc-0198c2f5a1")
+    assert (ended.code, ended.out) == (1, "")
+    assert "is the beginning of 12 incident ids; write more of it:" in ended.err
+    assert an_id(0) in ended.err
+    assert "and 2 more" in ended.err
+    assert {method for method, *_ in service.asked} == {"GET"}
+
+
+async def test_a_beginning_of_no_id_is_refused(service: Service, run: Run) -> None:
+    ended = await run("reject", "inc-0197")
+    assert ended.code == 1
+    assert "no incident id begins with inc-0197" in ended.err
+    assert {method for method, *_ in service.asked} == {"GET"}
+
+
+async def test_a_whole_id_is_asked_for_at_once(service: Service, run: Run) -> None:
+    await run("incidents", ID)
+    assert [path for _, path, *_ in service.asked] == [f"/incidents/{ID}"]
+
+
+async def test_the_beginning_of_a_windows_id_is_enough(service: Service, run: Run) -> None:
+    assert (await run("maintenance", "end", "mnt")).code == 0
+    assert ("DELETE", "/maintenance/mnt-1") in {asked[:2] for asked in service.asked}
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "open: approval  until 2026-11-21 00:50:01 UTC"),
-        ({"phase": "verify"}, "open: verify  changed; watching whether that helped"),
+        ({}, "approval needed  until 2026-11-21 00:50:01 UTC"),
+        ({"phase": "verify"}, "open: verify  changed; checking whether that helped"),
         ({"phase": "settle"}, "open: settle  better; waiting for the alert to resolve"),
         (
             {"mitigations": [{**MITIGATION, "state": "rejected", "decided_by": "ann"}]}
@@ -461,6 +613,24 @@ async def test_watching_an_incident_ends_when_it_is_closed(service: Service, run
     assert ended.code == 0
     assert ended.out.count("decide") == 1
     assert ended.out.splitlines()[-1].endswith("mitigated  the pool is free again")
+
+
+async def test_a_watch_goes_on_when_the_service_was_away_and_says_so(
+    service: Service, run: Run
+) -> None:
+    service.incidents, service.away = [INCIDENT, CLOSED], 1
+    ended = await run("incidents", ID, "--watch")
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1].endswith("mitigated  the pool is free again")
+    away, back = ended.err.splitlines()
+    assert "the store is away; trying again until it answers" in away
+    assert back == "remediator: the service answers again"
+
+
+async def test_a_watch_ends_where_trying_again_cannot_help(service: Service, run: Run) -> None:
+    service.problem = (404, "Incident not found")
+    ended = await run("incidents", ID, "--watch")
+    assert (ended.code, ended.err.count("\n")) == (1, 1)
 
 
 async def test_json_and_watch_exclude_each_other(service: Service, run: Run) -> None:
@@ -534,7 +704,7 @@ async def test_the_services_no_is_one_line_and_exit_code_1(service: Service, run
     service.problem = (409, f"the plan changed {MARKUP}")
     ended = await run("cancel", ID)
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err.startswith("remediator: the service said no (409): Refused: the plan changed")
+    assert ended.err.startswith("remediator: the service refused (409): Refused: the plan changed")
     assert ended.err.count("\n") == 1
     assert "\x1b" not in ended.err
 
@@ -730,13 +900,15 @@ async def test_schema_prints_a_json_schema(run: Run) -> None:
     assert json.loads(ended.out)["type"] == "object"
 
 
-def test_the_help_loads_no_backends_client() -> None:
+def test_the_help_loads_nothing_that_is_slow_to_load() -> None:
     code = (
         "import sys\n"
         "from remediator.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'sqlalchemy', 'asyncpg', 'slack_sdk', 'kubernetes_asyncio', 'aiohttp', 'redis'}\n"
+        "heavy = {'sqlalchemy', 'asyncpg', 'slack_sdk', 'kubernetes_asyncio', 'aiohttp', 'redis', 'httpx',"
+        " 'pydantic', 'structlog', 'yaml', 'asyncio', 'rich', 'alembic', 'apprise', 'requests',"
+        " 'remediator.model', 'remediator.authoring', 'remediator.settings', 'remediator.app'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     ended = subprocess.run(
@@ -744,6 +916,26 @@ def test_the_help_loads_no_backends_client() -> None:
     )
     assert ended.stderr == "[]\n"
     assert "deadletters" in ended.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_the_commands(shell: str) -> None:
+    environ = os.environ | {
+        "_REMEDIATOR_COMPLETE": f"complete_{shell}",
+        "COMP_WORDS": "remediator inc",
+        "COMP_CWORD": "1",
+        "_TYPER_COMPLETE_ARGS": "remediator inc",
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }
+    ended = subprocess.run(
+        [Path(sys.executable).with_name("remediator")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environ,
+    )
+    assert "incidents" in ended.stdout
 
 
 def test_a_terminal_that_knows_only_ascii_is_no_error() -> None:
