@@ -498,6 +498,10 @@ def _noted(kind: type[N], noted: JsonValue) -> N | None:
         return None
 
 
+CONSEQUENCE = "consequence"
+"""Key in ``Preparation.before`` of the lever's sentence for whoever approves."""
+
+
 class Preparation(Value):
     """What ``prepare`` saw in the world before a change: the way back, and what is left to do."""
 

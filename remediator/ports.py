@@ -299,6 +299,11 @@ class Lever(Protocol):
         ...
 
     @property
+    def consequences(self) -> Mapping[str, str]:
+        """What each of its kinds does to those it hits: a sentence that an approver reads."""
+        ...
+
+    @property
     def conditional(self) -> bool:
         """Whether the backend itself refuses a late or second application."""
         ...
@@ -337,21 +342,62 @@ class Lever(Protocol):
         ...
 
 
+class Post(Value):
+    """One further message about an incident."""
+
+    key: str
+    """What it says, such as ``request/MITIGATION``."""
+    message: str
+    """Message timestamp; empty where messages cannot be edited."""
+    digest: str
+    """Of what it says now, so that it is edited only when that changes."""
+
+
 class Handle(Value):
-    """Where a notifier's message is, so that it can be edited."""
+    """Where a notifier's messages about one incident are, so that they can be edited."""
 
     channel: str
     message: str
-    """Message timestamp; empty where messages cannot be edited."""
+    """Timestamp of the incident's own message; empty where messages cannot be edited."""
     detailed: bool = False
     """Whether the detail was posted into its thread."""
+    posts: tuple[Post, ...] = ()
+    """The other messages, each once."""
+    more: bool = False
+    """Whether more is to be posted: keep this handle, then send again with it."""
+
+    def post(self, key: str) -> Post | None:
+        """Return the message that says ``key``; None where none was posted."""
+        return next((post for post in self.posts if post.key == key), None)
+
+    def having(self, post: Post) -> Handle:
+        """Return it with ``post``, in the place of one that says the same."""
+        others = tuple(one for one in self.posts if one.key != post.key)
+        return self.model_copy(update={"posts": (*others, post)})
+
+    def asked(self, mitigation_id: str) -> bool:
+        """Whether people were asked to approve this mitigation."""
+        return self.post(request_key(mitigation_id)) is not None
+
+
+def request_key(mitigation_id: str) -> str:
+    """Return the key of the message that asks people to approve a mitigation."""
+    return f"request/{mitigation_id}"
 
 
 class Notifier(Protocol):
     """Tells humans. Raises ``TemporaryError`` (with ``retry_after``) or ``PermanentError``."""
 
     async def send(self, report: Report, handle: Handle | None) -> Handle | None:
-        """Post ``report``, or edit the message at ``handle``; return where it is now."""
+        """Post ``report``, or edit the messages at ``handle``; return where they are now.
+
+        At most one message is new in each call: with ``more`` in the result, the caller keeps it
+        and calls again, so that a crash repeats one message at most.
+        """
+        ...
+
+    async def call(self, report: Report) -> None:
+        """Post ``report`` as a new message that calls people, beside the incident's own."""
         ...
 
 

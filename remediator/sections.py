@@ -161,35 +161,6 @@ class SecretRef(Value):
 # --- channels to people -----------------------------------------------------------------------
 
 
-class Slack(Section):
-    """Slack, by bot token (messages are edited in place) or by incoming webhook."""
-
-    channel: Text | None = None
-    """Channel that incidents are posted to; needed with a bot token."""
-    token_file: File | None = None
-    """File with the bot token."""
-    token_env: Variable | None = None
-    """Environment variable with the bot token."""
-    webhook_url_file: File | None = None
-    """File with the URL of an incoming webhook; used when there is no bot token."""
-    webhook_url_env: Variable | None = None
-    """Environment variable with the URL of an incoming webhook."""
-    signing_secret_file: File | None = None
-    """File with the app's signing secret; needed for buttons."""
-    signing_secret_env: Variable | None = None
-    """Environment variable with the app's signing secret."""
-    api_url: WebUrl = "https://slack.com/api"
-    """Base URL of the Web API."""
-
-    @model_validator(mode="after")
-    def _can_post(self) -> Self:
-        if not (self.secret("token") or self.secret("webhook_url")):
-            raise ValueError("needs token_file, token_env, webhook_url_file or webhook_url_env")
-        if self.secret("token") and not self.channel:
-            raise ValueError("needs a channel to post to with the bot token")
-        return self
-
-
 class PagerDuty(Section):
     """PagerDuty, as a sender of incidents and as the way to wake a person."""
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -30,9 +31,11 @@ from remediator.access import Permission, Role, permits
 from remediator.approvers import ApprovalsByRisk, Approver, approver_complaints
 from remediator.budgets import LimitsByScope
 from remediator.catalogue import Catalogue
+from remediator.chat import Slack, place_complaints
 from remediator.configfile import Document, Place, Problem, Shape, explain, failure, shown
 from remediator.doorway import Http
 from remediator.errors import ConfigError
+from remediator.maintenance import parse_zone
 from remediator.model import Value, format_duration
 from remediator.oncall import ChannelEntry, EscalationEntry, calling_complaints, escalated
 from remediator.sections import (
@@ -45,7 +48,6 @@ from remediator.sections import (
     SecretRef,
     Section,
     Size,
-    Slack,
     Variable,
 )
 from remediator.storage import Audit, Redis, Store
@@ -195,6 +197,8 @@ class Settings(Section):
     """How often a sender may post."""
     slack: Slack | None = None
     """Where incidents are told."""
+    timezone: Annotated[str, AfterValidator(parse_zone)] = "UTC"
+    """Time zone of the times in messages, such as `Europe/Berlin`."""
     pagerduty: PagerDuty | None = None
     """PagerDuty, as a sender and as the way to wake a person."""
     channels: dict[Name, ChannelEntry] = Field(default_factory=dict)
@@ -283,6 +287,7 @@ class Settings(Section):
         yield from approver_complaints(self.approvers)
         yield from complaints(self.systems, names)
         yield from approval_complaints(self.systems, self.approvals, self.deciders)
+        yield from place_complaints(self.slack, self.systems)
         yield from calling_complaints(self.escalation, self.systems, self.channels, self._built_in)
 
 

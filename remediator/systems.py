@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, StrictBool
 from remediator.approvers import ApprovalsByRisk, People, naming_complaints, number_complaints
 from remediator.budgets import LimitsByScope
 from remediator.catalogue import Catalogue, EnabledPlaybook, LimitsOverride, Service
+from remediator.chat import SlackPlace
 from remediator.configfile import Key
 from remediator.maintenance import Plan
 from remediator.mistakes import did_you_mean
@@ -177,6 +178,8 @@ class ServiceEntry(Section):
     """Names of those who may approve and reject here. Default: the system's."""
     escalation: EscalationEntry = EscalationEntry()
     """Who is called when this service needs a human. Default: the system's."""
+    slack: SlackPlace = SlackPlace()
+    """Where in Slack this service is told of. Default: the system's."""
     pagerduty_resolve: StrictBool = False
     """Whether an incident of PagerDuty's is resolved there once its alert is mitigated."""
     maintenance: Maintenance = ()
@@ -200,6 +203,8 @@ class SystemEntry(Section):
     """Names of those who may approve and reject here. Default: every operator and admin."""
     escalation: EscalationEntry = EscalationEntry()
     """Who is called when this system needs a human. Default: the `escalation` at the top."""
+    slack: SlackPlace = SlackPlace()
+    """Where in Slack this system is told of. Default: `slack` at the top."""
     maintenance: Maintenance = ()
     """When humans work on this system themselves: nothing is changed, nobody is told."""
     services: dict[Name, ServiceEntry] = Field(default_factory=dict)

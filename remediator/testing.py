@@ -82,6 +82,7 @@ class WorldLever:
     """Switches things of a ``World`` off: conditional, with or without an undo."""
 
     kinds = frozenset({"switch_off"})
+    consequences: Mapping[str, str] = {"switch_off": "These things go dark."}
 
     pause = timedelta(minutes=10)
     """Time between two steps of taking back."""

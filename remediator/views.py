@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Generic, Literal, Self, TypeVar
+from zoneinfo import ZoneInfo
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
@@ -106,6 +108,8 @@ class MitigationView(Value):
     """Who agreed so far, when, and by which way."""
     approvals_missing: int = 0
     """How many more must agree; 0 unless it waits."""
+    consequence: str = ""
+    """What making it does to those it hits; empty where that was not prepared."""
 
 
 class IncidentSummary(Value):
@@ -139,6 +143,44 @@ class IncidentView(IncidentSummary):
     timeline: list[TimelineEvent]
 
 
+class ApprovalRequest(Value):
+    """What people are asked to approve, or were, free of any chat's format."""
+
+    id: MitigationId
+    plan_hash: str
+    waits: bool
+    """Whether it can still be decided."""
+    headline: str
+    action: str
+    """What would be done, to what."""
+    consequence: str
+    why: str
+    who: str
+    """Who has to decide: ``An operator``, or how many."""
+    expires_at: AwareDatetime | None
+    deadline: str
+    """``expires_at`` in the time zone of those who read it; empty where there is none."""
+
+
+class Frame(Value):
+    """What all texts for humans have in common."""
+
+    timezone: str = "UTC"
+    """IANA name of the time zone that times are given in."""
+
+    def local(self, moment: datetime, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+        """Write ``moment`` in the time zone, with its name."""
+        return moment.astimezone(ZoneInfo(self.timezone)).strftime(f"{form} %Z")
+
+
+class ChatPlace(Value):
+    """Where in a chat something is told, and to whom."""
+
+    channel: str
+    mention: str = ""
+    """Whom a message mentions that somebody has to act on, as the chat writes it."""
+
+
 class Report(Value):
     """What is said to humans about an incident, free of any chat's format."""
 
@@ -153,6 +195,8 @@ class Report(Value):
     """A human is needed now."""
     final: bool
     """The incident is closed; nothing follows but corrections."""
+    requests: tuple[ApprovalRequest, ...] = ()
+    """What people were asked to approve, the oldest first."""
 
 
 class Button(StrEnum):

@@ -10,7 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
@@ -38,7 +38,7 @@ from remediator.safeguards import Allowance
 from remediator.store.claimed import Claim
 from remediator.store.ledger import Ledger, Settlement, Standing
 from remediator.store.queue import Transition
-from remediator.views import TimelineEvent
+from remediator.views import Frame, TimelineEvent
 
 PATIENCE = timedelta(minutes=10)
 """Time that a remediation waits for a passing cause (paused, busy, impaired) to pass."""
@@ -84,6 +84,8 @@ class Surroundings:
     """The read ports of a service, by role."""
     levers: Levers
     ledger: Ledger
+    frame: Frame = field(default_factory=Frame)
+    """Of what is said to humans."""
     monotonic: Callable[[], float] = time.monotonic
 
     async def paused(

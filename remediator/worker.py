@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
@@ -27,8 +28,9 @@ from remediator.model import (
 )
 from remediator.pipeline import take_step
 from remediator.ports import Notifier
-from remediator.report.deliver import deliver
+from remediator.report.deliver import Telling, deliver
 from remediator.report.escalating import Escalating
+from remediator.report.summary import summarise
 from remediator.store import Store
 from remediator.store.claimed import Claim
 from remediator.store.claims import GIVEN_BACK_WITHIN, given_back
@@ -328,7 +330,9 @@ class Worker:
 
     async def _tell(self) -> bool:
         note = None if self._escalating is None else self._escalating.note
-        told = await deliver(self._store, self._notifier, self._watcher.notice_sent, note)
+        compose = functools.partial(summarise, frame=self._around.frame)
+        telling = Telling(self._notifier, self._watcher.notice_sent, compose, note)
+        told = await deliver(self._store, telling)
         if told:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), PACE)

@@ -29,7 +29,7 @@ from remediator.model import (
     Preparation,
 )
 from remediator.pipeline import take_step
-from remediator.report.deliver import deliver
+from remediator.report.deliver import Telling, deliver
 from remediator.safeguards import Allowance
 from remediator.store import Store
 from remediator.store import tables as t
@@ -292,7 +292,7 @@ class Replica:
         self.gate.arm(None)
 
     async def tell(self) -> None:
-        while await deliver(self.store, self.scene.chat, lambda result: None):
+        while await deliver(self.store, Telling(self.scene.chat, lambda result: None)):
             pass
 
     async def one(self) -> Claim | None:

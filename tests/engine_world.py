@@ -137,6 +137,9 @@ class Chat:
         self.posts[report.incident.id] += handle is None
         return handle or Handle(channel="ops", message=report.incident.id, detailed=True)
 
+    async def call(self, report: Report) -> None:
+        await self.send(report, None)
+
 
 @dataclass
 class Scene:

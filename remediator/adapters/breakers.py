@@ -119,6 +119,10 @@ class BreakerLever:
     """
 
     kinds = frozenset({RESET})
+    consequences: Mapping[str, str] = {
+        RESET: "The breaker closes and full traffic goes to the upstream at once; if it still fails,"
+        " callers see its errors until the breaker opens again."
+    }
     conditional = False
 
     def __init__(self, url: str, *, shape: ShapeName, name: str, token: str) -> None:

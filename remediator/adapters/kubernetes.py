@@ -17,7 +17,13 @@ import structlog
 
 from remediator.adapters import kubernetes_words as words
 from remediator.adapters.kubernetes_bounds import Scene
-from remediator.adapters.kubernetes_changes import PLANNERS, PREPARED, change_of, prepared
+from remediator.adapters.kubernetes_changes import (
+    CONSEQUENCES,
+    PLANNERS,
+    PREPARED,
+    change_of,
+    prepared,
+)
 from remediator.adapters.kubernetes_client import (
     Change,
     Conflict,
@@ -239,6 +245,7 @@ class KubernetesLever(Cluster):
 
     rights = READS | WRITES
     kinds = frozenset(PLANNERS)
+    consequences = CONSEQUENCES
     conditional = True
 
     def __init__(  # noqa: PLR0913 - by keyword, each with a meaning of its own

@@ -255,6 +255,20 @@ PLANNERS: Mapping[str, Planner] = {
     "undo_rollout": undo_rollout,
 }
 
+CONSEQUENCES: Mapping[str, str] = {
+    "scale": "More pods run and use the cluster's room and their backends' connections; running pods"
+    " are not touched.",
+    "restart_rollout": "Every pod is replaced, one after the other as the rollout's strategy says; work"
+    " in progress in a pod is lost unless it shuts down gracefully.",
+    "evict_pod": "One pod is terminated and replaced; work in progress in it is lost unless it shuts"
+    " down gracefully.",
+    "set_memory": "Every pod is replaced with a new memory limit, one after the other as the rollout's"
+    " strategy says.",
+    "undo_rollout": "The release before this one is rolled out again and every pod is replaced; what"
+    " the current release brought is gone until it is deployed again.",
+}
+"""What each does to those it hits, for whoever approves it."""
+
 
 def _resources(kind: str, name: str, resources: Json) -> Json:
     container: JsonValue = {"name": name, "resources": resources}

@@ -70,6 +70,10 @@ class MigrationLever:
     """
 
     kinds = frozenset({SET})
+    consequences: Mapping[str, str] = {
+        SET: "These pairs' traffic moves back to the old path at once; it is not moved forward again"
+        " automatically."
+    }
     conditional = False
 
     def __init__(

@@ -132,6 +132,7 @@ class PostgresLever(_Opened):
     """
 
     kinds = frozenset(KINDS)
+    consequences: Mapping[str, str] = {name: kind.consequence for name, kind in KINDS.items()}
     conditional = True
 
     def __init__(

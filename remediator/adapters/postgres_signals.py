@@ -49,14 +49,29 @@ class _Kind:
     """The session's column that is the item's ``since``."""
     state: str
     age: str
+    consequence: str
+    """What it does to those it hits, for whoever approves it."""
     ends: bool
     """Whether the session itself is gone afterwards, or only its query."""
 
 
+_ROLLED_BACK = (
+    "These sessions are disconnected and their uncommitted work is rolled back; the application has"
+    " to reconnect and retry."
+)
 KINDS: Mapping[str, _Kind] = {
-    "end_sessions": _Kind("state_change", "idle in transaction", "state_age", ends=True),
-    "cancel_queries": _Kind("query_start", "active", "query_age", ends=False),
-    "end_queries": _Kind("query_start", "active", "query_age", ends=True),
+    "end_sessions": _Kind(
+        "state_change", "idle in transaction", "state_age", _ROLLED_BACK, ends=True
+    ),
+    "cancel_queries": _Kind(
+        "query_start",
+        "active",
+        "query_age",
+        "These queries fail with an error and their transactions are aborted; the sessions stay"
+        " connected.",
+        ends=False,
+    ),
+    "end_queries": _Kind("query_start", "active", "query_age", _ROLLED_BACK, ends=True),
 }
 
 

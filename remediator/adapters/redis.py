@@ -11,7 +11,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -210,6 +210,10 @@ class RedisLever(_Opened):
     """
 
     kinds = frozenset({UNLINK})
+    consequences: Mapping[str, str] = {
+        UNLINK: "These keys are deleted and cannot be restored; their readers go to the origin until"
+        " the cache has filled again."
+    }
     conditional = False
 
     def __init__(

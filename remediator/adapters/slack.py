@@ -1,16 +1,20 @@
-"""Tells humans through Slack: a bot that edits one message an incident, or an incoming webhook.
+"""Tells humans through Slack: a bot that edits its messages, or an incoming webhook.
 
 Slack has no idempotency key: when the answer to a new message is lost, the next try makes a second
-message. So nothing is retried in here; the caller decides, with the reason in its hand.
+message. So nothing is retried in here and each call posts one new message at most; the caller keeps
+where it is, and decides what to do about a failure.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -21,10 +25,16 @@ from slack_sdk.web.async_client import AsyncWebClient
 from slack_sdk.webhook.async_client import AsyncWebhookClient
 from yarl import URL
 
-from remediator.adapters.slack_blocks import Message, draw, draw_detail, draw_reply
+from remediator.adapters.slack_blocks import (
+    Message,
+    draw,
+    draw_detail,
+    draw_reply,
+    draw_request,
+)
 from remediator.errors import PermanentError, TemporaryError
-from remediator.ports import Handle
-from remediator.views import Report
+from remediator.ports import Handle, Post, request_key
+from remediator.views import ChatPlace, IncidentView, Report
 
 API_URL = "https://slack.com/api/"
 HOOKS_HOST = "hooks.slack.com"
@@ -32,7 +42,11 @@ HOOKS_HOST = "hooks.slack.com"
 EVENT_TYPE = "remediator_incident"
 """Message metadata by which an incident's message can be found."""
 TIMEOUT = 8.0
-"""Seconds for one call; one report takes three at most."""
+"""Seconds for one call."""
+_INCIDENT, _DETAIL = "incident", "detail"
+"""Keys of posts: the incident's own message, and its detail or, of a webhook, its end."""
+_WEBHOOK = "webhook"
+"""The channel of a webhook's handle."""
 
 _TOKEN = "check the bot token, and that the app is still installed"  # noqa: S105 - advice
 _CHANNEL = "check slack.channel, and invite the bot to the channel"
@@ -69,23 +83,54 @@ _GONE = frozenset({"message_not_found", "cant_update_message", "edit_window_clos
 _log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class _Draft:
+    """One message as it should stand now."""
+
+    key: str
+    message: Message
+    wanted: bool
+    """Whether it is posted where there is none; else it is only edited."""
+    threaded: bool = True
+    broadcast: bool = False
+    """Whether what is in the thread is shown in the channel as well."""
+
+    @property
+    def digest(self) -> str:
+        """What tells whether an earlier one says the same."""
+        said = [self.message.text, *(block.to_dict() for block in self.message.blocks)]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+
+
+def _requests(report: Report, mention: str, *, buttons: bool) -> Iterator[_Draft]:
+    """Draft what asks people: a message of its own, because an edit of an old one wakes nobody."""
+    for request in report.requests:
+        message = draw_request(report, request, mention, buttons=buttons)
+        key = request_key(request.id)
+        yield _Draft(key, message, wanted=request.waits, broadcast=True)
+
+
 class SlackBot:
-    """Implements ``ports.Notifier`` with a bot token: post once, edit, detail in the thread."""
+    """Implements ``ports.Notifier`` with a bot token: one message an incident, edited in place.
+
+    Requests for an approval are new messages in its thread, shown in the channel as well and edited
+    once they are decided; the detail is another one, once the incident is closed.
+    """
 
     def __init__(
         self,
         token: str,
-        channel: str,
+        place: Callable[[IncidentView], ChatPlace],
         api_url: str = API_URL,
         *,
         timeout: float = TIMEOUT,
         buttons: bool = False,
     ) -> None:
-        """Prepare for one channel, by name or id; ``timeout`` is seconds for one call.
+        """Prepare; ``place`` says where an incident is told, ``timeout`` is seconds for one call.
 
         ``buttons`` says that somebody listens to what is pressed.
         """
-        self._channel = channel
+        self._place = place
         self._buttons = buttons
         self._timeout = timeout
         self._client = AsyncWebClient(
@@ -93,44 +138,75 @@ class SlackBot:
         )
 
     async def send(self, report: Report, handle: Handle | None) -> Handle | None:
-        """Post ``report`` or edit its message; a final one gets its detail, once.
+        """Post what is missing, one message a call, and edit what says something else by now."""
+        drafts = self._drafts(report)
+        if handle is None or not handle.message:
+            return await self._begin(report, drafts[0])
+        known = _known(handle)
+        for draft in drafts:
+            post = known.post(draft.key)
+            if post is not None and post.digest != draft.digest and post.message:
+                if await self._edit(draft, report, known.channel, post.message):
+                    known = known.having(_post_of(draft, post.message))
+                elif draft.threaded:
+                    post = None
+                else:
+                    return await self._begin(report, draft)
+            if post is None and draft.wanted:
+                return await self._reply(draft, report, known)
+        return known
 
-        When the detail fails after a new message, the handle is returned with
-        ``detailed=False``: send again with it, rather than without it.
-        """
-        posted = await self._edit(report, handle) if handle and handle.message else None
-        if posted is not None:
-            return await self._detail(report, posted)
-        posted = await self._post(draw(report, buttons=self._buttons), report, None)
-        try:
-            return await self._detail(report, posted)
-        except TemporaryError as error:  # raising would lose the handle and post a second message
-            _log.warning("slack_detail_failed", incident_id=report.incident.id, reason=str(error))
-            return posted
+    async def call(self, report: Report) -> None:
+        """Post a new message that mentions those who are to come."""
+        place = self._place(report.incident)
+        await self._post(draw(report, mention=place.mention), report, place.channel)
 
-    async def _edit(self, report: Report, handle: Handle) -> Handle | None:
-        """Edit the message; None when it cannot be edited any more."""
-        message = draw(report, buttons=self._buttons)
+    def _drafts(self, report: Report) -> list[_Draft]:
+        mention = self._place(report.incident).mention
+        return [
+            _Draft(_INCIDENT, draw(report), wanted=True, threaded=False),
+            *_requests(report, mention, buttons=self._buttons),
+            _Draft(_DETAIL, draw_detail(report), wanted=report.final),
+        ]
+
+    async def _begin(self, report: Report, draft: _Draft) -> Handle:
+        """Post the incident's own message; all others come into its thread."""
+        channel = self._place(report.incident).channel
+        channel, message = await self._post(draft.message, report, channel)
+        handle = Handle(channel=channel, message=message, more=True)
+        return handle.having(_post_of(draft, message))
+
+    async def _reply(self, draft: _Draft, report: Report, handle: Handle) -> Handle:
+        thread = {"thread_ts": handle.message, "reply_broadcast": draft.broadcast}
+        _, message = await self._post(draft.message, report, handle.channel, **thread)
+        detailed = handle.detailed or draft.key == _DETAIL
+        more = handle.model_copy(update={"more": True, "detailed": detailed})
+        return more.having(_post_of(draft, message))
+
+    async def _edit(self, draft: _Draft, report: Report, channel: str, message: str) -> bool:
+        """Edit the message; False when it cannot be edited any more."""
         try:
             async with _translated(self._timeout, "chat.update"):
                 await self._client.chat_update(
-                    channel=handle.channel,
-                    ts=handle.message,
-                    text=message.text,
-                    blocks=message.blocks,
+                    channel=channel,
+                    ts=message,
+                    text=draft.message.text,
+                    blocks=draft.message.blocks,
                     metadata=_metadata(report),
                     link_names=False,
                     parse="none",
                 )
         except _MessageGone:
-            return None
-        return handle
+            return False
+        return True
 
-    async def _post(self, message: Message, report: Report, thread: Handle | None) -> Handle:
+    async def _post(
+        self, message: Message, report: Report, channel: str, **thread: Any
+    ) -> tuple[str, str]:
+        """Post a new message; return the channel's id and the message's timestamp."""
         async with _translated(self._timeout, "chat.postMessage"):
             answer = await self._client.chat_postMessage(
-                channel=thread.channel if thread else self._channel,
-                thread_ts=thread.message if thread else None,
+                channel=channel,
                 text=message.text,
                 blocks=message.blocks,
                 metadata=_metadata(report),
@@ -139,43 +215,74 @@ class SlackBot:
                 parse="none",
                 unfurl_links=False,
                 unfurl_media=False,
+                **thread,
             )
-            channel, ts = answer.get("channel"), answer.get("ts")
-        if not (isinstance(channel, str) and isinstance(ts, str)):
+            there, ts = answer.get("channel"), answer.get("ts")
+        if not (isinstance(there, str) and isinstance(ts, str)):
             raise PermanentError("Slack: chat.postMessage: the answer names no message")
-        return Handle(channel=channel, message=ts)
+        return there, ts
 
-    async def _detail(self, report: Report, handle: Handle) -> Handle:
-        if not report.final or handle.detailed:
-            return handle
-        await self._post(draw_detail(report), report, handle)
-        return handle.model_copy(update={"detailed": True})
+
+def _known(handle: Handle) -> Handle:
+    """Return the handle with the posts that one of an earlier version does not name."""
+    posts = {_INCIDENT: handle.message} | ({_DETAIL: ""} if handle.detailed else {})
+    known = handle.model_copy(update={"more": False})
+    for key, message in posts.items():
+        if known.post(key) is None:
+            known = known.having(Post(key=key, message=message, digest=""))
+    return known
+
+
+def _post_of(draft: _Draft, message: str) -> Post:
+    return Post(key=draft.key, message=message, digest=draft.digest)
 
 
 class SlackWebhook:
     """Implements ``ports.Notifier`` with an incoming webhook, whose messages cannot be edited.
 
-    One message at the start, one at the end, and in between only one that asks a human for an
-    approval; ``Handle.detailed`` says that the one at the end was sent, ``Handle.message`` that
-    a human was asked.
+    One message at the start, one at the end, and in between one for each request for an approval.
     """
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT, buttons: bool = False) -> None:
-        """Keep the ``url``, which is a secret; ``timeout`` is seconds for one call.
+    def __init__(
+        self,
+        url: str,
+        place: Callable[[IncidentView], ChatPlace],
+        *,
+        timeout: float = TIMEOUT,
+        buttons: bool = False,
+    ) -> None:
+        """Keep the ``url``, which is a secret; ``place`` says whom a message mentions.
 
         ``buttons`` says that somebody listens to what is pressed; they stay on the message.
         """
         self._timeout = timeout
+        self._place = place
         self._buttons = buttons
         self._client = AsyncWebhookClient(url, logger=_silent(), retry_handlers=[])
 
     async def send(self, report: Report, handle: Handle | None) -> Handle | None:
-        """Post ``report`` when it is the first or the final one, or asks for a human."""
-        asked = handle.message if handle is not None else ""
-        asks = report.urgent and not asked
-        if handle is not None and (handle.detailed or not (report.final or asks)):
-            return handle
-        message = draw(report, buttons=self._buttons)
+        """Post the first message that is missing."""
+        known = handle if handle is not None and handle.channel == _WEBHOOK else None
+        begun, ended = known is not None, known is not None and known.detailed
+        mention = self._place(report.incident).mention
+        drafts = [
+            _Draft(_INCIDENT, draw(report), wanted=not begun and not report.final),
+            *_requests(report, mention, buttons=self._buttons),
+            _Draft(_DETAIL, draw(report), wanted=report.final and not ended),
+        ]
+        known = known or Handle(channel=_WEBHOOK, message="")
+        for draft in drafts:
+            if draft.wanted and known.post(draft.key) is None:
+                await self._post(draft.message, report)
+                told = {"more": True, "detailed": known.detailed or draft.key == _DETAIL}
+                return known.model_copy(update=told).having(_post_of(draft, ""))
+        return known.model_copy(update={"more": False})
+
+    async def call(self, report: Report) -> None:
+        """Post a new message that mentions those who are to come."""
+        await self._post(draw(report, mention=self._place(report.incident).mention), report)
+
+    async def _post(self, message: Message, report: Report) -> None:
         async with _translated(self._timeout, "incoming webhook"):
             answer = await self._client.send(
                 text=message.text,
@@ -186,8 +293,6 @@ class SlackWebhook:
             )
         if answer.status_code != 200:
             _refuse("incoming webhook", answer.status_code, answer.body, answer.headers)
-        said = "asked" if report.urgent else asked
-        return Handle(channel="webhook", message=said, detailed=report.final)
 
 
 class SlackReplies:

@@ -14,14 +14,15 @@ from slack_sdk.models.blocks import (
     ActionsBlock,
     Block,
     ButtonElement,
+    ConfirmObject,
     HeaderBlock,
     MarkdownTextObject,
     PlainTextObject,
     SectionBlock,
 )
 
-from remediator.model import IncidentState, MitigationState, Phase
 from remediator.views import (
+    ApprovalRequest,
     Button,
     FindingView,
     IncidentView,
@@ -32,12 +33,20 @@ from remediator.views import (
 
 HEADER_LIMIT = 150
 SECTION_LIMIT = 3_000
+CONFIRM_LIMIT = 300
 BLOCKS_LIMIT = 50
 TEXT_LIMIT = 4_000
 """What Slack advises; it cuts at 40,000."""
 LINE_LIMIT = 1_000
 """Bytes of one line, so that a single finding does not crowd out the others."""
-_ROOMS = {"happened": 1_400, "found": 2_200, "done": 2_200, "helped": 1_000, "next": 1_200}
+_ROOMS = {
+    "happened": 1_400,
+    "found": 2_200,
+    "done": 2_200,
+    "helped": 1_000,
+    "next": 1_200,
+    "request": 160,
+}
 """Bytes for each part. Slack refuses blocks that sum up to more than some undocumented 11,000
 characters (msg_blocks_too_long), so the parts share 8,000."""
 _LABELS = (
@@ -80,19 +89,16 @@ def fit(text: str, limit: int) -> str:
     return f"{escape(text[:kept])}… ({len(text) - kept} characters left out)"
 
 
-def draw(report: Report, *, buttons: bool = False) -> Message:
-    """Draw the message that is edited while the incident lives.
-
-    ``buttons`` are drawn as long as a plan waits, where somebody listens to them.
-    """
+def draw(report: Report, *, mention: str = "") -> Message:
+    """Draw the message that is edited while the incident lives; ``mention`` calls people."""
     blocks: list[Block] = [
         HeaderBlock(text=_plain(fit(report.headline, HEADER_LIMIT))),
+        *([_ours(mention)] if mention else ()),
         *_part("What happened", report.happened, _ROOMS["happened"]),
         *_part("What was found", report.found, _ROOMS["found"]),
         *_part("What was done", report.done, _ROOMS["done"]),
         *_part("Did it help", (report.helped,), _ROOMS["helped"]),
         *_part("What to do next", (report.next_step,), _ROOMS["next"]),
-        *(_buttons(report.incident) if buttons else ()),
     ]
     text = fit(f"{report.headline}\n{report.next_step}", TEXT_LIMIT)
     return Message(text=text, blocks=tuple(blocks))
@@ -117,18 +123,63 @@ def draw_reply(text: str) -> Message:
     return Message(text=fitted, blocks=(SectionBlock(text=_plain(fitted)),))
 
 
-def _buttons(view: IncidentView) -> list[Block]:
-    """What can be pressed: nothing, once the plan is decided."""
-    asked = [m for m in view.mitigations if m.state is MitigationState.AWAITING_APPROVAL]
-    waits = view.state is IncidentState.OPEN and view.phase is Phase.APPROVAL
-    if not asked or not waits:
-        return []
-    value = PlanReference(incident_id=view.id, plan_hash=asked[-1].plan_hash).written
+def draw_request(
+    report: Report, request: ApprovalRequest, mention: str, *, buttons: bool
+) -> Message:
+    """Draw a request for an approval, or what became of it: nothing to press, nobody mentioned."""
+    why = fit(f"Why: {request.why}", _ROOMS["request"])
+    blocks: list[Block] = [HeaderBlock(text=_plain(fit(request.headline, HEADER_LIMIT)))]
+    if request.waits:
+        blocks.append(_ours(" ".join(part for part in (mention, _deadline(request)) if part)))
+    lines = [f"Change: {request.action}", f"Effect: {request.consequence}"]
+    shown = [fit(line, _ROOMS["request"]) for line in lines[: 2 if request.consequence else 1]]
+    blocks.append(SectionBlock(text=_plain("\n".join((*shown, why)))))
+    text = fit(f"{request.headline}\n{request.action}", TEXT_LIMIT)
+    if request.waits:
+        commands = f"remediator approve {report.incident.id}"
+        blocks.append(SectionBlock(text=_plain(fit(f"Or run: {commands}", SECTION_LIMIT))))
+        blocks += _buttons(report.incident, request) if buttons else ()
+    return Message(text=text, blocks=tuple(blocks))
+
+
+def _deadline(request: ApprovalRequest) -> str:
+    """Say who has to decide by when, in the reader's own time zone."""
+    if request.expires_at is None:
+        return f"{escape(request.who)}: approve or reject."
+    seconds = int(request.expires_at.timestamp())
+    until = f"<!date^{seconds}^{{time}}|{escape(request.deadline)}>"
+    return f"{escape(request.who)}: approve or reject before {until}."
+
+
+def _buttons(view: IncidentView, request: ApprovalRequest) -> list[Block]:
+    value = PlanReference(incident_id=view.id, plan_hash=request.plan_hash).written
     elements = [
-        ButtonElement(text=_plain(text), action_id=button, value=value, style=style)
+        ButtonElement(
+            text=_plain(text),
+            action_id=button,
+            value=value,
+            style=style,
+            confirm=_confirm(request) if button is Button.APPROVE else None,
+        )
         for button, text, style in _LABELS
     ]
     return [ActionsBlock(elements=elements, block_id="remediator_plan")]
+
+
+def _confirm(request: ApprovalRequest) -> ConfirmObject:
+    """Ask once more, with what the change does."""
+    asked = f"{request.action}. {request.consequence}".strip()
+    return ConfirmObject(
+        title=_plain("Approve this change?"),
+        text=_plain(fit(asked, CONFIRM_LIMIT)),
+        confirm=_plain("Approve"),
+        deny=_plain("Cancel"),
+    )
+
+
+def _ours(text: str) -> SectionBlock:
+    """Words of our own with a mention or a date in them; everything foreign in it is escaped."""
+    return SectionBlock(text=MarkdownTextObject(text=text, verbatim=True))
 
 
 def _part(title: str, lines: Iterable[str], room: int) -> list[Block]:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from remediator.catalogue import Catalogue, Service
+from remediator.chat import Places
 from remediator.errors import ConfigError
 from remediator.playbook import PlaybookSet
 from remediator.ports import Lever, Notifier, Port, Silences
 from remediator.report.deliver import LogNotifier
 from remediator.sections import AlertmanagerBackend, HttpBackend, SecretRef, Section
 from remediator.settings import Settings
+from remediator.views import Frame
 
 if TYPE_CHECKING:
     from remediator.adapters.alertmanager import AlertmanagerSilences
@@ -302,9 +304,16 @@ def open_notifier(settings: Settings, environ: Mapping[str, str]) -> Notifier:
 
     token = _read(slack.secret("token"), environ)
     buttons = slack.secret("signing_secret") is not None
+    places = Places(slack, settings.systems)
     if token is not None:
-        return SlackBot(token, slack.channel or "", slack.api_url, buttons=buttons)
-    return SlackWebhook(_read(slack.secret("webhook_url"), environ) or "", buttons=buttons)
+        return SlackBot(token, places.of, slack.api_url, buttons=buttons)
+    url = _read(slack.secret("webhook_url"), environ) or ""
+    return SlackWebhook(url, places.of, buttons=buttons)
+
+
+def frame_of(settings: Settings) -> Frame:
+    """Return what all texts for humans have in common."""
+    return Frame(timezone=settings.timezone)
 
 
 def _user(backend: Section, environ: Mapping[str, str]) -> tuple[str, str] | None:

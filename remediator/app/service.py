@@ -19,7 +19,13 @@ import structlog
 from filelock import FileLock, Timeout
 
 from remediator.access import Access, Credential, generate_credentials
-from remediator.app.backends import Backends, open_backends, open_notifier, open_silences
+from remediator.app.backends import (
+    Backends,
+    frame_of,
+    open_backends,
+    open_notifier,
+    open_silences,
+)
 from remediator.app.channels import open_channels
 from remediator.app.chat import open_desk
 from remediator.app.checked import LoadedPlaybooks, every_bound, every_decider, every_scope, load
@@ -252,6 +258,7 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
         ports=parts.backends.ports,
         levers=Levers(parts.backends.levers),
         ledger=parts.store.ledger,
+        frame=frame_of(parts.settings),
     )
     notifier = open_notifier(parts.settings, parts.environ)
     watching = Watching(parts.telemetry)

@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 from aiohttp import ClientSession, web
 
 _LIMITS = {"header": 150, "section": 3_000}
+_CONFIRM = {"title": 100, "text": 300, "confirm": 30, "deny": 30}
 
 
 class Trouble(StrEnum):
@@ -50,6 +51,8 @@ class SlackMessage:
     blocks: list[dict[str, Any]]
     metadata: dict[str, Any] = field(default_factory=dict)
     thread_ts: str | None = None
+    broadcast: bool = False
+    """Whether a reply is shown in the channel as well."""
     edits: int = 0
 
     @property
@@ -150,12 +153,13 @@ class LocalSlack:
 
     @property
     def posted(self) -> list[SlackMessage]:
-        """Messages of the channel itself, without the threads' replies."""
-        return [m for m in self.messages.values() if m.thread_ts is None]
+        """Messages that the channel shows, without what is in the threads only."""
+        return [m for m in self.messages.values() if m.thread_ts is None or m.broadcast]
 
     def replies(self, message: SlackMessage) -> list[SlackMessage]:
-        """Messages in the thread of ``message``."""
-        return [m for m in self.messages.values() if m.thread_ts == message.ts]
+        """Messages in the thread of ``message`` only."""
+        replies = (m for m in self.messages.values() if m.thread_ts == message.ts)
+        return [reply for reply in replies if not reply.broadcast]
 
     async def wait_for(self, holds: Callable[[Self], bool], within: float) -> None:
         """Wait until ``holds`` is true after some change; ``TimeoutError`` after ``within`` s."""
@@ -271,6 +275,7 @@ class LocalSlack:
             blocks=body.get("blocks", []),
             metadata=body.get("metadata", {}),
             thread_ts=thread_ts,
+            broadcast=bool(thread_ts and body.get("reply_broadcast")),
         )
         self.messages[message.channel, message.ts] = message
         self._changed.set()
@@ -295,6 +300,9 @@ def _problem(body: dict[str, Any]) -> str:
 
 def _bad_button(button: dict[str, Any]) -> bool:
     sizes = (len(button["text"]["text"]), len(button["action_id"]))
+    asks = button.get("confirm", {})
+    if any(not 0 < len(asks[key]["text"]) <= limit for key, limit in _CONFIRM.items() if asks):
+        return True
     return not 0 < sizes[0] <= 75 or not 0 < sizes[1] <= 255 or len(button["value"]) > 2_000
 
 

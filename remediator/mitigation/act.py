@@ -21,6 +21,7 @@ from remediator.errors import (
 )
 from remediator.maintenance import Halt
 from remediator.model import (
+    CONSEQUENCE,
     LedgerEntry,
     Mitigation,
     MitigationState,
@@ -56,7 +57,8 @@ async def prepare(lever: Lever, mitigation: Mitigation) -> Preparation:
     grown = any(item not in mitigation.items for item in cut.items)
     if grown or cut.model_copy(update={"items": mitigation.items}) != mitigation:
         raise PermanentError("the lever prepared something else than was proposed")
-    return preparation
+    said = {CONSEQUENCE: lever.consequences.get(mitigation.kind, "")}
+    return preparation.model_copy(update={"before": {**preparation.before, **said}})
 
 
 async def pull(

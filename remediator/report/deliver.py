@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 
 from remediator.errors import OwnershipLost, PermanentError, StoreUnavailable, TemporaryError
-from remediator.ports import Handle, Notifier
+from remediator.ports import Handle, Notifier, Post, request_key
 from remediator.report.summary import summarise
 from remediator.store import Store
 from remediator.store.claims import given_back
@@ -23,41 +24,42 @@ from remediator.views import IncidentView, Report
 
 SEND_TIMEOUT = 30.0
 """Seconds that a notifier may take; less than the lease of a notice."""
-DETAIL_ATTEMPTS = 5
-"""Times that the detail of a closed incident, or a note, is tried again when only it failed."""
-_DETAIL_AGAIN = timedelta(seconds=30)
+NOTE_ATTEMPTS = 5
+"""Times that a note is tried again when only it failed."""
+_NOTE_AGAIN = timedelta(seconds=30)
 _SHORTEST, _LONGEST = 1.0, 300.0
 """Seconds between two attempts, whatever the chat asks for."""
+_LOG = "log"
+"""The channel of a handle of the log's."""
 _log = structlog.get_logger(__name__)
 
 
-async def deliver(
-    store: Store,
-    notifier: Notifier,
-    count: Callable[[str], None],
-    note: Callable[[IncidentView], Awaitable[None]] | None = None,
-) -> bool:
-    """Send what is due; return whether there may be more.
+@dataclass(frozen=True)
+class Telling:
+    """How humans are told of incidents."""
 
-    ``note`` sees every incident of which humans are told, whatever becomes of the message.
-    """
+    notifier: Notifier
+    count: Callable[[str], None]
+    """Takes ``sent``, ``delayed`` or ``failed``."""
+    compose: Callable[[IncidentView], Report] = summarise
+    note: Callable[[IncidentView], Awaitable[None]] | None = None
+    """Sees every incident of which humans are told, whatever becomes of the message."""
+
+
+async def deliver(store: Store, telling: Telling) -> bool:
+    """Send what is due; return whether there may be more."""
     notices = await store.notices.claim(1)
     for notice in notices:
         try:
             async with given_back(store.notices.release, notice):
-                await _deliver(store, notifier, notice, count, note)
+                await _deliver(store, telling, notice)
         except OwnershipLost as error:
             _log.warning("notice_lost", reason=str(error))
     return bool(notices)
 
 
-async def _deliver(
-    store: Store,
-    notifier: Notifier,
-    notice: Notice,
-    count: Callable[[str], None],
-    note: Callable[[IncidentView], Awaitable[None]] | None,
-) -> None:
+async def _deliver(store: Store, telling: Telling, notice: Notice) -> None:
+    note, count = telling.note, telling.count
     try:
         view = await store.records.incident(notice.incident_id)
         if view is None:
@@ -65,8 +67,8 @@ async def _deliver(
             return
         noted = note is None or await _noted(note, view)
         async with asyncio.timeout(SEND_TIMEOUT):
-            report = summarise(view)
-            handle = await notifier.send(report, notice.handle)
+            report = telling.compose(view)
+            handle = await _send(store, telling.notifier, notice, report)
     except TimeoutError:
         await _later(store, notice, f"no answer within {SEND_TIMEOUT:g} s", None)
         count("delayed")
@@ -84,10 +86,18 @@ async def _deliver(
         await _later(store, notice, f"failed: {type(error).__name__}", None)
         count("failed")
     else:
-        whole = handle is None or handle.detailed or not report.final
-        again = None if (whole and noted) or notice.attempts >= DETAIL_ATTEMPTS else _DETAIL_AGAIN
+        again = None if noted or notice.attempts >= NOTE_ATTEMPTS else _NOTE_AGAIN
         await patiently(lambda: store.notices.sent(notice, handle, again))
         count("sent")
+
+
+async def _send(store: Store, notifier: Notifier, notice: Notice, report: Report) -> Handle | None:
+    """Send ``report``, keeping where each new message is before the next one is posted."""
+    handle = await notifier.send(report, notice.handle)
+    while handle is not None and handle.more:
+        await store.notices.keep(notice, handle)
+        handle = await notifier.send(report, handle)
+    return handle
 
 
 async def _noted(note: Callable[[IncidentView], Awaitable[None]], view: IncidentView) -> bool:
@@ -111,12 +121,26 @@ class LogNotifier:
     """Tells the log, where no chat is configured."""
 
     async def send(self, report: Report, handle: Handle | None) -> Handle | None:
-        """Write the headline and the next step as one line."""
+        """Write the headline and the next step as one line, and a request for an approval as one."""
+        if handle is None or handle.channel != _LOG:
+            handle = Handle(channel=_LOG, message="")
+        for request in report.requests:
+            key = request_key(request.id)
+            if request.waits and handle.post(key) is None:
+                self._tell(report, request.headline)
+                handle = handle.having(Post(key=key, message="", digest=""))
+        self._tell(report, report.headline)
+        return handle
+
+    async def call(self, report: Report) -> None:
+        """Write it as a line."""
+        self._tell(report, report.headline)
+
+    def _tell(self, report: Report, headline: str) -> None:
         _log.info(
             "report",
             incident_id=report.incident.id,
-            headline=report.headline,
+            headline=headline,
             urgent=report.urgent,
             next_step=report.next_step,
         )
-        return handle

@@ -164,7 +164,7 @@ class Escalating:
         if view is None:
             raise PermanentError("the incident is gone")
         plan = self._plan(self._around.catalogue.service(view.system, view.service))
-        return compose(view, telling, plan)
+        return compose(view, telling, plan, self._around.frame)
 
     async def _later(self, telling: Telling, reason: str, after: float | None) -> None:
         """Try again; a level for as long as it is wanted, which ``claim`` knows."""
@@ -256,5 +256,4 @@ class ChatChannel:
         """Post it; its detail is in the thread of the incident's own message."""
         if summons.word is not Word.LEVEL:
             return
-        call = {"headline": summons.headline, "final": False}
-        await self._notifier.send(summons.report.model_copy(update=call), None)
+        await self._notifier.call(summons.report.model_copy(update={"headline": summons.headline}))

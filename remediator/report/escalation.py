@@ -22,7 +22,7 @@ from remediator.model import (
 from remediator.report.summary import summarise
 from remediator.store.escalations import Message, Standing, Step, Telling
 from remediator.summons import Summons, Word
-from remediator.views import AlertView, IncidentView, Report
+from remediator.views import AlertView, Frame, IncidentView, Report
 
 PAGERDUTY = "pagerduty"
 """The channel that is also told when somebody has the incident, and when it is over."""
@@ -186,9 +186,14 @@ def notes_due(view: IncidentView, *, acts: bool, resolves: bool) -> tuple[Word, 
 # --- what is said ------------------------------------------------------------------------------
 
 
-def compose(view: IncidentView, telling: Telling, plan: Escalation) -> Summons:
+def compose(
+    view: IncidentView,
+    telling: Telling,
+    plan: Escalation,
+    frame: Frame = Frame(),  # noqa: B008 - frozen
+) -> Summons:
     """Say what ``telling`` is to say, with every secret masked."""
-    report = summarise(view)
+    report = summarise(view, frame)
     headline = report.headline
     if telling.word is Word.LEVEL:
         headline = f"{_stage(int(telling.subject), plan)}. {headline}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from remediator.model import (
     AlertStatus,
@@ -19,10 +19,12 @@ from remediator.model import (
     format_duration,
 )
 from remediator.report import wording
+from remediator.report.asking import requests
 from remediator.report.redaction import redact_incident
 from remediator.views import (
     AlertView,
     FindingView,
+    Frame,
     IncidentView,
     MitigationView,
     Report,
@@ -35,7 +37,7 @@ _SHOWN_REASONS = 5
 _CALLS_A_HUMAN = frozenset({IncidentOutcome.ESCALATED, IncidentOutcome.DENIED})
 
 
-def summarise(view: IncidentView) -> Report:
+def summarise(view: IncidentView, frame: Frame = Frame()) -> Report:  # noqa: B008 - frozen
     """Say what happened, what was found and done, whether it helped, and what comes next.
 
     Secrets in labels and texts are masked, also in the report's own copy of the incident.
@@ -45,13 +47,14 @@ def summarise(view: IncidentView) -> Report:
     return Report(
         incident=view,
         headline=_headline(view),
-        happened=tuple(_happened(view)),
+        happened=tuple(_happened(view, frame)),
         found=tuple(_found(view)),
-        done=(*done, *_reasons(view, said=" ".join(done))),
+        done=(*done, *_reasons(view, frame, said=" ".join(done))),
         helped=_helped(view),
-        next_step=wording.next_step(view),
+        next_step=wording.next_step(view, frame),
         urgent=_urgent(view),
         final=view.state is IncidentState.CLOSED,
+        requests=tuple(requests(view, frame)),
     )
 
 
@@ -78,10 +81,10 @@ def _headline(view: IncidentView) -> str:
 # --- what happened ----------------------------------------------------------------------------
 
 
-def _happened(view: IncidentView) -> Iterable[str]:
-    yield from (_alert(alert) for alert in view.alerts[:_SHOWN_ALERTS])
+def _happened(view: IncidentView, frame: Frame) -> Iterable[str]:
+    yield from (_alert(alert, frame) for alert in view.alerts[:_SHOWN_ALERTS])
     if not view.alerts:
-        yield f"No alert is left in the record. The incident was opened at {_at(view.opened_at)}."
+        yield f"No alert is left in the record. The incident was opened at {frame.local(view.opened_at)}."
     yield from _crowd(view.alerts)
     yield from _said(view.alerts)
     yield _where(view)
@@ -91,17 +94,18 @@ def _happened(view: IncidentView) -> Iterable[str]:
         yield "This is a dry run: nothing is changed, whatever the mode."
     if view.closed_at is not None:
         lasted = format_duration(_whole(view.opened_at, view.closed_at))
-        yield f"Closed at {_at(view.closed_at)}, {lasted} after it was opened. Incident {view.id}."
+        yield f"Closed at {frame.local(view.closed_at)}, {lasted} after it was opened. Incident {view.id}."
     else:
-        yield f"Opened at {_at(view.opened_at)}. Incident {view.id}."
+        yield f"Opened at {frame.local(view.opened_at)}. Incident {view.id}."
 
 
-def _alert(alert: AlertView) -> str:
+def _alert(alert: AlertView, frame: Frame) -> str:
     name = alert.labels.get("alertname", "An unnamed alert")
-    since = _at(alert.starts_at)
+    since = frame.local(alert.starts_at)
     if alert.status is AlertStatus.FIRING:
         return f"{name} is firing since {since}."
-    until = f"resolved at {_at(alert.resolved_at)}" if alert.resolved_at else "has resolved"
+    at = alert.resolved_at
+    until = f"resolved at {frame.local(at)}" if at is not None else "has resolved"
     return f"{name} was firing since {since} and {until}."
 
 
@@ -187,7 +191,7 @@ def _listed(items: list[str]) -> str:
     return ", ".join(items[:_SHOWN_ITEMS]) + (f" and {more} more" if more > 0 else "")
 
 
-def _reasons(view: IncidentView, said: str) -> list[str]:
+def _reasons(view: IncidentView, frame: Frame, said: str) -> list[str]:
     """Return the journal's latest reasons that the report has not given yet."""
     reasons: dict[str, str] = {}
     evidence = {m.evidence for m in view.mitigations}
@@ -195,7 +199,7 @@ def _reasons(view: IncidentView, said: str) -> list[str]:
         told = event.reason in said or event.reason in evidence
         if event.reason and not told and not _is_routine(event):
             reasons[event.reason] = (
-                f"{event.at.astimezone(UTC):%H:%M:%S} {event.step}, {event.event}:"
+                f"{frame.local(event.at, '%H:%M:%S')} {event.step}, {event.event}:"
                 f" {wording.sentence(event.reason)}"
             )
     return list(reasons.values())[-_SHOWN_REASONS:]
@@ -221,10 +225,6 @@ def _helped(view: IncidentView) -> str:
     if any(m.state is MitigationState.UNKNOWN for m in view.mitigations):
         return "Cannot tell: it is not even known whether the change was made."
     return "Nothing was changed, so there is nothing to judge."
-
-
-def _at(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _whole(start: datetime, end: datetime) -> timedelta:

@@ -5,8 +5,6 @@ Every state has its line in a table; the tests walk through all of them.
 
 from __future__ import annotations
 
-from datetime import UTC
-
 from remediator.model import (
     Assessment,
     FindingStatus,
@@ -15,7 +13,8 @@ from remediator.model import (
     MitigationState,
     Phase,
 )
-from remediator.views import IncidentView, MitigationView
+from remediator.report.asking import waits, who
+from remediator.views import Frame, IncidentView, MitigationView
 
 TOUCHED = frozenset({MitigationState.APPLIED, MitigationState.REVERTED})
 """States of a mitigation that has changed the world, if only for a while."""
@@ -164,39 +163,31 @@ _VERDICTS: dict[Assessment, str] = {
 # --- what comes next --------------------------------------------------------------------------
 
 
-def next_step(view: IncidentView) -> str:
+def next_step(view: IncidentView, frame: Frame) -> str:
     """Say what a human should do now: something concrete, or nothing."""
     if view.state is IncidentState.OPEN:
-        return _while_open(view)
+        return _while_open(view, frame)
     step = _once_closed(view)
     loose = [item for m in view.mitigations for item in _loose(m)]
     return f"{step} {_look_at(loose)}" if loose else step
 
 
-def _while_open(view: IncidentView) -> str:
+def _while_open(view: IncidentView, frame: Frame) -> str:
     if view.phase is Phase.APPROVAL:
-        return _ask(view)
+        return _ask(view, frame)
     return f"Nothing for now: the incident is {standing(view)}, and this message will follow it."
 
 
-def _ask(view: IncidentView) -> str:
+def _ask(view: IncidentView, frame: Frame) -> str:
     """Say who has to do what by when, for a mitigation that waits for its approval."""
-    ends = [m.expires_at for m in _waiting(view) if m.expires_at]
-    until = f" before {min(ends).astimezone(UTC):%H:%M:%S} UTC" if ends else ""
+    asked = [m for m in view.mitigations if waits(view, m)]
+    ends = [m.expires_at for m in asked if m.expires_at]
+    until = f" before {frame.local(min(ends), '%H:%M')}" if ends else ""
+    people = who(asked[-1]) if asked else "An operator"
     return (
-        f"{_who(view)} must run `remediator approve {view.id}`{until},"
+        f"{people} must run `remediator approve {view.id}`{until},"
         f" or `remediator reject {view.id}`."
     )
-
-
-def _who(view: IncidentView) -> str:
-    needed = max((m.approvals_needed for m in _waiting(view)), default=1)
-    if needed == 1:
-        return "An operator"
-    agreed = ", ".join(one.by for m in _waiting(view) for one in m.approvals)
-    if agreed:
-        return f"{needed} different operators must approve, and {agreed} did: another one"
-    return f"{needed} different operators"
 
 
 def _once_closed(view: IncidentView) -> str:
@@ -269,10 +260,6 @@ def _enable(view: IncidentView) -> str:
     if view.service is None:
         return "To have it handled next time, add its labels to a service of the catalogue."
     return f"To have it handled next time, enable a playbook for it on {view.service}."
-
-
-def _waiting(view: IncidentView) -> list[MitigationView]:
-    return [m for m in view.mitigations if m.state is MitigationState.AWAITING_APPROVAL]
 
 
 def _loose(mitigation: MitigationView) -> list[str]:

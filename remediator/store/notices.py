@@ -31,6 +31,7 @@ class Notice(Value):
     wanted: int
     attempts: int
     handle: Handle | None
+    """With all its posts."""
 
 
 class Notices:
@@ -46,11 +47,20 @@ class Notices:
             now = await self._database.now(connection)
             postgres = self._database.is_postgres
             claim = claim_due(t.notices, now, LEASE, limit, skip_locked=postgres)
-            columns = (t.notices.c[name] for name in Notice.model_fields)
+            columns = (t.notices.c[name] for name in (*Notice.model_fields, "posts"))
             rows = await connection.execute(claim.returning(*columns))
-            return [Notice.model_validate(dict(row)) for row in rows.mappings()]
+            return [_notice(dict(row)) for row in rows.mappings()]
 
         return await self._database.write(operation)
+
+    async def keep(self, notice: Notice, handle: Handle) -> None:
+        """Record where the messages are by now; the claim goes on."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            key, epoch = notice.incident_id, notice.epoch
+            await write_claimed(connection, t.notices, key, epoch, _places(handle))
+
+        await self._database.write(operation)
 
     async def sent(
         self, notice: Notice, handle: Handle | None, again_in: timedelta | None = None
@@ -70,7 +80,7 @@ class Notices:
             values = {
                 "sent": notice.wanted,
                 "attempts": 0 if again_in is None else notice.attempts + 1,
-                "handle": None if handle is None else handle.model_dump(mode="json"),
+                **_places(handle),
                 "last_error": "",
                 "due_at": due,
             }
@@ -96,6 +106,20 @@ class Notices:
             await release_claimed(connection, t.notices, notice.incident_id, notice.epoch)
 
         await self._database.write(operation)
+
+
+def _notice(row: dict[str, Any]) -> Notice:
+    posts = row.pop("posts") or []
+    if row["handle"] is not None:
+        row["handle"] = {**row["handle"], "posts": posts}
+    return Notice.model_validate(row)
+
+
+def _places(handle: Handle | None) -> dict[str, Any]:
+    if handle is None:
+        return {"handle": None, "posts": None}
+    stored = handle.model_dump(mode="json", exclude={"posts", "more"})
+    return {"handle": stored, "posts": [post.model_dump(mode="json") for post in handle.posts]}
 
 
 async def _write(connection: AsyncConnection, notice: Notice, values: dict[str, Any]) -> None:

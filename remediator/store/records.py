@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import Refused
 from remediator.model import (
+    CONSEQUENCE,
     Alert,
     AlertStatus,
     Bound,
@@ -346,6 +347,7 @@ def _mitigation(row: Any) -> MitigationView:
         approvals_needed=needed,
         approvals=row["approvals"],
         approvals_missing=needed - len(row["approvals"]) if waits else 0,
+        consequence=str(row["before"].get(CONSEQUENCE, "")),
     )
 
 

@@ -305,6 +305,7 @@ notices = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("handle", Json),
+    Column("posts", Json),
     Column("last_error", Words, nullable=False),
     _partial("ix_notices_due", "due_at", where="due_at IS NOT NULL"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,9 +11,16 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from remediator.adapters.breakers import BreakerLever
+from remediator.adapters.kubernetes import KubernetesLever
+from remediator.adapters.migrations import MigrationLever
+from remediator.adapters.postgres import PostgresLever
+from remediator.adapters.redis import RedisLever
 from remediator.errors import StoreUnavailable, TemporaryError
-from remediator.ports import Handle
-from remediator.report.deliver import DETAIL_ATTEMPTS, deliver
+from remediator.model import Mode
+from remediator.ports import Handle, Post, request_key
+from remediator.report.deliver import NOTE_ATTEMPTS, Telling, deliver
+from remediator.report.summary import summarise
 from remediator.store import tables as t
 from remediator.testing import World
 from remediator.views import IncidentView, Report
@@ -31,6 +39,9 @@ class Heard:
             raise self.trouble
         self.said.append(report.incident.service or "")
         return handle
+
+    async def call(self, report: Report) -> None:
+        await self.send(report, None)
 
 
 @dataclass
@@ -51,7 +62,8 @@ class Notes:
 async def _all(bench: Bench, chat: Heard, notes: Notes | None = None) -> Counter[str]:
     counted: Counter[str] = Counter()
     note = (notes or Notes()).note
-    while await deliver(bench.store, chat, lambda result: counted.update([result]), note):
+    telling = Telling(chat, lambda result: counted.update([result]), note=note)
+    while await deliver(bench.store, telling):
         pass
     return counted
 
@@ -80,7 +92,7 @@ async def test_notes_that_always_fail_are_not_tried_for_ever(bench: Bench) -> No
     for _ in range(60):
         await _all(bench, Heard(), notes)
         bench.clock.advance(timedelta(minutes=1))
-    assert notes.tries == 1 + DETAIL_ATTEMPTS
+    assert notes.tries == 1 + NOTE_ATTEMPTS
 
 
 async def test_an_incident_that_cannot_be_read_holds_up_the_notice_of_no_other(
@@ -108,3 +120,59 @@ async def test_a_chat_may_ask_for_a_pause_of_some_minutes_at_most(bench: Bench) 
     chat.trouble = None
     bench.clock.advance(timedelta(minutes=5))
     assert await _all(bench, chat) == {"sent": 1}
+
+
+@dataclass
+class Dying:
+    """A chat with two messages to post, whose process ends at the second one."""
+
+    sent: list[Handle | None] = field(default_factory=list)
+    ends: bool = True
+
+    async def send(self, report: Report, handle: Handle | None) -> Handle | None:
+        self.sent.append(handle)
+        if handle is None:
+            return Handle(channel="C1", message="1", more=True)
+        if self.ends:
+            raise asyncio.CancelledError
+        post = Post(key=request_key("mit-1"), message="2", digest="d")
+        return handle.having(post).model_copy(update={"more": False})
+
+    async def call(self, report: Report) -> None:
+        raise NotImplementedError
+
+
+async def test_a_process_that_ends_between_two_messages_repeats_neither(bench: Bench) -> None:
+    chat = Dying()
+    await bench.receive(bench.alert())
+    await bench.settle()
+    with pytest.raises(asyncio.CancelledError):
+        await deliver(bench.store, Telling(chat, lambda result: None))
+    chat.ends = False
+    assert await deliver(bench.store, Telling(chat, lambda result: None))
+    first = Handle(channel="C1", message="1")
+    assert chat.sent == [None, first.model_copy(update={"more": True}), first]
+    async with bench.store.database.read() as connection:
+        row = (await connection.execute(t.notices.select())).mappings().one()
+    assert row["handle"] == {"channel": "C1", "message": "1", "detailed": False}
+    assert [post["key"] for post in row["posts"]] == ["request/mit-1"]
+
+
+async def test_the_approver_reads_what_the_change_does_to_those_it_hits(
+    open_bench: OpenBench,
+) -> None:
+    async with open_bench(World(things={"lamp"}), [a_service(mode=Mode.APPROVE)]) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle()
+        (request,) = summarise(await bench.incident()).requests
+        assert (request.waits, request.consequence) == (True, "These things go dark.")
+
+
+@pytest.mark.parametrize(
+    "lever", [BreakerLever, KubernetesLever, MigrationLever, PostgresLever, RedisLever]
+)
+def test_every_kind_of_change_says_in_a_sentence_what_it_does(lever: Any) -> None:
+    assert lever.consequences.keys() == lever.kinds
+    for said in lever.consequences.values():
+        assert said.endswith(".")
+        assert len(said) <= 160

@@ -28,6 +28,7 @@ from remediator.report.escalation import NOTES, compose
 from remediator.store.escalations import Telling
 from remediator.summons import Summons, Word
 from remediator.testing import World
+from remediator.views import ChatPlace
 from tests.incident_views import ID, alert, closed_as
 from tests.scripted_http import serving
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
@@ -468,11 +469,15 @@ def test_a_url_that_apprise_cannot_read_is_an_error_that_does_not_repeat_it(url:
 
 async def test_a_level_is_a_new_message_in_slack_without_a_second_detail() -> None:
     async with LocalSlack() as slack:
-        bot = SlackBot(slack.token, slack.channel, slack.api_url)
-        await bot.send(summons().report, None)
+        place = ChatPlace(channel=slack.channel, mention="<!here>")
+        bot = SlackBot(slack.token, lambda _: place, slack.api_url)
+        handle = await bot.send(summons().report, None)
+        await bot.send(summons().report, handle)
         channel = ChatChannel(bot)
         await channel.tell(summons())
         await channel.tell(summons(Word.RESOLVED))
         told, called = slack.posted
         assert called.lines[0].startswith("Escalation level 1 of 1. ▲ Closed: shop/orders")
+        assert called.lines[1] == "<!here>"
+        assert "<!here>" not in told.lines
         assert (len(slack.replies(told)), len(slack.replies(called))) == (1, 0)

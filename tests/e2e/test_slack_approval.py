@@ -48,7 +48,10 @@ async def _asked(service: Service, scene: Scene, slack: LocalSlack) -> tuple[int
     await service.post(pool_alert())
     await service.incident(phase="approval")
     await slack.wait_for(lambda s: any(m.buttons for m in s.posted), 10)
-    (message,) = slack.posted
+    incident, message = slack.posted
+    assert not incident.buttons
+    assert message.broadcast
+    assert "rolled back" in "\n".join(message.lines)
     return leak, message
 
 
@@ -97,7 +100,8 @@ async def test_nobody_but_an_approver_lets_the_plan_go_ahead_and_only_once(
     (made,) = acting["mitigations"]
     assert made["decided_by"] == "operator"
     assert [(one["by"], one["via"]) for one in made["approvals"]] == [("operator", "slack")]
-    await slack.wait_for(lambda s: not s.posted[0].buttons, 10)
+    await slack.wait_for(lambda _: not message.buttons, 10)
+    assert message.lines[0].startswith("Approved by operator: ")
     assert (await slack.click(asking.url, approve, ANN))[0] == 200
     assert "waits for no approval" in await _told(slack, 7)
 
@@ -114,7 +118,7 @@ async def test_two_different_persons_by_chat_and_by_command_line(
     assert code == 1, "the same person by another way is still the same person"
     assert "has approved this plan already" in output
     assert await scene.is_(leak)
-    await slack.wait_for(lambda s: any("operator did" in t for t in s.posted[0].lines), 10)
+    await slack.wait_for(lambda _: any("operator did" in t for t in message.lines), 10)
     assert message.buttons
     await slack.click(asking.url, message.buttons["Approve"], BOB)
     await asking.incident(phase="settle")
@@ -142,7 +146,8 @@ async def test_the_command_line_says_how_many_are_missing_and_a_press_rejects(
         assert event in events
     paused = (await asking.api("GET", "/limits")).json()["paused"]
     assert [(one["scope"], one["by"]) for one in paused] == [("shop/orders", "bob")]
-    await slack.wait_for(lambda s: not s.posted[0].buttons, 10)
+    await slack.wait_for(lambda _: not message.buttons, 10)
+    assert message.lines[0].startswith("Rejected by bob: ")
 
 
 async def test_without_a_signing_secret_there_is_no_way_in(

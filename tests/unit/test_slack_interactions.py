@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from remediator.access import Access, Principal, Role
 from remediator.adapters.slack import SlackReplies
-from remediator.adapters.slack_blocks import draw
+from remediator.adapters.slack_blocks import draw, draw_request
 from remediator.demo.slack import LocalSlack, SlackMessage, sign
 from remediator.errors import Refused, RejectedDelivery, StoreUnavailable
 from remediator.intake.listen import listening
@@ -30,7 +30,7 @@ from remediator.model import Consent, MitigationState, Phase
 from remediator.report.summary import summarise
 from remediator.routing import FORM, build_app
 from remediator.views import Button, PlanReference
-from tests.incident_views import ID, mitigation, open_in
+from tests.incident_views import ID, START, mitigation, open_in
 
 SECRET = "local-signing-secret"
 NOW = datetime(2026, 11, 21, 4, tzinfo=UTC)
@@ -123,7 +123,9 @@ def buttons() -> dict[str, dict[str, Any]]:
     """The buttons of a message about a plan that waits, as Slack has them."""
     waiting = mitigation(MitigationState.AWAITING_APPROVAL, plan_hash=HASH)
     report = summarise(open_in(Phase.APPROVAL, mitigations=[waiting]))
-    blocks = [block.to_dict() for block in draw(report, buttons=True).blocks]
+    (request,) = report.requests
+    drawn = draw_request(report, request, "", buttons=True)
+    blocks = [block.to_dict() for block in drawn.blocks]
     return SlackMessage("C", "1", "", blocks).buttons
 
 
@@ -576,6 +578,9 @@ def test_a_plan_that_waits_has_four_buttons_that_name_it() -> None:
     "state", [s for s in MitigationState if s is not MitigationState.AWAITING_APPROVAL]
 )
 def test_once_it_is_decided_the_buttons_are_gone(state: MitigationState) -> None:
-    decided = open_in(Phase.APPROVAL, mitigations=[mitigation(state)])
-    message = draw(summarise(decided), buttons=True)
-    assert {block.to_dict()["type"] for block in message.blocks} <= {"header", "section"}
+    decided = open_in(Phase.APPROVAL, mitigations=[mitigation(state, expires_at=START)])
+    report = summarise(decided)
+    drawn = [draw_request(report, one, "<!here>", buttons=True) for one in report.requests]
+    for message in (draw(report), *drawn):
+        assert {block.to_dict()["type"] for block in message.blocks} <= {"header", "section"}
+        assert "<" not in str([block.to_dict() for block in message.blocks])

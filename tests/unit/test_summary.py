@@ -249,7 +249,7 @@ def test_an_approval_says_who_must_do_what_by_when() -> None:
     report = summarise(open_in(Phase.APPROVAL, mitigations=[waiting], reason=""))
     assert report.headline == "▲ Open: shop/orders, PoolExhausted: waiting for your approval"
     assert report.next_step == (
-        f"An operator must run `remediator approve {ID}` before 03:19:05 UTC,"
+        f"An operator must run `remediator approve {ID}` before 03:19 UTC,"
         f" or `remediator reject {ID}`."
     )
     assert report.done[0] == (
@@ -373,7 +373,7 @@ def test_the_timelines_reasons_are_told_once() -> None:
     ]
     report = summarise(view(timeline=timeline))
     assert [line for line in report.done if "paused by ann" in line] == [
-        "03:04:07 decide, waiting: paused by ann."
+        "03:04:07 UTC decide, waiting: paused by ann."
     ]
     assert sum("80 %" in line for line in report.done) == 1
 
