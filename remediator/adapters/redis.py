@@ -211,8 +211,7 @@ class RedisLever(_Opened):
 
     kinds = frozenset({UNLINK})
     consequences: Mapping[str, str] = {
-        UNLINK: "These keys are deleted and cannot be restored; their readers go to the origin until"
-        " the cache has filled again."
+        UNLINK: "These keys are deleted; their readers go to the origin until the cache is full again."
     }
     conditional = False
 

@@ -28,7 +28,7 @@ def open_desk(
     reference = slack.secret("signing_secret") if slack else None
     if slack is None or reference is None:
         return None
-    from remediator.adapters.slack import SlackReplies  # noqa: PLC0415 - only where configured
+    from remediator.adapters.slack_replies import SlackReplies  # noqa: PLC0415 - only where configured
 
     try:
         reference.read(environ)

@@ -347,8 +347,14 @@ def _mitigation(row: Any) -> MitigationView:
         approvals_needed=needed,
         approvals=row["approvals"],
         approvals_missing=needed - len(row["approvals"]) if waits else 0,
-        consequence=str(row["before"].get(CONSEQUENCE, "")),
+        consequence=_consequence(row["before"]),
     )
+
+
+def _consequence(before: Any) -> str:
+    """Read the lever's sentence; what another version wrote may have none."""
+    said = before.get(CONSEQUENCE) if isinstance(before, dict) else None
+    return said if isinstance(said, str) else ""
 
 
 async def _timeline(

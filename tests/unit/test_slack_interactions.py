@@ -20,8 +20,8 @@ from slack_sdk.signature import SignatureVerifier
 from structlog.testing import capture_logs
 
 from remediator.access import Access, Principal, Role
-from remediator.adapters.slack import SlackReplies
 from remediator.adapters.slack_blocks import draw, draw_request
+from remediator.adapters.slack_replies import SlackReplies
 from remediator.demo.slack import LocalSlack, SlackMessage, sign
 from remediator.errors import Refused, RejectedDelivery, StoreUnavailable
 from remediator.intake.listen import listening
