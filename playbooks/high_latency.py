@@ -50,6 +50,7 @@ from remediator import (
     look_through,
     read_once,
     rolled_out,
+    rollout_data,
     sessions_that,
 )
 
@@ -184,7 +185,12 @@ class HighLatency(Playbook[LatencyParameters]):
             assessment, evidence = Assessment.CANNOT_TELL, doubts
         else:
             assessment, evidence = Assessment.BETTER, [f.summary for f in findings.values()]
-        return Sample(at=context.now, assessment=assessment, evidence=" ".join(evidence))
+        return Sample(
+            at=context.now,
+            assessment=assessment,
+            evidence=" ".join(evidence),
+            data=rollout_data(findings),
+        )
 
     async def _look(
         self, context: Context, views: Mapping[str, SessionView], checks: Checks

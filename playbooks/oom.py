@@ -53,6 +53,8 @@ from remediator import (
     points_of,
     raised,
     recent_kills,
+    rolled_out,
+    rollout_data,
     room_finding,
     standing,
     troubles_since,
@@ -162,7 +164,7 @@ class OOM(Playbook[OOMParameters]):
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
         """Better when nothing was killed or restarted since, and all pods are ready again."""
         checks = {
-            "rollout": self._rolled_out(context),
+            "rollout": rolled_out(context, mitigation),
             "since": _since(context, mitigation, context.incident.phase_since),
             "memory": self._memory(context),
         }
@@ -177,7 +179,12 @@ class OOM(Playbook[OOMParameters]):
             assessment, said = Assessment.CANNOT_TELL, [f"{text}." for text in unknown]
         else:
             assessment, said = Assessment.BETTER, [findings[name].summary for name in needed]
-        return Sample(at=context.now, assessment=assessment, evidence=" ".join(said))
+        return Sample(
+            at=context.now,
+            assessment=assessment,
+            evidence=" ".join(said),
+            data=rollout_data(findings),
+        )
 
     # --- looking -------------------------------------------------------------------------------
 
@@ -191,13 +198,6 @@ class OOM(Playbook[OOMParameters]):
             f"{f'; {hindered.reason}' if hindered else ''}.",
             value=workload,
         )
-
-    async def _rolled_out(self, context: Context) -> Finding:
-        finding = await self._deployment(context)
-        workload = finding.value
-        rollout = workload.rollout if isinstance(workload, Workload) else None
-        problem = finding.status is FindingStatus.PROBLEM or rollout is not None
-        return finding.model_copy(update={"name": "rollout", "status": _judged(problem=problem)})
 
     async def _kills(self, context: Context) -> Finding:
         pods = await context.pods().pods(context.targets["workload"])
@@ -259,9 +259,8 @@ class OOM(Playbook[OOMParameters]):
         killed, cap = found.kills[0], self.parameters.memory_max
         container = limit_to_raise(killed, workload, pods)
         if isinstance(container, Hindrance):
-            wait = AGAIN if container.passes else None
-            return Proposal(reason=f"{container.reason}.", wait=wait)
-        was, limit = killed.at_its_limit, container.memory_limit or 0
+            return Proposal(reason=f"{container.reason}.", wait=AGAIN if container.passes else None)
+        limit, was = container.memory_limit or 0, killed.at_its_limit
         if cap is None:
             return Proposal(reason=f"{was}; memory_max is not set, so it is not raised.")
         wanted = min(int(limit * self.parameters.memory_step), cap)
@@ -270,7 +269,7 @@ class OOM(Playbook[OOMParameters]):
         memory = findings.evidence("memory", MemoryOfPods) or MemoryOfPods(pods=())
         growing = memory.leaking(self.parameters.leak_growth)
         if _tried(context, "set_memory") or (growing and memory_was_raised(workload)):
-            again = f"{len(growing)} pods grow steadily" if growing else "it was killed again"
+            again = f"{len(growing)} pods grow steadily" if growing else "that did not help"
             return Proposal(reason=f"{was}, was raised before, and {again}: find the leak.")
         room = findings.evidence("room", Room)
         short = cramped(container, wanted, room) if room else None

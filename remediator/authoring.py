@@ -8,7 +8,14 @@ from remediator.diagnostics.breaker import (
     breaker_described,
     listed_names,
 )
-from remediator.diagnostics.capacity import CpuUse, Grounds, ScaleBounds, rolled_out, room_finding
+from remediator.diagnostics.capacity import (
+    CpuUse,
+    Grounds,
+    ScaleBounds,
+    rolled_out,
+    rollout_data,
+    room_finding,
+)
 from remediator.diagnostics.eviction import CacheBounds
 from remediator.diagnostics.evidence import LogEvidence, log_evidence
 from remediator.diagnostics.latency import Latency, LatencySource, PastLatency
@@ -223,6 +230,7 @@ __all__ = [
     "read_once",
     "recent_kills",
     "rolled_out",
+    "rollout_data",
     "room_finding",
     "sessions_listed",
     "sessions_that",

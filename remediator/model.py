@@ -528,6 +528,8 @@ class Outcome(Value):
     items: tuple[ItemOutcome, ...] = ()
     again_in: Duration | None = None
     """Time until the next step of what is taken back in steps; None when nothing is left."""
+    final: bool = False
+    """Whether a later attempt cannot come to anything else: somebody else has changed it since."""
 
 
 class Approval(Value):
@@ -595,6 +597,10 @@ class Assessment(StrEnum):
     CANNOT_TELL = "cannot_tell"
 
 
+FINAL = "final"
+"""In the ``data`` of a sample: true where no later look can say otherwise."""
+
+
 class Sample(Value):
     """One look at whether a mitigation helped, with the evidence."""
 
@@ -602,6 +608,11 @@ class Sample(Value):
     assessment: Assessment
     evidence: str
     data: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @property
+    def final(self) -> bool:
+        """Whether no later look can say otherwise, as ``data`` notes: nothing is waited for then."""
+        return self.data.get(FINAL) is True
 
 
 class Verdict(Value):

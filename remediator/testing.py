@@ -68,6 +68,8 @@ class World:
     lose_answers: int = 0
     """So many of the next changes take effect, but their answer is lost."""
     refuse: str | None = None
+    changed_by: str | None = None
+    """Who has changed things since we did: then nothing is put back."""
     unavailable: str | None = None
 
     def check(self) -> None:
@@ -149,6 +151,9 @@ class WorldLever:
         self.world.check()
         if preparation.undo is None:
             raise BackendRefused("this cannot be put back")
+        if self.world.changed_by is not None:
+            detail = f"{self.world.changed_by} has changed it since"
+            return Outcome(state=MitigationState.NOT_APPLIED, detail=detail, final=True)
         off = [i.key for i in preparation.mitigation.items if i.key not in self.world.things]
         step = off[:1] if in_steps else off
         self.world.things.update(step)

@@ -135,6 +135,8 @@ class Workload(Contained):
     paused: bool
     rollout: str | None
     """How far a rollout is that is not complete, or None."""
+    refused: str | None = None
+    """Why its new pods are not made (LimitRange, admission policy, quota), or None."""
     gitops: str | None
     """Name of the GitOps controller that would undo a change, or None."""
     annotations: dict[str, str]

@@ -25,7 +25,12 @@ import pytest_asyncio
 import yaml
 from aiohttp import web
 
-from remediator.adapters.kubernetes_client import Change, KubernetesClient, NotFound
+from remediator.adapters.kubernetes_client import (
+    Change,
+    Forbidden,
+    KubernetesClient,
+    NotFound,
+)
 from remediator.errors import BackendUnavailable
 from remediator.model import Item, Mitigation, Preparation, Target
 from remediator.ports import Lever
@@ -303,6 +308,25 @@ class Cluster:
             return bool(status.get("hard") == hard and set(status.get("used") or ()) == set(hard))
 
         await until(counted, f"the quota {name} is counted")
+
+    async def most_memory(self, limit: str) -> None:
+        """Create a LimitRange that refuses containers with more, and wait until it holds."""
+        most = {"type": "Container", "max": {"memory": limit}}
+        body = {"metadata": {"name": "most"}, "spec": {"limits": [most]}}
+        await self.create(_CORE, "limitranges", body)
+        resources = {"limits": {"memory": "1Ti"}}
+        container = {"name": "app", "image": "registry.invalid/app:1", "resources": resources}
+        pod = {"metadata": {"name": "too-large"}, "spec": {"containers": [container]}}
+
+        async def holds() -> bool:
+            try:
+                change = Change("POST", self.path(_CORE, "pods"), pod)
+                await self.admin.send(change, dry_run=True)
+            except Forbidden:
+                return True
+            return False
+
+        await until(holds, "the LimitRange holds")
 
     async def everywhere(self, account: str, *rules: Mapping[str, list[str]]) -> None:
         """Give a service account rights in all namespaces, as a ClusterRole does."""

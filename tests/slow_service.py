@@ -129,6 +129,7 @@ class Cluster(Fake):
     replicas: int = 4
     ready: int | None = None
     rollout: str | None = None
+    refused: str | None = None
     gitops: str | None = None
     annotations: dict[str, str] = field(default_factory=dict)
     scaler: Autoscaler | None = None
@@ -156,6 +157,7 @@ class Cluster(Fake):
             updated=ready,
             paused=False,
             rollout=self.rollout,
+            refused=self.refused,
             gitops=self.gitops,
             annotations=self.annotations,
             containers=(init, container),

@@ -17,6 +17,7 @@ from remediator.audit import Key, Keys
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.mitigation.holding import take_back
 from remediator.model import (
+    FINAL,
     Alert,
     Assessment,
     Delivery,
@@ -102,7 +103,8 @@ class SwitchOff(Playbook[ThingsOn]):
 
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
         eyes: Any = context.ports["world"]
-        return Sample(at=context.now, assessment=eyes.assessment, evidence="as the test says")
+        said, data = "as the test says", {FINAL: True} if eyes.final else {}
+        return Sample(at=context.now, assessment=eyes.assessment, evidence=said, data=data)
 
 
 class Dim(SwitchOff):
@@ -119,6 +121,8 @@ class Eyes:
     world: World
     assessment: Assessment = Assessment.BETTER
     impaired: str = ""
+    final: bool = False
+    """Whether no later look can say otherwise."""
 
     async def probe(self) -> Sense:
         state = SenseState.IMPAIRED if self.impaired else SenseState.OK

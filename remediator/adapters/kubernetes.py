@@ -46,6 +46,7 @@ from remediator.adapters.kubernetes_objects import (
     read_pod,
     read_revision,
     read_workload,
+    refused_member,
     selector_of,
     uid_of,
 )
@@ -108,7 +109,17 @@ class KubernetesReader(Cluster):
 
     async def workload(self, target: Target) -> Workload:
         """Read the deployment itself."""
-        return self._read(read_workload, await self._workload(target))
+        live = await self._workload(target)
+        workload = self._read(read_workload, live)
+        if not is_stateful(live) or workload.rollout is None:
+            return workload
+        # what a stateful set cannot make stands in its events only
+        events, pods = await asyncio.gather(
+            self._list(f"{core_path(target)}/events"), self._pods(target, live)
+        )
+        noted = [self._read(read_event, event) for event in events]
+        refused = refused_member(live, len(pods), noted)
+        return workload.model_copy(update={"refused": refused})
 
     async def pods(self, target: Target) -> tuple[Pod, ...]:
         """List its pods, oldest first."""
@@ -318,7 +329,7 @@ class KubernetesLever(Cluster):
             raise BackendRefused(f"{preparation.mitigation.kind} cannot be taken back")
         outcome = await self._undo(preparation, effect_key, in_steps=in_steps)
         for _ in range(UNDO_AGAIN):
-            if outcome.state is not MitigationState.NOT_APPLIED:
+            if outcome.final or outcome.state is not MitigationState.NOT_APPLIED:
                 break
             outcome = await self._undo(preparation, effect_key, in_steps=in_steps)
         return outcome

@@ -26,6 +26,8 @@ from remediator.workloads import (
 Object: TypeAlias = Mapping[str, Any]
 
 STATEFUL_SET = "StatefulSet"
+FAILED_CREATE = "FailedCreate"
+"""Reason of conditions and events that say that the API server refuses a pod."""
 REVISION = "deployment.kubernetes.io/revision"
 _MANIFEST = "kubectl.kubernetes.io/last-applied-configuration"
 _GITOPS = ("argocd", "argo-cd", "flux", "kustomize-controller", "helm-controller")
@@ -182,6 +184,7 @@ def read_workload(deployment: Object) -> Workload:
         updated=status.get("updatedReplicas", 0),
         paused=bool(spec.get("paused")),
         rollout=_members(deployment) if is_stateful(deployment) else _rollout(deployment),
+        refused=_refused(status),
         gitops=gitops_manager(deployment),
         annotations={key: text for key, text in annotations.items() if key != _MANIFEST},
         containers=tuple(_template_containers(spec["template"]["spec"])),
@@ -202,6 +205,30 @@ def _rollout(deployment: Object) -> str | None:
     conditions = {c.get("type"): c for c in status.get("conditions") or ()}
     reason = conditions.get("Progressing", {}).get("reason", "NewReplicaSetAvailable")
     return None if reason == "NewReplicaSetAvailable" else f"the new pods are not up: {reason}"
+
+
+def _refused(status: Object) -> str | None:
+    """Return the message of the replica set whose pods are refused; it is cleared by the first."""
+    for condition in status.get("conditions") or ():
+        kind = (condition.get("type"), condition.get("status"), condition.get("reason"))
+        if kind == ("ReplicaFailure", "True", FAILED_CREATE):
+            return str(condition.get("message") or FAILED_CREATE)
+    return None
+
+
+def refused_member(stateful: Object, members: int, events: Iterable[WorkloadEvent]) -> str | None:
+    """Return why a stateful set has only so many ``members``, by its own events; None otherwise.
+
+    Its status does not tell: it is not written while a member cannot be made.
+    """
+    about = f"{STATEFUL_SET}/{stateful['metadata']['name']}"
+    tried = [event for event in newest_first(events) if event.about == about]
+    failed = next((event for event in tried if event.reason == FAILED_CREATE), None)
+    made = next((event for event in tried if event.reason == "SuccessfulCreate"), None)
+    if failed is None or members >= stateful["spec"].get("replicas", 1):
+        return None
+    since_made = made is None or (failed.at or _EPOCH) > (made.at or _EPOCH)
+    return failed.message or FAILED_CREATE if since_made else None
 
 
 def _members(stateful: Object) -> str | None:

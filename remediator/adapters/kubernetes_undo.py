@@ -79,28 +79,37 @@ def next_step(
     if so_far is not None and isinstance(asked, Mapping):
         asked = dict.fromkeys(asked, so_far.figure)
     if live is None or not stands(live, kind, effect) or not holds(live["spec"], asked):
-        return Outcome(state=MitigationState.NOT_APPLIED, detail=_SOMEBODY)
-    elses = _elses(preparation, live)
-    if elses is not None:
-        return Outcome(state=MitigationState.NOT_APPLIED, detail=f"left as it is: {elses}")
+        return Outcome(state=MitigationState.NOT_APPLIED, detail=_SOMEBODY, final=True)
+    left = _left(preparation, live)
+    if left is not None:
+        return left
     undo = (preparation.undo or {})["change"]
     if in_steps and kind == "scale" and isinstance(asked, Mapping) and isinstance(undo, Mapping):
         return _one_down(preparation, effect, live, _Descent(asked, undo, so_far, now))
     return _all(preparation, effect, live)
 
 
-def _elses(preparation: Preparation, live: Object) -> str | None:
-    """Say who else has a hand in what would be taken back, or None."""
+def _left(preparation: Preparation, live: Object) -> Outcome | None:
+    """Leave what somebody else has a hand in, for now or for good; None where nobody has."""
     asked = preparation.before["change"]
     if not isinstance(asked, Mapping) or "template" not in asked:
-        return _written_by_another(live, asked)
+        return _as_it_is(_written_by_another(live, asked), final=True)
     if live["spec"].get("paused"):
-        return "its rollout is paused: somebody works on it"
+        return _as_it_is("its rollout is paused: somebody works on it", final=False)
     ours, rollout = preparation.before.get(TEMPLATE), read_workload(live).rollout
     if ours is None:
-        return f"a rollout is in progress: {rollout}" if rollout else None
+        why = f"a rollout is in progress: {rollout}" if rollout else None
+        return _as_it_is(why, final=False)
     # a rollout of our own template may be stuck, and is what has to be taken back
-    return None if ours == digest(live) else "somebody else has changed the pod template since"
+    why = None if ours == digest(live) else "somebody else has changed the pod template since"
+    return _as_it_is(why, final=True)
+
+
+def _as_it_is(why: str | None, *, final: bool) -> Outcome | None:
+    if why is None:
+        return None
+    detail = f"left as it is: {why}"
+    return Outcome(state=MitigationState.NOT_APPLIED, detail=detail, final=final)
 
 
 def _written_by_another(live: Object, fields: object) -> str | None:

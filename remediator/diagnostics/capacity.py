@@ -8,12 +8,13 @@ from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from pydantic import Field, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from remediator.diagnostics.latency import prometheus
 from remediator.diagnostics.memory import Hindrance, hindrance
 from remediator.errors import BackendUnavailable
 from remediator.model import (
+    FINAL,
     Duration,
     Finding,
     FindingStatus,
@@ -244,12 +245,20 @@ async def rolled_out(context: Context, mitigation: Mitigation) -> Finding:
     wanted = mitigation.parameters.get("replicas", workload.replicas)
     few = isinstance(wanted, int) and workload.replicas < wanted
     short = few or workload.ready < workload.replicas or workload.rollout is not None
+    refused = f" The new pods are refused: {workload.refused}." if workload.refused else ""
     return Finding(
         name="rollout",
         status=_judged(problem=short),
         summary=f"{workload.ready} of {workload.replicas} replicas are ready;"
-        f" {wanted} were asked for.",
+        f" {wanted} were asked for.{refused}",
+        value=workload,
     )
+
+
+def rollout_data(findings: Findings) -> dict[str, JsonValue]:
+    """Return the ``data`` of a sample: final where the pods of the change are refused."""
+    workload = findings.evidence("rollout", Workload)
+    return {FINAL: True} if workload is not None and workload.refused else {}
 
 
 async def room_finding(context: Context) -> Finding:

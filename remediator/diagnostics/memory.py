@@ -175,6 +175,8 @@ def hindrance(workload: Workload, *, allow_gitops: bool) -> Hindrance | None:
         return Hindrance(reason, passes=False)
     if workload.paused:
         return Hindrance("its rollout is paused", passes=True)
+    if workload.rollout and workload.refused:
+        return Hindrance(f"its new pods are refused ({workload.refused})", passes=False)
     if workload.rollout:
         return Hindrance(f"a rollout is in progress ({workload.rollout})", passes=True)
     return None

@@ -31,7 +31,7 @@ from remediator.model import (
 from remediator.ports import Lever
 from remediator.store.ledger import LATEST, Settlement
 from remediator.store.queue import Transition
-from remediator.work import SEEN_AGAIN, Work
+from remediator.work import SEEN_AGAIN, Work, says_the_same
 
 CALL_TIMEOUT = 30.0
 """Seconds that looking, or putting back, may take; a later answer counts as lost."""
@@ -118,7 +118,7 @@ def not_prepared(
     if isinstance(error, BackendUnavailable) and not work.out_of_patience:
         return work.wait(str(error), SEEN_AGAIN, code="backend")
     refused_before = any(
-        entry.state is MitigationState.NOT_APPLIED and entry.reason == str(error)
+        entry.state is MitigationState.NOT_APPLIED and says_the_same(entry.reason, str(error))
         for entry in work.claim.entries
     )
     if refused_before or not isinstance(error, BackendRefused):

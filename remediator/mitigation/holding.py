@@ -83,7 +83,7 @@ async def _follow(store: Store, owed: Obligation, outcome: Outcome, *, too_long:
     elif outcome.state is MitigationState.APPLIED and outcome.again_in is not None:
         again, step = outcome.again_in, outcome.detail
         await patiently(lambda: store.obligations.postpone(owed, again, attempts=0, step=step))
-    elif owed.attempts + 1 >= ATTEMPTS or too_long:
+    elif outcome.final or owed.attempts + 1 >= ATTEMPTS or too_long:
         await _settle(store, owed, taken_back=False, reason=_cannot(owed, outcome.detail))
     else:  # a backend that cannot be reached is no refusal
         refused = outcome.state is not MitigationState.UNKNOWN

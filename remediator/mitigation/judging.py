@@ -62,7 +62,7 @@ async def revert(work: Work) -> Transition:
     except PermanentError as error:
         return work.escalate(f"the change could not be put back: {error}")
     if outcome.state is not MitigationState.REVERTED:
-        if not work.out_of_patience:
+        if not (outcome.final or work.out_of_patience):
             return work.wait(outcome.detail, SEEN_AGAIN, code="revert")
         return work.escalate(f"the change could not be put back: {outcome.detail}")
     settlement = Settlement(

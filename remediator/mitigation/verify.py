@@ -48,7 +48,8 @@ def verdict(
 
     Better needs an unbroken run of good samples over the hold time, the shorter hold once the
     sender itself says that the alert resolved. At the deadline the last sample decides, but a
-    good run under way is given the time to complete.
+    good run under way is given the time to complete. A sample that is final and not better decides
+    at once.
 
     Nobody looked in a long gap, nor in one that a clock made: it breaks a run, and proves nothing
     else. So the deadline is counted in time in which looks were taken. What looks better whenever
@@ -61,6 +62,8 @@ def verdict(
         seconds = (good[0].at - good[-1].at).total_seconds()
         reason = f"{good[0].evidence} (held for {seconds:.0f} s over {len(good)} samples)"
         return Verdict(assessment=Assessment.BETTER, reason=reason)
+    if samples and samples[-1].final and samples[-1].assessment is Assessment.NOT_BETTER:
+        return Verdict(assessment=Assessment.NOT_BETTER, reason=samples[-1].evidence)
     looked = _looked([since, *(sample.at for sample in samples), now], gap, verification.interval)
     if not samples or looked < verification.deadline:
         return None

@@ -228,6 +228,45 @@ async def test_what_was_put_back_is_not_made_again(open_bench: OpenBench) -> Non
         assert bench.world.applied == [(incident.mitigations[0].effect_key, "lamp")]
 
 
+@pytest.mark.parametrize(("final", "after"), [(True, 10), (False, 60)])
+async def test_what_cannot_come_to_help_any_more_is_put_back_at_once(
+    open_bench: OpenBench, final: bool, after: int
+) -> None:
+    """The deadline is a minute, a look is taken every ten seconds."""
+    async with open_bench(World(things={"lamp"}), undo=True) as bench:
+        bench.eyes.assessment, bench.eyes.final = Assessment.NOT_BETTER, final
+        await bench.receive(bench.alert())
+        started = bench.clock.now
+        while bench.clock.now - started < timedelta(seconds=after):
+            assert (await bench.incident()).outcome is None
+            await bench.settle(2)
+        await bench.settle(15)
+        assert (await bench.incident()).outcome is IncidentOutcome.REVERTED
+        assert bench.world.things == {"lamp"}
+
+
+async def test_what_is_better_is_never_final(open_bench: OpenBench) -> None:
+    async with open_bench(World(things={"lamp"}), undo=True) as bench:
+        bench.eyes.assessment, bench.eyes.final = Assessment.BETTER, True
+        await bench.receive(bench.alert())
+        await bench.settle(25)
+        assert (await bench.incident()).phase is Phase.VERIFY
+
+
+async def test_what_somebody_else_has_changed_reaches_a_human_at_once(
+    open_bench: OpenBench,
+) -> None:
+    """And is not tried again for ten minutes, as what may pass is."""
+    async with open_bench(World(things={"lamp"}), undo=True) as bench:
+        bench.eyes.assessment = Assessment.NOT_BETTER
+        await bench.receive(bench.alert())
+        bench.world.changed_by = "kubectl"
+        await bench.settle(75)
+        incident = await bench.incident()
+        assert incident.outcome is IncidentOutcome.ESCALATED
+        assert incident.reason == ("the change could not be put back: kubectl has changed it since")
+
+
 async def test_what_was_changed_last_is_judged_also_when_the_clock_was_put_back(
     bench: Bench,
 ) -> None:

@@ -98,6 +98,7 @@ async def test_what_a_human_changed_since_is_not_put_back(
     outcome = await lever.revert(preparation, "key")
     assert outcome.state is MitigationState.NOT_APPLIED
     assert "somebody else" in outcome.detail
+    assert outcome.final, "so that a human hears of it at once"
     assert (await cluster.deployment())["spec"]["replicas"] == 5
 
 

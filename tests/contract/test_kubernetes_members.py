@@ -178,6 +178,27 @@ async def test_a_member_that_died_long_ago_or_is_one_of_many_stops_nothing(
     assert Instances.of(raised.before) == Instances(touched=1, of_all=5)
 
 
+async def test_a_member_that_is_refused_is_told_with_the_reason_until_it_is_made(
+    cluster: Cluster, lever: KubernetesLever
+) -> None:
+    await cluster.stateful(3)
+    await cluster.most_memory("300Mi")
+    account = await cluster.account("reader", *rules(reader_rights(sets=True)))
+    plan = memory_plan(cluster)
+    raised = await prepared(lever, plan)
+    await lever.apply(raised, "key")
+    async with KubernetesReader(account, name="main") as reader:
+
+        async def refused() -> bool:
+            return (await reader.workload(plan.target)).refused is not None
+
+        await until(refused, "member 2 is refused")
+        assert "maximum memory usage" in str((await reader.workload(plan.target)).refused)
+        assert (await lever.revert(raised, "key")).state is MitigationState.REVERTED
+        await cluster.settle_members()
+        assert not await refused()
+
+
 @pytest.mark.parametrize(
     ("strategy", "reason"),
     [

@@ -65,6 +65,19 @@ async def test_a_temporary_change_that_cannot_be_taken_back_goes_to_a_human(
         assert "not taken back" in incident.reason
 
 
+async def test_what_somebody_else_has_changed_is_told_at_the_first_attempt(
+    open_bench: OpenBench,
+) -> None:
+    services = [a_service(parameters={"hold": "10m"})]
+    async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
+        await _mitigated_for_ten_minutes(bench)
+        bench.world.changed_by = "kubectl"
+        await bench.settle(560)
+        incident = await bench.incident()
+        assert incident.outcome is IncidentOutcome.ESCALATED
+        assert incident.reason.endswith("is not taken back: kubectl has changed it since")
+
+
 async def test_what_cannot_be_taken_back_ends_an_incident_that_is_still_open(
     open_bench: OpenBench,
 ) -> None:

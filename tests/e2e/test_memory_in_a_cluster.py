@@ -47,6 +47,26 @@ async def test_the_limit_is_raised_exactly_once_and_the_effect_is_written_on_it(
     assert deployment["metadata"]["annotations"][EFFECT] == made["effect_key"]
 
 
+async def test_a_limit_that_the_namespace_refuses_is_put_back_at_once_with_the_reason(
+    short_of_memory: Shop, open_shop: OpenShop
+) -> None:
+    """The deployment's dry run passes: only its new pods are refused."""
+    shop = short_of_memory
+
+    async def fires() -> float:
+        return 1.0
+
+    shop.readings["orders_oom_killed"] = fires
+    await shop.cluster.most_memory("300Mi")
+    shop.orders["playbooks"]["OOM"]["verification"] = QUICK | {"deadline": "10m"}
+    async with open_shop(shop):
+        incident = await shop.service.incident(within=60, state="closed")
+    (made,) = incident["mitigations"]
+    assert (incident["outcome"], made["state"]) == ("reverted", "reverted"), incident["reason"]
+    assert "maximum memory usage per Container is 300Mi" in made["evidence"]
+    assert await shop.memory_limit() == "256Mi"
+
+
 async def test_a_stale_version_leads_to_a_fresh_look_and_not_to_a_second_change(
     short_of_memory: Shop, open_shop: OpenShop, tmp_path: Path
 ) -> None:

@@ -624,6 +624,15 @@ async def test_scaling_helped_only_when_all_is_measured_ready_and_nothing_is_wor
     assert sample.evidence
 
 
+@pytest.mark.parametrize("refused", [None, "exceeded quota: pods"])
+async def test_pods_that_are_refused_end_the_waiting_with_the_reason(refused: str | None) -> None:
+    cluster = Cluster(replicas=6, ready=4, rollout="4 of 6", refused=refused)
+    slow = Slow(prometheus=CALM, workload=cluster)
+    sample = await slow.verified(scaled(slow, 6))
+    assert (sample.assessment, sample.final) == (Assessment.NOT_BETTER, refused is not None)
+    assert (refused or "") in sample.evidence
+
+
 async def test_samples_count_only_after_the_configured_time() -> None:
     slow = Slow(prometheus=CALM, workload=Cluster(replicas=6), parameters={"settle": "7m"})
     sample = await slow.verified(scaled(slow, 6))

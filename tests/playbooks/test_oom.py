@@ -562,6 +562,7 @@ async def test_logs_that_cannot_be_read_are_unknown_and_stop_nothing() -> None:
     ("state", "reason", "passes"),
     [
         ({"rollout": "1 of 2 replicas are updated"}, "rollout is in progress", True),
+        ({"rollout": "1 of 2", "refused": "forbidden: maximum 1Gi"}, "maximum 1Gi", False),
         ({"paused": True}, "paused", True),
         ({"replicas": 0}, "scaled to 0", False),
         ({"replicas": 0, "paused": True}, "scaled to 0", False),
