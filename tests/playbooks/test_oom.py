@@ -473,7 +473,7 @@ async def test_a_leak_that_cannot_be_seen_is_given_memory_once_an_incident() -> 
     (plan,) = first.mitigations
     again = await proposed(pods, {}, plan, memory_query=None)
     assert again.mitigations == ()
-    assert "killed again" in again.reason
+    assert "that did not help" in again.reason
 
 
 # --- evidence -------------------------------------------------------------------------------------
