@@ -13,6 +13,7 @@ from remediator.access import Permission, Role, permits
 from remediator.configfile import Key
 from remediator.mistakes import did_you_mean
 from remediator.model import Risk
+from remediator.ratings import Times, TimesBySeverity
 from remediator.sections import Name, Section
 
 Complaint = tuple[Key, str]
@@ -47,7 +48,7 @@ class Approver(Section):
 
 
 class ApprovalsByRisk(Section):
-    """How many different persons must approve, by the risk of what is proposed."""
+    """How many different persons must approve, by the risk of what is proposed, and in what time."""
 
     low: Number | None = None
     """For mitigations of low risk; left out: as one level up."""
@@ -55,6 +56,9 @@ class ApprovalsByRisk(Section):
     """For mitigations of medium risk; left out: as one level up."""
     high: Number | None = None
     """For mitigations of high risk; left out: as one level up."""
+    within: Times = TimesBySeverity()
+    """Time that an approval is waited for: one, or a mapping of `sev1` to `sev4` to times. Left
+    out: as one level up; at the top 5m, 15m, 60m and 60m."""
 
     def over(self, needed: Mapping[Risk, int]) -> dict[Risk, int]:
         """Return ``needed`` with what is set here in its place."""

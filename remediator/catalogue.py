@@ -13,8 +13,20 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, JsonValue
 
 from remediator.maintenance import Plan, Window, scopes_of
-from remediator.model import Bound, Duration, Incident, Limits, Mode, Risk, Target, Value
+from remediator.model import (
+    Bound,
+    Duration,
+    Handling,
+    Incident,
+    Limits,
+    Mode,
+    Risk,
+    Severity,
+    Target,
+    Value,
+)
 from remediator.safeguards import Safeguards
+from remediator.severity import APPROVAL_TIMES, Severities
 
 _HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
 _NO_WAIT = timedelta(0)
@@ -63,6 +75,14 @@ class EnabledPlaybook(Value):
     parameters: dict[str, JsonValue] = Field(default_factory=dict)
     """As written in the file; the playbook's own model reads them."""
 
+    @property
+    def handling(self) -> Handling:
+        """What it may do about an incident in the mode that goes furthest."""
+        modes = set(self.modes.values())
+        if Mode.AUTO in modes:
+            return Handling.ACTS
+        return Handling.ASKS if Mode.APPROVE in modes else Handling.RECORDS
+
 
 class Level(Value):
     """One stage of an escalation."""
@@ -105,6 +125,10 @@ class Service(Value):
     """How many different persons must approve, by the risk of what is proposed."""
     approvers: tuple[str, ...] | None = None
     """Names of those who may approve; None is everybody with the role for it."""
+    approval_times: dict[Severity, Duration] = Field(default_factory=lambda: dict(APPROVAL_TIMES))
+    """How long an approval is waited for, by the severity of the incident."""
+    severities: Severities = Severities()
+    """What the words of its alerts mean."""
     limits: Limits
     system_limits: Limits
     target_limits: Limits
@@ -134,6 +158,8 @@ class Catalogue(Value):
     """The bounds that look back."""
     escalation: Escalation = Escalation()
     """For incidents of services that are not in the catalogue any more."""
+    severities: Severities = Severities()
+    """For alerts of no service."""
     maintenance: tuple[Plan, ...] = ()
     """When humans work on the systems themselves, of every scope."""
 

@@ -272,6 +272,21 @@ class Target(Value):
 # --- triage -----------------------------------------------------------------------------------
 
 
+Severity = Annotated[int, Field(ge=1, le=4)]
+"""1 is the worst, whatever the sender's own word for it is."""
+
+
+class Handling(StrEnum):
+    """What the service may do about an incident, by the modes that held when it was opened."""
+
+    ACTS = "acts"
+    """It may change something by itself."""
+    ASKS = "asks"
+    """It may change something once a human agrees."""
+    RECORDS = "records"
+    """It only records what it would do, or that nothing takes the alert."""
+
+
 class IncidentState(StrEnum):
     """Closed means that the service has nothing more to do; the alert may still be firing."""
 
@@ -329,6 +344,11 @@ class Incident(Value):
     phase_since: AwareDatetime
     progressed_at: AwareDatetime
     """When it was opened, or last had to wait for the verdict on a possible cause."""
+    severity: Severity = 3
+    """The worst of its alerts."""
+    severity_word: str = ""
+    """The sender's own word for it; empty where it has none."""
+    handling: Handling = Handling.RECORDS
 
 
 # --- diagnosis --------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ from remediator.errors import ConfigError
 from remediator.maintenance import parse_zone
 from remediator.model import Value, format_duration
 from remediator.oncall import ChannelEntry, EscalationEntry, calling_complaints, escalated
+from remediator.ratings import SeveritiesEntry
 from remediator.sections import (
     Backends,
     Count,
@@ -57,6 +58,7 @@ from remediator.systems import (
     Modes,
     Names,
     SystemEntry,
+    Top,
     approval_complaints,
     build_catalogue,
     complaints,
@@ -205,6 +207,8 @@ class Settings(Section):
     """Further ways to people, by a name of your choice."""
     escalation: EscalationEntry = EscalationEntry()
     """Who is called when something needs a human, unless a system or service says otherwise."""
+    severities: SeveritiesEntry = SeveritiesEntry()
+    """How severe alerts are, unless a system or service says otherwise."""
     backends: Backends = Backends()
     """What can be read or changed."""
     playbooks: Playbooks = Playbooks()
@@ -241,9 +245,8 @@ class Settings(Section):
         wrong = [self._document.blame(*complaint) for complaint in self.complaints(names)]
         if wrong:
             raise failure(wrong)
-        catalogue = build_catalogue(
-            self.systems, names, self.mode, self.limits, self.maintenance, self.approvals
-        )
+        top = Top(self.mode, self.limits, self.maintenance, self.approvals, self.severities)
+        catalogue = build_catalogue(self.systems, names, top)
         pages = "pagerduty" in self._built_in
         return escalated(catalogue, self.escalation, self.systems, pages=pages)
 

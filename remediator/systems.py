@@ -19,9 +19,11 @@ from remediator.chat import SlackPlace
 from remediator.configfile import Key
 from remediator.maintenance import Plan
 from remediator.mistakes import did_you_mean
-from remediator.model import Limits, Mode, Risk, Target
+from remediator.model import Limits, Mode, Risk, Severity, Target
 from remediator.oncall import EscalationEntry
+from remediator.ratings import SeveritiesEntry
 from remediator.sections import Name, Section, Text
+from remediator.severity import APPROVAL_TIMES, Severities
 from remediator.timetable import Maintenance, MaintenanceEntry
 
 Names = Mapping[str, list[str]]
@@ -180,6 +182,8 @@ class ServiceEntry(Section):
     """Who is called when this service needs a human. Default: the system's."""
     slack: SlackPlace = SlackPlace()
     """Where in Slack this service is told of. Default: the system's."""
+    severities: SeveritiesEntry = SeveritiesEntry()
+    """How severe alerts of this service are. Default: the system's."""
     pagerduty_resolve: StrictBool = False
     """Whether an incident of PagerDuty's is resolved there once its alert is mitigated."""
     maintenance: Maintenance = ()
@@ -205,6 +209,8 @@ class SystemEntry(Section):
     """Who is called when this system needs a human. Default: the `escalation` at the top."""
     slack: SlackPlace = SlackPlace()
     """Where in Slack this system is told of. Default: `slack` at the top."""
+    severities: SeveritiesEntry = SeveritiesEntry()
+    """How severe alerts of this system are. Default: the `severities` at the top."""
     maintenance: Maintenance = ()
     """When humans work on this system themselves: nothing is changed, nobody is told."""
     services: dict[Name, ServiceEntry] = Field(default_factory=dict)
@@ -293,6 +299,13 @@ def _approvals(
     return service.approvals.over(entry.approvals.over(top))
 
 
+def _approval_times(
+    approvals: ApprovalsByRisk, entry: SystemEntry, service: ServiceEntry
+) -> dict[Severity, timedelta]:
+    times = approvals.within.over(APPROVAL_TIMES)
+    return service.approvals.within.over(entry.approvals.within.over(times))
+
+
 def _approvers(entry: SystemEntry, service: ServiceEntry) -> tuple[str, ...] | None:
     return entry.approvers if service.approvers is None else service.approvers
 
@@ -300,32 +313,27 @@ def _approvers(entry: SystemEntry, service: ServiceEntry) -> tuple[str, ...] | N
 # --- what it means ----------------------------------------------------------------------------
 
 
-class _Top(NamedTuple):
+class Top(NamedTuple):
     """What the file says at the top, for all systems."""
 
-    modes: Mapping[Risk, Mode]
+    modes: ModeByRisk
     limits: LimitsByScope
+    maintenance: Maintenance
     approvals: ApprovalsByRisk
+    severities: SeveritiesEntry
 
 
-def build_catalogue(
-    systems: Systems,
-    names: Names,
-    modes: ModeByRisk,
-    limits: LimitsByScope,
-    maintenance: Maintenance = (),
-    approvals: ApprovalsByRisk = ApprovalsByRisk(),  # noqa: B008 - frozen
-) -> Catalogue:
+def build_catalogue(systems: Systems, names: Names, top: Top) -> Catalogue:
     """Make the catalogue of systems that have no ``complaints``."""
-    top = _Top(modes.over(dict.fromkeys(Risk, Mode.SHADOW)), limits, approvals)
     return Catalogue(
-        limits=limits.everywhere.over(_EVERYWHERE),
-        safeguards=limits.safeguards,
+        limits=top.limits.everywhere.over(_EVERYWHERE),
+        safeguards=top.limits.safeguards,
         services=tuple(
             _service(system, name, systems[system], names, top)
             for system, name, _ in _services(systems)
         ),
-        maintenance=tuple(_plans(systems, maintenance)),
+        maintenance=tuple(_plans(systems, top.maintenance)),
+        severities=top.severities.over(Severities()),
     )
 
 
@@ -338,15 +346,11 @@ def _plans(systems: Systems, everywhere: Iterable[MaintenanceEntry]) -> Iterator
         yield from (entry.plan(name) for entry in system_entry.maintenance)
 
 
-def _service(
-    system: str,
-    name: str,
-    entry: SystemEntry,
-    names: Names,
-    top: _Top,
-) -> Service:
+def _service(system: str, name: str, entry: SystemEntry, names: Names, top: Top) -> Service:
     service, limits = entry.services[name], top.limits
-    own_modes = service.mode.over(entry.mode.over(top.modes))
+    modes = top.modes.over(dict.fromkeys(Risk, Mode.SHADOW))
+    own_modes = service.mode.over(entry.mode.over(modes))
+    words = entry.severities.over(top.severities.over(Severities()))
     targets = {
         role: _located(target, names, system=system, service=name, role=role)
         for role, target in service.targets.items()
@@ -366,6 +370,8 @@ def _service(
         },
         approvals=_approvals(top.approvals, entry, service),
         approvers=_approvers(entry, service),
+        approval_times=_approval_times(top.approvals, entry, service),
+        severities=service.severities.over(words),
         limits=service.limits.over(limits.service.over(_NARROW)),
         system_limits=entry.limits.over(limits.system.over(_SYSTEM)),
         target_limits=limits.target.over(_NARROW),

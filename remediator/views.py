@@ -17,6 +17,7 @@ from remediator.model import (
     Assessment,
     DeliveryId,
     FindingStatus,
+    Handling,
     IncidentId,
     IncidentOutcome,
     IncidentState,
@@ -27,6 +28,7 @@ from remediator.model import (
     Mode,
     Phase,
     Risk,
+    Severity,
     Source,
     Value,
 )
@@ -132,6 +134,12 @@ class IncidentSummary(Value):
     needs_human: bool = False
     """Whether a person has to act now: its plan waits for approval, or it was handed to a human,
     its alert still fires and nobody has acknowledged it."""
+    severity: Severity = 3
+    """1 is the worst; the worst of its alerts."""
+    severity_word: str = ""
+    """The sender's own word for it, such as `P1`; empty where no label says it."""
+    handling: Handling = Handling.RECORDS
+    """What may be done about it: `acts`, `asks` a human first, or only `records`."""
 
 
 class IncidentView(IncidentSummary):

@@ -6,7 +6,6 @@ The reservation asks the bounds again under its lock and has the last word.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 
 from remediator.mitigation.limits import judge
 from remediator.mitigation.safeguarding import Plan
@@ -24,17 +23,6 @@ from remediator.safeguards import Allowance
 from remediator.store.ledger import Standing
 
 _MADE = (MitigationState.APPLIED, MitigationState.UNKNOWN, MitigationState.REVERTED)
-_APPROVAL_TIMES = {
-    "critical": timedelta(minutes=5),
-    "page": timedelta(minutes=5),
-    "warning": timedelta(minutes=15),
-}
-_APPROVAL_TIME = timedelta(minutes=60)
-
-
-def approval_time(severity: str) -> timedelta:
-    """Return how long an approval is waited for (procedures, section 0: 5, 15, 60 minutes)."""
-    return _APPROVAL_TIMES.get(severity.lower(), _APPROVAL_TIME)
 
 
 def choose(proposal: Proposal | None, entries: Iterable[LedgerEntry]) -> Mitigation | None:

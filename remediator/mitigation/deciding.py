@@ -144,7 +144,7 @@ async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transi
     asked_for = mitigation.reason
     if decision.code != "approve":
         asked_for = f"{asked_for}; {decision.reason}"
-    within = policy.approval_time(_severity(work))
+    within = work.service.approval_times[work.claim.incident.severity]
     waiting = MitigationState.AWAITING_APPROVAL
     entry = work.entry(preparation, waiting, decision.reason)
     asked = {"expires_at": work.claim.now + within, "approvals_needed": work.approvers(mitigation)}
@@ -183,8 +183,3 @@ def _nothing_left(work: Work, proposal: Proposal) -> Transition:
     if any(entry.state is MitigationState.REVERTED for entry in made):
         return close(work.claim, IncidentOutcome.REVERTED, reason)
     return work.escalate(reason)
-
-
-def _severity(work: Work) -> str:
-    labels = (alert.labels for alert in work.claim.alerts)
-    return next((found["severity"] for found in labels if "severity" in found), "")

@@ -163,8 +163,9 @@ class Escalating:
         view = await (records.legible(known) if is_call else records.incident(known))
         if view is None:
             raise PermanentError("the incident is gone")
-        plan = self._plan(self._around.catalogue.service(view.system, view.service))
-        return compose(view, telling, plan, self._around.frame)
+        service = self._around.catalogue.service(view.system, view.service)
+        severities = (service or self._around.catalogue).severities
+        return compose(view, telling, self._plan(service), severities, self._around.frame)
 
     async def _later(self, telling: Telling, reason: str, after: float | None) -> None:
         """Try again; a level for as long as it is wanted, which ``claim`` knows."""

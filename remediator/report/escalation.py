@@ -20,6 +20,7 @@ from remediator.model import (
     format_duration,
 )
 from remediator.report.summary import summarise
+from remediator.severity import Severities
 from remediator.store.escalations import Message, Standing, Step, Telling
 from remediator.summons import Summons, Word
 from remediator.views import AlertView, Frame, IncidentView, Report
@@ -190,6 +191,7 @@ def compose(
     view: IncidentView,
     telling: Telling,
     plan: Escalation,
+    severities: Severities,
     frame: Frame = Frame(),  # noqa: B008 - frozen
 ) -> Summons:
     """Say what ``telling`` is to say, with every secret masked."""
@@ -203,7 +205,7 @@ def compose(
         report=report,
         headline=headline[:_LONGEST_HEADLINE],
         text="\n".join(_lines(report, telling.word)),
-        severity=severity(report.incident),
+        severity=severity(view, severities),
         links=_links(report.incident.alerts),
     )
 
@@ -226,23 +228,18 @@ def _stage(number: int, plan: Escalation) -> str:
     return f"Escalation level {number + 1} of {count}"
 
 
-def severity(view: IncidentView) -> str:
-    """Return the worst severity of the incident's alerts, in PagerDuty's four words."""
-    words = {_severity(alert) for alert in view.alerts}
-    return next((word for word in _SEVERITIES if word in words), "error")
+def severity(view: IncidentView, severities: Severities) -> str:
+    """Return the incident's severity in PagerDuty's four words.
+
+    What has no known word, or is mild only by default, is an error there: a warning wakes nobody.
+    """
+    if view.severity > _ERROR and not severities.knows(view.severity_word):
+        return _SEVERITIES[_ERROR]
+    return _SEVERITIES[view.severity]
 
 
-def _severity(alert: AlertView) -> str | None:
-    label = alert.labels.get("severity", alert.labels.get("priority", "")).strip().lower()
-    return next((word for word, known in _SEVERITIES.items() if label in known), None)
-
-
-_SEVERITIES = {
-    "critical": {"critical", "crit", "page", "emergency", "fatal", "disaster", "p0", "p1", "sev1"},
-    "error": {"error", "err", "high", "major", "p2", "sev2"},
-    "warning": {"warning", "warn", "medium", "minor", "p3", "sev3"},
-    "info": {"info", "informational", "low", "none", "notice", "debug", "p4", "sev4"},
-}
+_ERROR = 2
+_SEVERITIES = {1: "critical", _ERROR: "error", 3: "warning", 4: "info"}
 
 
 def _links(alerts: Iterable[AlertView]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from remediator.model import (
     AlertStatus,
     Delivery,
     DeliveryId,
+    Handling,
     IncidentId,
     IncidentOutcome,
     IncidentState,
@@ -26,10 +27,12 @@ from remediator.model import (
     Source,
     Value,
 )
+from remediator.severity import Rating, rank, worst
 from remediator.store import tables as t
 from remediator.store.columns import Instant, Json
 from remediator.store.events import Reported, events_of, reported
 from remediator.store.journal import append
+from remediator.store.severities import raise_severities
 
 _CHUNK = 500
 """Values in one IN list, below every database's limit of bound parameters."""
@@ -70,6 +73,7 @@ class Opening(Value):
     replay_of: str | None = None
     replayed_by: str | None = None
     """Credential of who had it replayed."""
+    handling: Handling = Handling.RECORDS
 
 
 class Joining(Value):
@@ -80,6 +84,7 @@ class Joining(Value):
     alert: Alert
     latest: bool
     """False for replays, which are no part of a fingerprint's history."""
+    rating: Rating = Rating()
 
 
 class Note(Value):
@@ -197,11 +202,14 @@ def _new_keys(batch: Batch, episodes: Mapping[str, Episode], keys: Keys) -> Iter
 
 async def apply(connection: AsyncConnection, decided: Correlation, now: datetime) -> None:
     """Write what was decided; wake the open incidents that it touches."""
+    ratings = _ratings(decided)
     if decided.opened:
-        await connection.execute(insert(t.incidents), [_opened(o, now) for o in decided.opened])
+        rows = [_opened(o, ratings.get(o.id, Rating()), now) for o in decided.opened]
+        await connection.execute(insert(t.incidents), rows)
+    await raise_severities(connection, ratings, {o.id for o in decided.opened}, now)
     touched = await _touched(connection, decided)
     await _write_alerts(connection, decided, now)
-    for event in _events(decided, touched):
+    for event in _events(decided, touched, ratings):
         append(connection, **event, at=now, step="triage")
     for opening in decided.opened:
         if opening.replayed_by is not None:
@@ -269,9 +277,21 @@ async def _touched(connection: AsyncConnection, decided: Correlation) -> dict[Al
     return found
 
 
-def _opened(opening: Opening, now: datetime) -> dict[str, Any]:
+def _ratings(decided: Correlation) -> dict[IncidentId, Rating]:
+    """Return the worst severity of the alerts that join, by incident."""
+    found: dict[IncidentId, Rating] = {}
+    for joining in decided.joined:
+        known = found.get(joining.incident_id, joining.rating)
+        found[joining.incident_id] = worst((known, joining.rating))
+    return found
+
+
+def _opened(opening: Opening, rating: Rating, now: datetime) -> dict[str, Any]:
     closed = opening.outcome is not None
     return opening.model_dump(exclude={"replayed_by"}) | {
+        "severity": rating.severity,
+        "severity_word": rating.word,
+        "rank": rank(rating.severity, opening.handling),
         "state": IncidentState.CLOSED if closed else IncidentState.OPEN,
         "phase": Phase.DONE if closed else Phase.DIAGNOSE,
         "phase_since": now,
@@ -300,7 +320,9 @@ def _joined(joining: Joining, now: datetime) -> dict[str, Any]:
     }
 
 
-def _events(decided: Correlation, touched: dict[AlertId, IncidentId]) -> list[dict[str, Any]]:
+def _events(
+    decided: Correlation, touched: dict[AlertId, IncidentId], ratings: Mapping[IncidentId, Rating]
+) -> list[dict[str, Any]]:
     def line(incident: IncidentId, event: str, reason: str) -> dict[str, Any]:
         return {"incident": incident, "event": event, "reason": reason}
 
@@ -312,6 +334,7 @@ def _events(decided: Correlation, touched: dict[AlertId, IncidentId]) -> list[di
 
     opened = [
         line(o.id, "opened" if o.outcome is None else f"closed as {o.outcome}", o.reason)
+        | {"data": ratings.get(o.id, Rating()).model_dump() | {"handling": o.handling}}
         for o in decided.opened
     ]
     joined = counted("alerts joined", (j.incident_id for j in decided.joined), "began")

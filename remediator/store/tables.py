@@ -136,6 +136,10 @@ incidents = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("progressed_at", Instant, nullable=False),
+    Column("severity", Integer, nullable=False, server_default=text("3")),
+    Column("severity_word", Words, nullable=False, server_default=text("''")),
+    Column("handling", String(10), nullable=False, server_default=text("'acts'")),
+    Column("rank", Integer, nullable=False, server_default=text("6")),
     _partial(
         "ux_incidents_open",
         "correlation_key",

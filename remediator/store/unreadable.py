@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from remediator.model import Incident, IncidentId, IncidentOutcome, IncidentState, Phase
+from remediator.severity import SEVERITIES, UNKNOWN
 from remediator.store.queue import UNREADABLE
 
 
@@ -29,4 +30,6 @@ def stand_in(row: Any, now: datetime) -> Incident:
         closed_at=now,
         phase_since=now,
         progressed_at=now,
+        severity=row["severity"] if row["severity"] in SEVERITIES else UNKNOWN,
+        severity_word=row["severity_word"],
     )

@@ -22,12 +22,14 @@ from remediator.model import (
     AlertStatus,
     Delivery,
     DeliveryId,
+    Handling,
     IncidentId,
     IncidentOutcome,
     SenderEvent,
     Source,
     new_id,
 )
+from remediator.severity import Rating
 from remediator.store.episodes import Batch, Correlation, Episode, Joining, Note, Opening, Snapshot
 from remediator.store.events import SAID, Reported
 from remediator.store.repeats import may_repeat
@@ -112,7 +114,7 @@ class _Draft:
         match = self.matching(alert, delivery)
         key = f"{delivery.id}/{match.key(alert)}"
         incident = self._incident(key, match, alert, delivery)
-        self._join(delivery, incident, alert, latest=False)
+        self._join(delivery, incident, alert, match.rating, latest=False)
 
     def stands(self, alerts: Sequence[Alert]) -> bool:
         """Say whether a repetition of ``alerts`` would find all of them firing, and leave it so.
@@ -142,7 +144,8 @@ class _Draft:
 
     def _begin(self, delivery: Delivery, alert: Alert) -> None:
         match = self.matching(alert, delivery)
-        self._join(delivery, self._incident(match.key(alert), match, alert), alert)
+        incident = self._incident(match.key(alert), match, alert)
+        self._join(delivery, incident, alert, match.rating)
 
     def _begins_anew(self, episode: Episode, alert: Alert, delivery: Delivery) -> bool:
         if episode.status is AlertStatus.FIRING:
@@ -177,16 +180,27 @@ class _Draft:
             dry_run=replay.dry_run if replay is not None else False,
             replay_of=replay.replay_of if replay is not None else None,
             replayed_by=replay.credential if replay is not None else None,
+            handling=Handling.RECORDS if replay is not None and replay.dry_run else match.handling,
         )
         self.opened[key] = opening
         self.open_incidents[key] = opening.id
         return opening.id
 
     def _join(
-        self, delivery: Delivery, incident: IncidentId, alert: Alert, *, latest: bool = True
+        self,
+        delivery: Delivery,
+        incident: IncidentId,
+        alert: Alert,
+        rating: Rating,
+        *,
+        latest: bool = True,
     ) -> None:
         joining = Joining(
-            id=AlertId(new_id("alt", self.now)), incident_id=incident, alert=alert, latest=latest
+            id=AlertId(new_id("alt", self.now)),
+            incident_id=incident,
+            alert=alert,
+            latest=latest,
+            rating=rating,
         )
         self.joined[joining.id] = joining
         self.touched[delivery.id][incident] = None

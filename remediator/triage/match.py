@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 
 from remediator.catalogue import Catalogue, Service
-from remediator.model import Alert, Value
+from remediator.model import Alert, Handling, Value
 from remediator.playbook import PlaybookSet
+from remediator.severity import Rating
 
 KEY_LENGTH = 256
 """Characters of a correlation key before it is cut: labels are long, a database's index is not."""
@@ -19,6 +20,9 @@ class Match(Value):
     service: str | None
     playbook: str | None
     reason: str
+    rating: Rating = Rating()
+    handling: Handling = Handling.RECORDS
+    """What the playbook may do, by its modes."""
 
     def key(self, alert: Alert) -> str:
         """Return the correlation key: alerts of one service with one cause share it."""
@@ -40,8 +44,13 @@ def match(
     if service is None:
         shown = ", ".join(f"{k}={v}" for k, v in sorted(alert.labels.items())[:8])
         reason = f"no service of the catalogue matches the labels of {alert.name} ({shown})"
-        return Match(system=None, service=None, playbook=None, reason=reason)
-    where = {"system": service.system, "service": service.name}
+        rating = catalogue.severities.rate(alert.labels)
+        return Match(system=None, service=None, playbook=None, reason=reason, rating=rating)
+    where = {
+        "system": service.system,
+        "service": service.name,
+        "rating": service.severities.rate(alert.labels),
+    }
     name = asked_for if asked_for is not None else _first(alert, service, playbooks)
     if name is None:
         enabled = ", ".join(service.playbooks) or "none"
@@ -50,7 +59,8 @@ def match(
     if name not in service.playbooks:
         reason = f"playbook {name} is not switched on for {service.system}/{service.name}"
         return Match(**where, playbook=None, reason=reason)
-    return Match(**where, playbook=name, reason=f"{alert.name} is for {name}")
+    handling, reason = service.playbooks[name].handling, f"{alert.name} is for {name}"
+    return Match(**where, playbook=name, reason=reason, handling=handling)
 
 
 def _first(alert: Alert, service: Service, playbooks: PlaybookSet) -> str | None:

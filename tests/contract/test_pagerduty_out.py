@@ -25,6 +25,7 @@ from remediator.errors import ConfigError, PermanentError, TemporaryError
 from remediator.model import Alert, Assessment, IncidentOutcome, Mode, Phase, Source
 from remediator.report.escalating import LABEL, ChatChannel, Escalating
 from remediator.report.escalation import NOTES, compose
+from remediator.severity import Severities, worst
 from remediator.store.escalations import Telling
 from remediator.summons import Summons, Word
 from remediator.testing import World
@@ -110,6 +111,9 @@ PLAN = Escalation(levels=(Level(after=timedelta(0), notify=("pagerduty",)),))
 
 def summons(word: Word = Word.LEVEL, subject: str = "0", **changes: Any) -> Summons:
     view = closed_as(IncidentOutcome.ESCALATED, **changes)
+    rating = worst(Severities().rate(shown.labels) for shown in view.alerts)
+    rated = {"severity": rating.severity, "severity_word": rating.word}
+    view = view.model_copy(update=rated)
     telling = Telling(
         id="x",
         incident_id=view.id,
@@ -119,7 +123,7 @@ def summons(word: Word = Word.LEVEL, subject: str = "0", **changes: Any) -> Summ
         epoch=1,
         attempts=0,
     )
-    return compose(view, telling, PLAN)
+    return compose(view, telling, PLAN, Severities())
 
 
 # --- events -----------------------------------------------------------------------------------

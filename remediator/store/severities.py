@@ -1,0 +1,58 @@
+"""A later alert may make an incident worse; none makes it milder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from remediator.model import Handling, IncidentId
+from remediator.severity import Rating, rank
+from remediator.store import tables as t
+from remediator.store.journal import append
+
+_CHUNK = 500
+"""Values in one IN list, below every database's limit of bound parameters."""
+
+
+async def raise_severities(
+    connection: AsyncConnection,
+    ratings: Mapping[IncidentId, Rating],
+    fresh: Collection[IncidentId],
+    now: datetime,
+) -> None:
+    """Let incidents be as severe as the worst alert that joins them; ``fresh`` ones are already.
+
+    To be called in triage's own transaction, which is serial: nobody else writes severities.
+    """
+    known = sorted(ratings.keys() - set(fresh))
+    for start in range(0, len(known), _CHUNK):
+        query = select(t.incidents.c.id, t.incidents.c.severity, t.incidents.c.handling)
+        chunk = t.incidents.c.id.in_(known[start : start + _CHUNK])
+        for incident, severity, handling in (await connection.execute(query.where(chunk))).all():
+            rating = ratings[incident]
+            if rating.severity < severity:
+                await _raise(connection, incident, rating, Handling(handling))
+                _say(connection, incident, severity, rating, now)
+
+
+async def _raise(
+    connection: AsyncConnection, incident: str, rating: Rating, handling: Handling
+) -> None:
+    row = update(t.incidents).where(t.incidents.c.id == incident)
+    raised = {"severity": rating.severity, "severity_word": rating.word}
+    place = rank(rating.severity, handling)
+    await connection.execute(row.values(**raised, rank=place))
+
+
+def _say(
+    connection: AsyncConnection, incident: str, was: int, rating: Rating, now: datetime
+) -> None:
+    reason = (
+        f"an alert of severity {rating.severity} ({rating.word or 'no word'}) joined; was {was}"
+    )
+    data = rating.model_dump() | {"was": was}
+    event = "severity raised"
+    append(connection, incident, at=now, step="triage", event=event, reason=reason, data=data)
