@@ -281,6 +281,12 @@ class Settings(Section):
         """Say where ``key`` was written, for an error about it: ``FILE:LINE: systems.shop``."""
         return f"{self._document.place(key)}: {shown(key)}"
 
+    def changes(self, other: Settings) -> list[str]:
+        """Name the keys that ``other`` sets otherwise, adds or leaves out; never a value."""
+        mine, theirs = dict(self._document.leaves()), dict(other._document.leaves())
+        differing = (k for k in mine.keys() | theirs.keys() if mine.get(k, k) != theirs.get(k, k))
+        return sorted(shown(key) for key in differing)
+
     def complaints(self, names: Names) -> Iterator[Complaint]:
         """Yield what does not fit together, where ``names`` are the backends that there are."""
         held = Counter(credential.name for credential in self.credentials)

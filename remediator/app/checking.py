@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from sqlalchemy import text
 from remediator.app.backends import Backends, Key, open_backends, open_notifier, open_silences
 from remediator.app.channels import look_at_channels
 from remediator.app.checked import load, usable
-from remediator.app.possible import acts, possible
+from remediator.app.possible import NO_PLAYBOOK, NO_SERVICES, acts, possible, without_playbook
 from remediator.app.readings import look, missing_workload, without_name
 from remediator.app.sealing import look_at_key
+from remediator.app.secrecy import exposed
 from remediator.app.service import store_url
 from remediator.app.shared import look_at_shared, serves_what
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
@@ -75,9 +75,12 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     place = settings.place()
     file = place.base / Path(place.name).name if place.base.is_absolute() else "no file"
     read = f"{file}: {_count(len(catalogue.services), 'service')}"
-    lines = [*_without_playbook(settings.playbooks.folders, playbooks)]
+    lines = [*without_playbook(settings.playbooks.folders, playbooks)]
+    lines += exposed(settings, environ)
     if catalogue.services:
         lines.append(("ok", "limits", catalogue.safeguards.described(len(catalogue.services))))
+    else:
+        lines.append(("warning", "systems", NO_SERVICES))
     try:
         lines.append(await _store(settings, environ))
     except ConfigError as error:
@@ -118,16 +121,6 @@ def _position(settings: Settings, line: Line) -> int:
 
 
 # --- the file and its secrets -----------------------------------------------------------------
-
-
-def _without_playbook(folders: Iterable[Path], playbooks: PlaybookSet) -> Iterator[Line]:
-    """Warn of files in the operator's folders that hold no playbook."""
-    sources = {Path(inspect.getsourcefile(cls) or "").resolve() for cls in playbooks}
-    for folder in folders:
-        for file in sorted(folder.glob("*.py")):
-            if not file.name.startswith("_") and file.resolve() not in sources:
-                wanted = "no class of Playbook with diagnose, propose and verify"
-                yield "warning", f"playbook file {file}", f"holds {wanted}"
 
 
 def _credentials(settings: Settings, environ: Mapping[str, str]) -> Iterator[Line]:
@@ -255,7 +248,7 @@ def _service(
 ) -> Iterator[Line]:
     subject = f"{service.system}/{service.name}"
     if not service.playbooks:
-        yield "warning", subject, "no playbook is switched on: its alerts are recorded, no more"
+        yield "warning", subject, NO_PLAYBOOK
     for enabled in service.playbooks.values():
         cls = playbooks.get(enabled.name)
         if cls is not None:  # load() has refused it otherwise

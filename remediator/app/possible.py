@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from remediator.adapters.kubernetes_members import MEMBERWISE
 from remediator.app.backends import Backends, Key
 from remediator.app.checked import usable
 from remediator.catalogue import EnabledPlaybook, Service
 from remediator.model import Mode, Target
-from remediator.playbook import Playbook
+from remediator.playbook import Playbook, PlaybookSet
 from remediator.ports import Breakers, Migrations
 
 MADE_ON: Mapping[str, str] = {
@@ -33,6 +35,28 @@ _SHAPES: Mapping[str, tuple[type, str]] = {
     "set_migration": (Migrations, "migrations"),
 }
 """What the reader must be for a lever, and the key of the backend that makes it so."""
+
+
+NO_SERVICES = (
+    "no service is configured: alerts are recorded, and nothing else is done;"
+    " `remediator init DIR` writes a configuration to start from"
+)
+NO_PLAYBOOK = (
+    "no playbook is switched on: its alerts are recorded, and nothing else is done;"
+    " `remediator playbooks` lists what there is and what each needs"
+)
+
+
+def without_playbook(
+    folders: Iterable[Path], playbooks: PlaybookSet
+) -> Iterator[tuple[Literal["warning"], str, str]]:
+    """Warn of files in the operator's folders that hold no playbook."""
+    sources = {Path(inspect.getsourcefile(cls) or "").resolve() for cls in playbooks}
+    for folder in folders:
+        for file in sorted(folder.glob("*.py")):
+            if not file.name.startswith("_") and file.resolve() not in sources:
+                wanted = "no class of Playbook with diagnose, propose and verify"
+                yield "warning", f"playbook file {file}", f"holds {wanted}"
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,6 @@ from remediator.app.receiving import CountingInbox, decode
 from remediator.app.retaining import age_of, keep_within
 from remediator.app.sealing import STORE_FILE, sealing_keys
 from remediator.app.shared import Place, Shared, open_shared, version_of
-from remediator.app.signals import ended_by_signals
 from remediator.app.watching import Watching, watch_backlog
 from remediator.app.windows import Windows
 from remediator.bodies import BodyLimits
@@ -180,13 +179,6 @@ async def running(
             yield Running(url=f"http://{shown}:{port}", state_dir=settings.state_dir)
         finally:
             _log.info("stopping")
-
-
-async def serve(settings: Settings, *, on_ready: Callable[[Running], None]) -> None:
-    """Run the service until SIGTERM or SIGINT, also while it starts; a second one ends it at once."""
-    async with ended_by_signals(), running(settings) as service:
-        on_ready(service)
-        await asyncio.Event().wait()
 
 
 async def migrate(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:

@@ -33,36 +33,58 @@ Config = Annotated[
         help="Configuration; else REMEDIATOR_CONFIG, else ./remediator.yaml if it is there.",
     ),
 ]
+NOTHING_YET = (
+    "No services are configured: alerts are recorded, and nothing else is done.\n"
+    "Next: `remediator init DIR` writes a configuration to start from."
+)
+NO_PLAYBOOK = (
+    "No service has a playbook: alerts are recorded, and nothing else is done.\n"
+    "Next: add `playbooks` to a service; `remediator playbooks` lists them, with what they need."
+)
 LEVEL_STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
 def serve(*, config: Config = None) -> None:
-    """Run the service until SIGTERM or Ctrl-C; what is being done is ended first."""
+    """Run the service until SIGTERM or Ctrl-C; what is being done is finished first.
+
+    SIGHUP reads the configuration again; one that is wrong is refused, and the service goes on.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):  # until the service itself listens to them
         signal.signal(number, lambda *_: sys.exit(0))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = settings_of(config)
     import asyncio
 
     from remediator import app
     from remediator.telemetry import configure_logging
 
-    configure_logging(settings.log.format, settings.log.level, sys.stderr)
     first = not (settings.state_dir / "operator-token").exists()
 
-    def on_ready(running: Running) -> None:
+    def on_ready(running: Running, settings: Settings) -> None:
+        nonlocal first
         generated = (running.state_dir / "operator-token").exists()
         said = [f"Listening on {running.url}", _standing(settings)]
         said += [_welcome(running)] if first and generated else []
+        first = False
         typer.echo("\n".join(said))
 
-    asyncio.run(app.serve(settings, on_ready=on_ready))
+    def reread() -> Settings:
+        found = settings_of(config)
+        configure_logging(found.log.format, found.log.level, sys.stderr)
+        return found
+
+    configure_logging(settings.log.format, settings.log.level, sys.stderr)
+    asyncio.run(app.serve(settings, on_ready=on_ready, reread=reread))
 
 
 def _standing(settings: Settings) -> str:
     """Say how far the service may go, and who hears of it."""
     from remediator.model import Mode, Risk
 
-    every = [e.modes.values() for s in settings.catalogue().services for e in s.playbooks.values()]
+    services = settings.catalogue().services
+    if not any(service.playbooks for service in services):
+        return NOTHING_YET if not services else NO_PLAYBOOK
+    every = [e.modes.values() for s in services for e in s.playbooks.values()]
     acting = sum(bool({Mode.APPROVE, Mode.AUTO} & set(modes)) for modes in every)
     default = settings.mode.over(dict.fromkeys(Risk, Mode.SHADOW))
     modes = set(default.values())

@@ -1089,6 +1089,50 @@ async def test_all_that_is_wrong_with_file_and_playbooks_is_told_at_once(
         assert text in ended.err
 
 
+async def test_check_warns_of_secrets_that_others_can_read_or_guess(
+    checked: Checked, tmp_path: Path
+) -> None:
+    for name, secret in {
+        "weak": "changeme",
+        "good": "k3FhzQ0pJv7LmW2x",
+        "pair": "ann:aaaa",
+    }.items():
+        (tmp_path / name).write_text(secret)
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "lever").chmod(0o600)
+    (tmp_path / "reader").chmod(0o644)
+    (tmp_path / "good").chmod(0o620)
+    credentials = [
+        {"name": "am", "role": "ingest", "token_file": "weak"},
+        {"name": "ann", "role": "operator", "basic_file": "pair"},
+        {"name": "bob", "role": "operator", "token_file": "good"},
+    ]
+    ended = await checked(more={"credentials": credentials})
+    assert ended.code == 0
+    warned = {line.split(": ")[0]: line for line in ended.out.splitlines() if "warning" in line}
+    assert set(warned) == {
+        "warning  backends.postgres.orders-db.dsn_file",
+        "warning  credentials[0]",
+        "warning  credentials[1]",
+        "warning  credentials[2].token_file",
+    }
+    reader = warned["warning  backends.postgres.orders-db.dsn_file"]
+    assert "can be read by every user of this machine" in reader
+    assert f"chmod 600 {tmp_path / 'reader'}" in reader
+    assert "can be changed by other users" in warned["warning  credentials[2].token_file"]
+    assert "changeme" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize("services", [{}, {"orders": {"match": {"service": "orders"}}}])
+async def test_check_says_what_to_do_next_where_there_is_no_playbook(
+    checked: Checked, services: dict[str, Any]
+) -> None:
+    ended = await checked(more={"systems": {"shop": {"match": {"a": "b"}, "services": services}}})
+    assert ended.code == 0
+    said = "`remediator playbooks` lists" if services else "`remediator init DIR` writes"
+    assert said in ended.out
+
+
 async def test_check_warns_of_a_playbook_file_without_a_playbook(
     checked: Checked, tmp_path: Path
 ) -> None:
@@ -1103,18 +1147,20 @@ async def test_check_warns_of_a_playbook_file_without_a_playbook(
 
 
 @asynccontextmanager
-async def serving(state: Path) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
+async def serving(
+    state: Path, config: Path | None = None, log: int = asyncio.subprocess.DEVNULL
+) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
     """Start ``remediator serve`` on a free port; what it prints once it listens."""
     environ = os.environ | {
         "REMEDIATOR_STATE_DIR": str(state),
         "REMEDIATOR_LISTEN": "127.0.0.1:0",
-        "REMEDIATOR_CONFIG": "",
+        "REMEDIATOR_CONFIG": str(config or ""),
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "remediator", "serve"),
         env=environ,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
+        stderr=log,
     )
     assert process.stdout is not None
     try:
@@ -1164,5 +1210,69 @@ async def test_the_first_start_prints_a_receiver_and_the_commands_work_without_m
         assert await process.wait() == 0
     async with serving(tmp_path) as (printed, _):
         assert printed.split()[:2] == ["Listening", "on"]
-        assert "Mode shadow unless set otherwise; 0 of 0 enabled playbooks may change" in printed
+        assert "No services are configured: alerts are recorded" in printed
+        assert "`remediator init DIR` writes a configuration" in printed
         assert "token" not in printed
+
+
+async def logged(process: asyncio.subprocess.Process, event: str) -> dict[str, Any]:
+    """Read the log until ``event``; return its line."""
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while True:
+            line: dict[str, Any] = json.loads(await process.stderr.readline())
+            if line["event"] == event:
+                return line
+
+
+def serves(mode: str) -> str:
+    """A configuration of one service, whose only playbook needs no target."""
+    orders = {"match": {"service": "orders"}, "playbooks": {"HighLatency": None}}
+    shop = {"match": {"system": "shop"}, "services": {"orders": orders}}
+    return yaml.safe_dump({"mode": mode, "systems": {"shop": shop}})
+
+
+async def test_sighup_reads_the_configuration_again_and_says_what_changed(tmp_path: Path) -> None:
+    config = tmp_path / "remediator.yaml"
+    config.write_text(serves("shadow"))
+    async with serving(tmp_path / "s", config, asyncio.subprocess.PIPE) as (printed, process):
+        assert "Mode shadow unless set otherwise" in printed
+        config.write_text(serves("approve"))
+        process.send_signal(signal.SIGHUP)
+        assert (await logged(process, "reloading"))["changed"] == ["mode"]
+        assert process.stdout is not None
+        async with asyncio.timeout(30):
+            assert b"Listening on" in await process.stdout.readline()
+            assert b"Mode approve unless set" in await process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+async def test_sighup_with_a_wrong_configuration_changes_nothing(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "remediator.yaml"
+    config.write_text(serves("shadow"))
+    async with serving(tmp_path / "s", config, asyncio.subprocess.PIPE) as (printed, process):
+        config.write_text(serves("atuo"))
+        process.send_signal(signal.SIGHUP)
+        refused = await logged(process, "reload_refused")
+        assert "mode: should be observe, shadow, approve, auto" in refused["reason"]
+        monkeypatch.setenv("REMEDIATOR_URL", printed.split()[2])
+        monkeypatch.setenv("REMEDIATOR_STATE_DIR", str(tmp_path / "s"))
+        monkeypatch.delenv("REMEDIATOR_TOKEN", raising=False)
+        assert (await run("limits")).code == 0
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+async def test_sighup_with_what_cannot_be_started_goes_back_to_what_ran(tmp_path: Path) -> None:
+    config = tmp_path / "remediator.yaml"
+    config.write_text(serves("shadow"))
+    async with serving(tmp_path / "s", config, asyncio.subprocess.PIPE) as (_, process):
+        config.write_text(serves("shadow") + "store: {dsn_env: NOT_THERE}\n")
+        process.send_signal(signal.SIGHUP)
+        assert "NOT_THERE" in (await logged(process, "reload_failed"))["reason"]
+        await logged(process, "listening")
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
