@@ -75,7 +75,7 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
     place = settings.place()
     file = place.base / Path(place.name).name if place.base.is_absolute() else "no file"
     read = f"{file}: {_count(len(catalogue.services), 'service')}"
-    lines = [*without_playbook(settings.playbooks.folders, playbooks)]
+    lines: list[Line] = [*without_playbook(settings.playbooks.folders, playbooks)]
     lines += exposed(settings, environ)
     if catalogue.services:
         lines.append(("ok", "limits", catalogue.safeguards.described(len(catalogue.services))))

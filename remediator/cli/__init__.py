@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from remediator.cli import audit, loaded, local, operate, reading, windows
+from remediator.cli import audit, beginning, loaded, local, operate, reading, windows
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.text import plain
 from remediator.errors import ConfigError, RemediatorError
@@ -31,7 +31,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(local.serve, local.demo, local.check, local.rbac, local.schema, local.migrate, local.version),
+    *(
+        beginning.init,
+        local.serve,
+        local.demo,
+        local.check,
+        local.rbac,
+        local.schema,
+        local.migrate,
+        local.version,
+    ),
     *(reading.incidents, operate.approve, operate.reject, operate.cancel, operate.acknowledge),
     *(reading.report, operate.replay, operate.pause, operate.resume),
     *(loaded.playbooks, reading.limits, reading.deadletters),
