@@ -177,7 +177,7 @@ class ServiceEntry(Section):
     approvals: ApprovalsByRisk = ApprovalsByRisk()
     """How many different persons must approve here, by risk. Default: the system's."""
     approvers: People | None = None
-    """Names of those who may approve and reject here. Default: the system's."""
+    """Names of those who may approve, reject and cancel here. Default: the system's."""
     escalation: EscalationEntry = EscalationEntry()
     """Who is called when this service needs a human. Default: the system's."""
     slack: SlackPlace = SlackPlace()
@@ -204,7 +204,7 @@ class SystemEntry(Section):
     approvals: ApprovalsByRisk = ApprovalsByRisk()
     """How many different persons must approve here, by risk. Default: the `approvals` at the top."""
     approvers: People | None = None
-    """Names of those who may approve and reject here. Default: every operator and admin."""
+    """Names of those who may approve, reject and cancel here. Default: every operator and admin."""
     escalation: EscalationEntry = EscalationEntry()
     """Who is called when this system needs a human. Default: the `escalation` at the top."""
     slack: SlackPlace = SlackPlace()

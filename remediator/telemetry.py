@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 import time
 from collections import Counter as Counts
 from collections.abc import Callable, MutableMapping
@@ -20,26 +19,11 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.process_collector import ProcessCollector
 from structlog.typing import Processor
 
+from remediator import redaction
+
 LogFormat = Literal["json", "console", "auto"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
-MASK = "[redacted]"
-_SECRET_KEY = re.compile(
-    r"token|authorization|passw|passphrase|dsn|secret|signature|cookie|api.?key|routing.?key"
-    r"|webhook.?url",
-    re.IGNORECASE,
-)
-_REFERENCE = re.compile(r"_(file|env)s?$", re.IGNORECASE)
-_SECRET_TEXT = (
-    # greedy, because a password may hold / and @ itself
-    (re.compile(r"(://[^\s:/@]{0,200}):\S{1,500}@"), rf"\1:{MASK}@"),
-    (re.compile(r"([?&](?:password|passwd|pwd)=)[^\s&]+", re.IGNORECASE), rf"\1{MASK}"),
-    (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE), rf"\1 {MASK}"),
-    (re.compile(r"\bxox[a-z]-[\w-]{4,}|\bxapp-[\w-]{4,}"), MASK),
-    (re.compile(r"(hooks\.slack\.com/\w+)/[^\s\"']+"), rf"\1/{MASK}"),
-)
-_DEEPEST = 8
-"""Levels of nesting that are looked through; what is deeper is masked whole."""
 _TALKATIVE = ("httpx", "httpcore", "urllib3", "slack_sdk", "sqlalchemy", "alembic", "asyncpg")
 """Libraries whose chatter holds URLs, parameters and headers, or says nothing to an operator: only
 their warnings are kept."""
@@ -111,23 +95,8 @@ def redact(
     _logger: object, _method: str, event: MutableMapping[str, Any]
 ) -> MutableMapping[str, Any]:
     """Mask secrets in ``event``, as a structlog processor."""
-    return {key: _masked(key, value, 0) for key, value in event.items()}
-
-
-def _masked(key: object, value: Any, depth: int) -> Any:
-    if isinstance(key, str) and _SECRET_KEY.search(key) and not _REFERENCE.search(key):
-        return MASK if value else value
-    if isinstance(value, str):
-        for pattern, replacement in _SECRET_TEXT:
-            value = pattern.sub(replacement, value)
-        return value
-    if not isinstance(value, dict | list | tuple | set | frozenset):
-        return value
-    if depth >= _DEEPEST:
-        return MASK
-    if isinstance(value, dict):
-        return {k: _masked(k, inner, depth + 1) for k, inner in value.items()}
-    return [_masked(None, inner, depth + 1) for inner in value]
+    masked: dict[str, Any] = redaction.redact(dict(event), whole=True)
+    return masked
 
 
 class Seldom:

@@ -10,7 +10,7 @@ import typer
 
 from remediator.cli.failure import REFUSED, USAGE, Failure
 from remediator.cli.operate import Json, print_json, say
-from remediator.cli.text import since_then
+from remediator.cli.text import machine_readable, since_then
 
 if TYPE_CHECKING:
     from remediator.verification import Flaw, Verification
@@ -83,7 +83,7 @@ def verify_audit(
 
         found = verified(file, key_file or [], against)
         if as_json:
-            typer.echo(found.model_dump_json())
+            typer.echo(machine_readable(found.model_dump_json()))
     else:
         from remediator.cli.client import Api
         from remediator.verification import Verification

@@ -11,7 +11,7 @@ import typer
 from remediator.cli.failure import REFUSED, UNREACHABLE, USAGE, Failure
 from remediator.cli.local import Config, settings_of
 from remediator.cli.operate import Json, print_json
-from remediator.cli.text import plain, show
+from remediator.cli.text import machine_readable, plain, show
 
 if TYPE_CHECKING:
     from remediator.views import PlaybookView
@@ -41,7 +41,7 @@ def playbooks(
     if found is None:
         return
     if as_json:
-        typer.echo(Page[PlaybookView](items=list(found)).model_dump_json())
+        typer.echo(machine_readable(Page[PlaybookView](items=list(found)).model_dump_json()))
         return
     items = [item for item in found if name in (None, item.name)]
     if name is not None and not items:

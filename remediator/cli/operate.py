@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from remediator.cli.failure import REFUSED, USAGE, Failure
-from remediator.cli.text import plain, show
+from remediator.cli.text import machine_readable, plain, show
 
 if TYPE_CHECKING:
     import httpx
@@ -226,5 +226,5 @@ def say(line: str) -> None:
 
 
 def print_json(answer: httpx.Response) -> None:
-    """Print an answer as it came."""
-    typer.echo(answer.text.rstrip("\n"))
+    """Print an answer as it came; in ASCII on a terminal."""
+    typer.echo(machine_readable(answer.text))

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-import unicodedata
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from remediator.cli.failure import USAGE, Failure
+from remediator.plaintext import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-"""Unicode categories that move the cursor, turn the text round or cannot be written."""
 UNFOLDED = 100_000
 """Columns that no line reaches."""
 
 
 def plain(value: object) -> str:
     """Return ``value`` as one line without control and formatting characters."""
-    text = " ".join(str(value).split())
-    return "".join(c for c in text if unicodedata.category(c) not in UNSEEN)
+    return one_line(value)
+
+
+def machine_readable(text: str) -> str:
+    """Return JSON as it came; for a terminal in ASCII, so that nothing in it moves the cursor."""
+    if not sys.stdout.isatty():
+        return text.rstrip("\n")
+    lines = (json.dumps(json.loads(line)) for line in text.splitlines() if line.strip())
+    return "\n".join(lines).replace("\x7f", "\\u007f")
 
 
 def styled(value: object, style: str = "") -> Text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Protocol, Self
 
 from pydantic import AwareDatetime, BaseModel, Field, model_validator
@@ -154,15 +154,22 @@ class Resumed(Value):
     scope: str
 
 
+Moment = Annotated[
+    AwareDatetime,
+    Field(ge=datetime(1970, 1, 1, tzinfo=UTC), lt=datetime(9000, 1, 1, tzinfo=UTC)),
+]
+"""A time that can be reckoned with in every time zone."""
+
+
 class MaintenanceBody(Value):
     """When humans work on what: ``for`` or ``until``, from now on unless ``from`` is given."""
 
     scope: Scope
-    since: AwareDatetime | None = Field(default=None, alias="from")
+    since: Moment | None = Field(default=None, alias="from")
     lasts: Annotated[Duration, Field(gt=timedelta(0), le=LONGEST)] | None = Field(
         default=None, alias="for"
     )
-    until: AwareDatetime | None = None
+    until: Moment | None = None
     reason: Text = ""
 
     @model_validator(mode="after")

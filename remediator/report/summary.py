@@ -18,9 +18,10 @@ from remediator.model import (
     Phase,
     format_duration,
 )
+from remediator.plaintext import flat
+from remediator.redaction import redact
 from remediator.report import wording
 from remediator.report.asking import requests
-from remediator.report.redaction import redact_incident
 from remediator.views import (
     AlertView,
     FindingView,
@@ -40,9 +41,10 @@ _CALLS_A_HUMAN = frozenset({IncidentOutcome.ESCALATED, IncidentOutcome.DENIED})
 def summarise(view: IncidentView, frame: Frame = Frame()) -> Report:  # noqa: B008 - frozen
     """Say what happened, what was found and done, whether it helped, and what comes next.
 
-    Secrets in labels and texts are masked, also in the report's own copy of the incident.
+    Secrets in labels and texts are masked, and what came from outside is on one line, also in the
+    report's own copy of the incident.
     """
-    view = redact_incident(view)
+    view = IncidentView.model_validate(flat(redact(view.model_dump())))
     done = _done(view)
     return Report(
         incident=view,

@@ -221,7 +221,7 @@ class Commands:
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
-            await open_incident(connection, incident_id)
+            self._may_decide(await open_incident(connection, incident_id), by)
             at_work = await under_way(connection, incident_id, now)
             if at_work is not None:
                 raise Refused(409, f"{at_work}; ask again when its outcome is known")

@@ -1,11 +1,11 @@
-"""What is read for the operator's API: pages of records and one incident whole."""
+"""What is read for humans: pages of records and one incident whole, with every secret masked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from pydantic import ValidationError
@@ -25,6 +25,7 @@ from remediator.model import (
     Phase,
     Value,
 )
+from remediator.redaction import redact
 from remediator.store import tables as t
 from remediator.store.acknowledging import NEEDS_A_HUMAN
 from remediator.store.claimed import incident_alerts
@@ -48,6 +49,8 @@ from remediator.views import (
     PlannedItem,
     TimelineEvent,
 )
+
+V = TypeVar("V", bound=Value)
 
 SHOWN_ALERTS = 200
 """Alerts of one incident that are shown; a storm's incident may have thousands."""
@@ -110,7 +113,7 @@ class Records:
                 limit,
                 where,
             )
-        return Page(items=[_summary(row) for row in rows], next=following)
+        return Page(items=[_masked(_summary(row)) for row in rows], next=following)
 
     async def incident(self, incident_id: str) -> IncidentView | None:
         """Return everything that is known of one incident; None when there is no such id."""
@@ -120,13 +123,14 @@ class Records:
             row = (await connection.execute(query)).mappings().first()
             if row is None:
                 return None
-            return IncidentView(
+            view = IncidentView(
                 **_summary(row).model_dump(),
                 alerts=await _alerts(connection, incident_id),
                 findings=await _findings(connection, incident_id),
                 mitigations=await _mitigations(connection, incident_id),
                 timeline=await _timeline(connection, incident_id, marked=self._sealing),
             )
+        return _masked(view)
 
     async def legible(self, incident_id: str) -> IncidentView | None:
         """Return ``incident``, or as much of it as a human has to know, if it cannot be read."""
@@ -157,7 +161,8 @@ class Records:
         async with self._database.read() as connection:
             listing = _Listing(t.dead_letters, "at", DeadLetterView)
             rows, following = await _page(connection, listing, after, limit, {})
-        return Page(items=[_view(DeadLetterView, row) for row in rows], next=following)
+        letters = [_masked(_view(DeadLetterView, row)) for row in rows]
+        return Page(items=letters, next=following)
 
     async def delivery(self, delivery_id: str) -> Delivery | None:
         """Return one delivery with its body; None when there is no such id."""
@@ -256,6 +261,11 @@ async def _page(
 
 def _view(kind: Any, row: Any) -> Any:
     return kind.model_validate({name: row[name] for name in kind.model_fields})
+
+
+def _masked(view: V) -> V:
+    """Return ``view`` as it may be shown; labels and texts of others may hold secrets."""
+    return type(view).model_validate(redact(view.model_dump(), whole=True))
 
 
 def _summary(row: Any) -> IncidentSummary:

@@ -188,6 +188,7 @@ async def test_only_those_who_are_named_decide_about_a_service(
         for order in (
             store.commands.approve(incident.id, plan.plan_hash, "bob"),
             store.commands.reject(incident.id, plan.plan_hash, "bob", ""),
+            store.commands.cancel(incident.id, "bob", ""),
         ):
             with pytest.raises(Refused, match="those who may are: ann") as refused:
                 await order

@@ -17,14 +17,16 @@ from remediator.adapters.migrations import MigrationLever
 from remediator.adapters.postgres import PostgresLever
 from remediator.adapters.redis import RedisLever
 from remediator.errors import StoreUnavailable, TemporaryError
-from remediator.model import Mode
+from remediator.model import DeadLetter, Mode
 from remediator.ports import Handle, Post, request_key
 from remediator.report.deliver import NOTE_ATTEMPTS, Telling, deliver
 from remediator.report.summary import summarise
 from remediator.store import tables as t
 from remediator.testing import World
 from remediator.views import IncidentView, Report
-from tests.store_fixtures import Bench, OpenBench, a_service
+from tests.store_fixtures import Bench, OpenBench, a_delivery, a_service
+
+SECRET = "Zx9Qw7Lm4Tn2Rb8Kp5Vd3Hs6"
 
 
 @dataclass
@@ -176,3 +178,17 @@ def test_every_kind_of_change_says_in_a_sentence_what_it_does(lever: Any) -> Non
     for said in lever.consequences.values():
         assert said.endswith(".")
         assert len(said) <= 160
+
+
+async def test_secrets_of_a_label_are_masked_in_the_api_and_in_dead_letters_as_in_the_chat(
+    bench: Bench,
+) -> None:
+    await bench.receive(bench.alert(db_password=SECRET, note=f"ghp_{SECRET}"))
+    letter = DeadLetter(reason="wrong", excerpt=f'{{"labels": {{"db_password": "{SECRET}"}}}}')
+    await bench.store.inbox.put(a_delivery(bench.clock), [], [letter])
+    await bench.settle()
+    records = bench.store.records
+    read = [await bench.incident(), await records.incidents(), await records.dead_letters()]
+    assert SECRET not in "".join(page.model_dump_json() for page in read)
+    (again,) = await records.alerts_of((await bench.incident()).id) or ()
+    assert again.labels["db_password"] == SECRET, "a replay needs the alert as it came"

@@ -13,7 +13,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.telemetry import MASK, Telemetry, configure_logging, redact
+from remediator.redaction import MASK
+from remediator.telemetry import Telemetry, configure_logging, redact
 
 
 class Terminal(io.StringIO):
