@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -23,16 +22,16 @@ from pydantic import (
     PlainSerializer,
     PrivateAttr,
     ValidationError,
-    model_validator,
 )
 from pydantic.json_schema import GenerateJsonSchema
 
-from remediator.access import Permission, Role, permits
+from remediator.access import Permission, permits
 from remediator.approvers import ApprovalsByRisk, Approver, approver_complaints
 from remediator.budgets import LimitsByScope
 from remediator.catalogue import Catalogue
 from remediator.chat import Slack, place_complaints
 from remediator.configfile import Document, Place, Problem, Shape, explain, failure, shown
+from remediator.credentials import Credential, credential_complaints
 from remediator.doorway import Http
 from remediator.errors import ConfigError
 from remediator.maintenance import parse_zone
@@ -49,7 +48,6 @@ from remediator.sections import (
     SecretRef,
     Section,
     Size,
-    Variable,
 )
 from remediator.storage import Audit, Redis, Store
 from remediator.systems import (
@@ -102,50 +100,6 @@ def _listen(value: object) -> object:
 Address = Annotated[
     Listen, BeforeValidator(_listen, json_schema_input_type=str), PlainSerializer(str)
 ]
-
-
-class Credential(Section):
-    """A named secret that senders or people authenticate with."""
-
-    name: Name
-    """Who holds it; recorded with all that is done with it. Unique."""
-    role: Role
-    """`ingest` posts webhooks, `viewer` reads, `operator` also replays, approves and pauses,
-    `admin` may do everything."""
-    token_file: File | None = None
-    """File with the bearer token."""
-    token_env: Variable | None = None
-    """Environment variable with the bearer token."""
-    basic_file: File | None = None
-    """File with `user:password` for basic authentication."""
-    basic_env: Variable | None = None
-    """Environment variable with `user:password` for basic authentication."""
-    secret_file: File | None = None
-    """The same as `token_file`, for senders that call it a shared secret."""
-    secret_env: Variable | None = None
-    """The same as `token_env`, for senders that call it a shared secret."""
-
-    @model_validator(mode="after")
-    def _one_secret(self) -> Self:
-        given = [name for name in ("token", "basic", "secret") if self.secret(name)]
-        if len(given) != 1:
-            raise ValueError("needs exactly one of token_file, token_env, basic_file, basic_env")
-        return self
-
-    @property
-    def scheme(self) -> Literal["token", "basic"]:
-        """How it is presented: as a bearer token, or as user and password."""
-        return "basic" if self.secret("basic") else "token"
-
-    def read(self, environ: Mapping[str, str]) -> str:
-        """Read the token, or ``user:password`` when ``scheme`` is basic; or ``ConfigError``."""
-        reference = self.secret("token") or self.secret("secret") or self.secret("basic")
-        if reference is None:  # only when built past validation
-            raise ConfigError(f"credential {self.name} refers to no secret")
-        secret = reference.read(environ)
-        if self.scheme == "basic" and not re.fullmatch(r"[^:]+:.+", secret, re.DOTALL):
-            raise ConfigError(f"credential {self.name}: {reference} should hold user:password")
-        return secret
 
 
 class Log(Section):
@@ -221,6 +175,8 @@ class Settings(Section):
     """The systems looked after, by name."""
     max_body: Size = ByteSize(16 * 1024 * 1024)
     """Largest request body taken, in bytes or like `16MiB`."""
+    max_alerts: Count = 10_000
+    """Alerts taken of one webhook; one with more is answered 413, and none of them is taken."""
     max_connections: Count = 512
     """HTTP connections open at the same time."""
     http: Http = Http()
@@ -289,10 +245,7 @@ class Settings(Section):
 
     def complaints(self, names: Names) -> Iterator[Complaint]:
         """Yield what does not fit together, where ``names`` are the backends that there are."""
-        held = Counter(credential.name for credential in self.credentials)
-        for position, credential in enumerate(self.credentials):
-            if held[credential.name] > 1:
-                yield ("credentials", position, "name"), "is the name of another credential too"
+        yield from credential_complaints(self.credentials, self.systems)
         yield from approver_complaints(self.approvers)
         yield from complaints(self.systems, names)
         yield from approval_complaints(self.systems, self.approvals, self.deciders)

@@ -51,7 +51,7 @@ FAILURES = 5
 """Unexpected failures of one step in a row after which a human gets the incident."""
 
 
-Decode = Callable[[Delivery], Sequence[Alert]]
+Decode = Callable[[Delivery], Awaitable[Sequence[Alert]]]
 
 _log = structlog.get_logger(__name__)
 
@@ -174,7 +174,8 @@ class Worker:
 
     async def triage_now(self, delivery: DeliveryId) -> list[IncidentId]:
         """Turn one delivery into incidents at once; return them."""
-        await self._triage_batch(delivery)  # unless the loop was quicker
+        while await self._triage_batch(delivery) is not None:  # unless the loop was quicker
+            pass
         self._bell.incidents.set()
         return await self._store.inbox.incidents_of(delivery)
 
@@ -186,20 +187,20 @@ class Worker:
         except Exception:  # noqa: BLE001 - one bad delivery must not block the others
             _log.exception("triage_failed")
             await self._triage_one_by_one()
-            return True
+            return False
         self._bell.incidents.set()
         return correlation is not None
 
     async def _triage_one_by_one(self) -> None:
+        """Find the one that fails; what comes after it may be about the same, and waits for it."""
         for delivery in await self._store.inbox.waiting():
             try:
                 await self._triage_batch(delivery)
             except StoreUnavailable:
                 raise
-            except Exception as error:  # noqa: BLE001 - it becomes a dead letter, with the reason
-                _log.exception("delivery_buried", delivery=delivery)
-                reason = f"triage failed on it: {type(error).__name__}; replay it after a fix"
-                await self._store.inbox.bury(delivery, reason)
+            except Exception:  # noqa: BLE001 - counted; in the end it is a dead letter
+                _log.exception("triage_failed", delivery=delivery)
+                return
 
     async def _triage_batch(self, only: DeliveryId | None) -> Correlation | None:
         return await self._store.inbox.triage(

@@ -85,6 +85,6 @@ class Senders:
             self.accepted.add(delivery.id)
             return
 
-    def read(self, delivery: Delivery) -> Sequence[Alert]:
+    async def read(self, delivery: Delivery) -> Sequence[Alert]:
         """Decode a stored delivery again."""
         return self.sent[delivery.id][0]

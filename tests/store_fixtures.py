@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from remediator.audit import Key, Keys
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
+from remediator.intake.alertmanager import parse
 from remediator.mitigation.holding import take_back
 from remediator.model import (
     FINAL,
@@ -157,7 +158,7 @@ class Bench:
         found: Any = True
         while found is not None:
             found = await self.store.inbox.triage(
-                lambda delivery: (),
+                nothing,
                 lambda alert, delivery: self._match(alert, delivery).key(alert),
                 lambda batch, snapshot, now: correlate(batch, snapshot, now, self._match),
             )
@@ -207,6 +208,16 @@ class Bench:
         name = labels.pop("alertname", "ThingsOn")
         everything = {"system": "shop", "service": "orders"} | labels
         return firing_alert(name, everything, self.clock.now)
+
+
+async def nothing(_delivery: Delivery) -> tuple[Alert, ...]:
+    """Read no alerts of a stored body: those of these tests are at hand."""
+    return ()
+
+
+async def read_again(delivery: Delivery) -> tuple[Alert, ...]:
+    """Read the alerts of a stored body, as the service does after a restart."""
+    return parse(delivery.body, delivery.received_at).alerts
 
 
 def resolved(alert: Alert, at: FrozenClock) -> Alert:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pydantic import TypeAdapter
 
+from remediator.catalogue import Catalogue
 from remediator.errors import RejectedDelivery, StoreUnavailable
-from remediator.intake.alertmanager import parse
+from remediator.intake.alertmanager import Foreign
+from remediator.intake.reading import Reader
 from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source
 from remediator.store import Store
 from remediator.telemetry import Telemetry
@@ -19,10 +21,11 @@ _ALERTS = TypeAdapter(list[Alert])
 class CountingInbox:
     """The store's inbox with what the door needs besides: metrics and replays."""
 
-    def __init__(self, store: Store, worker: Worker, telemetry: Telemetry) -> None:
+    def __init__(self, store: Store, worker: Worker, telemetry: Telemetry, reader: Reader) -> None:
         self._store = store
         self._worker = worker
         self._telemetry = telemetry
+        self._reader = reader
 
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
@@ -54,15 +57,41 @@ class CountingInbox:
         if delivery is not None:
             if delivery.source is Source.PAGERDUTY:
                 return await self._store.events.alerts(delivery.id)
-            return tuple(decode(delivery))
+            try:
+                return tuple(await decoded(self._reader, delivery))
+            except RejectedDelivery:
+                return ()
         return await self._store.records.alerts_of(some_id)
 
 
-def decode(delivery: Delivery) -> Sequence[Alert]:
-    """Read a stored delivery's alerts again; what cannot be read holds none."""
+async def decoded(reader: Reader, delivery: Delivery) -> Sequence[Alert]:
+    """Read a stored delivery's alerts again.
+
+    Raises ``RejectedDelivery`` for one that could be read when it came and cannot be any more.
+    """
     if delivery.source is Source.REPLAY:
         return _ALERTS.validate_json(delivery.body)
-    try:
-        return parse(delivery.body, delivery.received_at).alerts
-    except RejectedDelivery:
-        return ()
+    return (await reader.again(delivery)).alerts
+
+
+def foreign_to(
+    catalogue: Catalogue, spoken_for: Mapping[str, frozenset[str]]
+) -> Callable[[str | None], Foreign]:
+    """Return what tells which alerts a credential may not speak of.
+
+    ``spoken_for`` are the systems of the credentials that do not speak for all, by their names.
+    """
+
+    def of(credential: str | None) -> Foreign:
+        systems = spoken_for.get(credential or "")
+
+        def foreign(labels: Mapping[str, str]) -> str | None:
+            service = None if systems is None else catalogue.locate(labels)
+            if service is None or systems is None or service.system in systems:
+                return None
+            named = f"{service.system}, which its labels name"
+            return f"{credential} speaks for {', '.join(sorted(systems))}, and not for {named}"
+
+        return foreign
+
+    return of

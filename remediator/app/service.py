@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ from remediator.app.pagerduty import (
     open_pagerduty,
     signing_secrets,
 )
-from remediator.app.receiving import CountingInbox, decode
+from remediator.app.receiving import CountingInbox, decoded, foreign_to
 from remediator.app.retaining import age_of, keep_within
 from remediator.app.sealing import STORE_FILE, sealing_keys
 from remediator.app.shared import Place, Shared, open_shared, version_of
@@ -46,10 +47,12 @@ from remediator.catalogue import Catalogue
 from remediator.console.api import api_routes
 from remediator.console.auditing import audit_routes
 from remediator.console.live import live_routes
+from remediator.credentials import spoken_for
 from remediator.errors import ConfigError, StoreUnavailable
 from remediator.intake.fetching import Fetch, Fetching
 from remediator.intake.listen import ConnectionLimits, listening
 from remediator.intake.pagerduty_door import pagerduty_routes
+from remediator.intake.reading import Reader
 from remediator.intake.replay import Replays, replay_routes
 from remediator.intake.server import Door, health_routes, webhook_routes
 from remediator.intake.slack import slack_routes
@@ -112,6 +115,8 @@ class Parts:
     """Ways to people by name."""
     shared: Shared
     """What the replicas share besides the store."""
+    reader: Reader
+    """Reads Alertmanager bodies."""
 
 
 @contextlib.asynccontextmanager
@@ -170,6 +175,9 @@ async def running(
             bell=bell,
             channels=channels,
             shared=shared,
+            reader=Reader(
+                settings.max_alerts, foreign_to(catalogue, spoken_for(settings.credentials))
+            ),
         )
         worker = await stack.enter_async_context(_working(parts, bell))
         host, port = await stack.enter_async_context(_listening(parts, access, worker))
@@ -258,7 +266,7 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
     worker = Worker(
         parts.store,
         around,
-        decode,
+        functools.partial(decoded, parts.reader),
         notifier,
         watching,
         bell,
@@ -348,7 +356,7 @@ async def _listening(
 
 def _routes(parts: Parts, worker: Worker, body: BodyLimits) -> tuple[Route, ...]:
     store = parts.store
-    inbox = CountingInbox(store, worker, parts.telemetry)
+    inbox = CountingInbox(store, worker, parts.telemetry, parts.reader)
 
     def overloaded() -> str | None:
         waiting = store.database.backlog
@@ -367,12 +375,15 @@ def _routes(parts: Parts, worker: Worker, body: BodyLimits) -> tuple[Route, ...]
         playbooks=[cls.name for cls in parts.playbooks],
         fetch=parts.fetch,
         limits=body,
+        reader=parts.reader,
     )
     loaded = LoadedPlaybooks(parts.catalogue, parts.playbooks)
     fetching = None if parts.fetch is None else parts.bell.fetches.set
     events = CountingEvents(store, parts.telemetry, fetching)
     turnstile = Turnstile(parts.shared.wait, _refusing(parts.telemetry))
-    door = Door(inbox=inbox, overloaded=overloaded, limits=body, turnstile=turnstile)
+    door = Door(
+        inbox=inbox, overloaded=overloaded, limits=body, reader=parts.reader, turnstile=turnstile
+    )
     routes = (
         *webhook_routes(door),
         *pagerduty_routes(incident_door(door, events, parts.signing_secrets)),

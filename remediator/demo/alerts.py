@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from remediator.demo.sandbox import SERVICE, SYSTEM
+from remediator.fingerprints import fingerprint_of
 from remediator.model import AlertStatus
 
 RECEIVER = "remediator"
@@ -88,19 +89,6 @@ class Watched:
             self.starts_at = self.sent_at = None
 
 
-def fingerprint(labels: Mapping[str, str]) -> str:
-    """Hash a label set as Prometheus does (64 bit FNV-1a over the sorted pairs)."""
-    content = b"".join(f"{k}".encode() + b"\xff" + v.encode() + b"\xff" for k, v in _sorted(labels))
-    value = 0xCBF29CE484222325
-    for byte in content:
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return f"{value:016x}"
-
-
-def _sorted(labels: Mapping[str, str]) -> list[tuple[str, str]]:
-    return sorted(labels.items())
-
-
 def notification(
     rule: AlertRule, status: AlertStatus, starts_at: datetime, now: datetime
 ) -> dict[str, Any]:
@@ -114,7 +102,7 @@ def notification(
         "startsAt": starts_at.isoformat().replace("+00:00", "Z"),
         "endsAt": now.isoformat().replace("+00:00", "Z") if resolved else "0001-01-01T00:00:00Z",
         "generatorURL": "",
-        "fingerprint": fingerprint(rule.labels),
+        "fingerprint": fingerprint_of(rule.labels),
     }
     return {
         "receiver": RECEIVER,

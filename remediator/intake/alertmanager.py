@@ -2,14 +2,16 @@
 
 A good body is decoded in one typed step. Any other is read leniently, and each of its alerts
 is judged alone, so that a bad one never spoils its neighbours. Here the vendor's names end.
+
+What the sender claims of an alert's identity and of time is not believed: the fingerprint is
+computed from the labels, and nothing begins or ends after it was received.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -18,6 +20,7 @@ import msgspec
 
 from remediator.bodies import EXCERPT
 from remediator.errors import RejectedDelivery
+from remediator.fingerprints import fingerprint_of
 from remediator.model import Alert, AlertStatus, DeadLetter, Source
 
 MAX_LABELS = 512
@@ -28,11 +31,18 @@ MAX_VALUE = 64 * 1024
 """Characters of a label's or annotation's value; more are cut off, with a mark."""
 MAX_DEAD = 1000
 """Dead letters of one body; the last one stands for all further ones."""
-MAX_FINGERPRINT = 128
-"""Characters of a fingerprint; of a longer one a digest is taken."""
+MAX_ALERTS = 10_000
+"""Alerts of one body, unless configured: as many as fit into the default ``max_body`` at the 1.5 KiB
+that an alert of Prometheus' usual rules takes."""
+MAX_GROUP_KEY = 256
+"""Characters kept of a group's key, which is stored with each of its alerts."""
+TOKENS = 250
+"""Quotes, commas and brackets for each alert that may come; a usual alert has about 100. What is
+parsed takes up to 50 bytes of memory for each of them."""
 CUT = "... [cut]"
 _MAX_DIGITS = 300
 _NONSENSE = 2**31
+_EPOCH_YEAR = "1970"
 
 _INSTANT = re.compile(
     r"(\d{4})-(\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(\.\d{1,6})?\d*([Zz]|[+-]\d\d:\d\d)", re.ASCII
@@ -50,6 +60,18 @@ class Parsed:
     """Alerts that Alertmanager itself left out (``max_alerts`` of its receiver)."""
 
 
+Foreign = Callable[[Mapping[str, str]], str | None]
+"""Says why an alert with these labels is not its sender's to speak of; None when it is."""
+
+
+def _anybodys(_labels: Mapping[str, str]) -> None:
+    return None
+
+
+class TooManyAlerts(RejectedDelivery):
+    """A body with more in it than is taken at once."""
+
+
 _Name = Annotated[str, msgspec.Meta(max_length=MAX_NAME)]
 _Value = Annotated[str, msgspec.Meta(max_length=MAX_VALUE)]
 _Texts = Annotated[dict[_Name, _Value], msgspec.Meta(max_length=MAX_LABELS)]
@@ -63,7 +85,6 @@ class _Notice(msgspec.Struct):
     startsAt: str  # noqa: N815 - the wire's name
     annotations: _Texts | None = None
     endsAt: str | None = None  # noqa: N815 - the wire's name
-    fingerprint: Annotated[str, msgspec.Meta(max_length=MAX_FINGERPRINT)] | None = None
 
 
 class _Group(msgspec.Struct):
@@ -78,27 +99,46 @@ class _Unusable(Exception):
     """Says what is wrong with one alert, and where."""
 
 
-def parse(body: bytes, received_at: datetime) -> Parsed:
+def parse(
+    body: bytes,
+    received_at: datetime,
+    max_alerts: int = MAX_ALERTS,
+    foreign: Foreign = _anybodys,
+) -> Parsed:
     """Read a body. Raises ``RejectedDelivery`` when it is not an object with ``alerts``.
 
-    ``received_at`` stands in for a start that the sender left at its zero value.
+    ``received_at`` stands in for a start that the sender left at its zero value, and for all times
+    to come. Raises ``TooManyAlerts`` for more than ``max_alerts``, before memory is spent on them.
+    An alert that is ``foreign`` to its sender is a dead letter.
     """
+    _require_few(body, max_alerts)
     group = _decode(body)
     if group is None:
-        return _parse_leniently(body, received_at)
-    alerts, dead = [], _Dead()
+        return _parse_leniently(body, received_at, max_alerts, foreign)
+    _require_at_most(max_alerts, group.alerts)
+    reading = _Reading(received_at, group.groupKey, foreign)
     for position, notice in enumerate(group.alerts):
-        try:
-            alerts.append(_alert(notice, group.groupKey, received_at))
-        except _Unusable as error:
-            dead.add(position, error, notice)
-    return Parsed(tuple(alerts), dead.letters(), _count(group.truncatedAlerts))
+        reading.take(position, notice)
+    return reading.parsed(group.truncatedAlerts)
 
 
-def fingerprint_of(labels: Mapping[str, str]) -> str:
-    """Return the identity of a condition whose sender gave none."""
-    text = json.dumps(sorted(labels.items()), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _require_few(body: bytes, max_alerts: int) -> None:
+    """Refuse what would take much more memory parsed than it has bytes, at the cost of a look."""
+    most = TOKENS * max(max_alerts, MAX_ALERTS)
+    if len(body) > most and sum(map(body.count, (b'"', b",", b"[", b"{"))) > most:
+        raise TooManyAlerts(_too_many(max_alerts))
+
+
+def _require_at_most(max_alerts: int, alerts: Sequence[object]) -> None:
+    if len(alerts) > max_alerts:
+        raise TooManyAlerts(f"{_too_many(max_alerts)}; it has {len(alerts)}")
+
+
+def _too_many(max_alerts: int) -> str:
+    return (
+        f"the body has more in it than max_alerts ({max_alerts}) alerts; raise max_alerts, or send"
+        " fewer at once (group_by of the route, max_alerts of the webhook receiver)"
+    )
 
 
 def excerpt_of(content: bytes) -> str:
@@ -129,22 +169,21 @@ def _decode(body: bytes) -> _Group | None:
         return None
 
 
-def _parse_leniently(body: bytes, received_at: datetime) -> Parsed:
+def _parse_leniently(
+    body: bytes, received_at: datetime, max_alerts: int, foreign: Foreign
+) -> Parsed:
     group = load_object(body)
     items = group.get("alerts")
     if not isinstance(items, list):
         raise RejectedDelivery(
             "the body has no list `alerts`; is this an Alertmanager webhook (version 4)?"
         )
+    _require_at_most(max_alerts, items)
     key = group.get("groupKey")
-    group_key = _cut(clean(key)) if isinstance(key, str) else None
-    alerts, dead = [], _Dead()
+    reading = _Reading(received_at, clean(key) if isinstance(key, str) else None, foreign)
     for position, item in enumerate(items):
-        try:
-            alerts.append(_alert(_notice(item), group_key, received_at))
-        except _Unusable as error:
-            dead.add(position, error, item)
-    return Parsed(tuple(alerts), dead.letters(), _count(group.get("truncatedAlerts")))
+        reading.take(position, item)
+    return reading.parsed(group.get("truncatedAlerts"))
 
 
 def load_object(body: bytes) -> dict[str, Any]:
@@ -168,20 +207,40 @@ def _count(truncated: object) -> int:
     return truncated if isinstance(truncated, int) and 0 < truncated < _NONSENSE else 0
 
 
-class _Dead:
-    """Collects dead letters, and only counts those beyond the bound."""
+class _Reading:
+    """Collects alerts and dead letters of one body; of those it only counts what is too many."""
 
-    def __init__(self) -> None:
+    def __init__(self, received_at: datetime, group_key: str | None, foreign: Foreign) -> None:
+        self._received_at = received_at
+        self._group_key = None if group_key is None else _cut(group_key, MAX_GROUP_KEY)
+        self._foreign = foreign
+        self._alerts: list[Alert] = []
         self._letters: list[DeadLetter] = []
         self._further = 0
 
-    def add(self, position: int, error: _Unusable, item: object) -> None:
-        if len(self._letters) == MAX_DEAD:
-            self._further += 1
-        else:
-            self._letters.append(_letter(position, error, item))
+    def take(self, position: int, item: object) -> None:
+        """Read one alert, or say why it cannot be used."""
+        try:
+            self._alerts.append(self._read(item))
+        except _Unusable as error:
+            if len(self._letters) == MAX_DEAD:
+                self._further += 1
+            else:
+                self._letters.append(_letter(position, error, item))
 
-    def letters(self) -> tuple[DeadLetter, ...]:
+    def _read(self, item: object) -> Alert:
+        notice = item if isinstance(item, _Notice) else _notice(item)
+        alert = _alert(notice, self._group_key, self._received_at)
+        reason = self._foreign(alert.labels)
+        if reason is not None:
+            raise _Unusable(f": {reason}")
+        return alert
+
+    def parsed(self, truncated: object) -> Parsed:
+        """Return all of it; ``truncated`` is what the sender left out."""
+        return Parsed(tuple(self._alerts), self._dead(), _count(truncated))
+
+    def _dead(self) -> tuple[DeadLetter, ...]:
         if not self._further:
             return tuple(self._letters)
         last = self._letters[-1]
@@ -218,7 +277,6 @@ def _notice(item: object) -> _Notice:
         startsAt=starts,
         annotations=_shortened(_texts(item, "annotations") or {}),
         endsAt=_text(item, "endsAt"),
-        fingerprint=_identity(_text(item, "fingerprint"), labels),
     )
 
 
@@ -248,40 +306,34 @@ def _text(item: Mapping[str, object], name: str) -> str | None:
 
 def _alert(notice: _Notice, group_key: str | None, received_at: datetime) -> Alert:
     starts = _instant(notice.startsAt, "startsAt")
+    ends = _instant(notice.endsAt, "endsAt") if notice.endsAt else None
     return Alert(
         source=Source.ALERTMANAGER,
-        fingerprint=_identity(notice.fingerprint, notice.labels),
+        fingerprint=fingerprint_of(notice.labels),
         status=notice.status,
         labels=notice.labels,
         annotations=notice.annotations or {},
-        starts_at=starts or received_at,
-        ends_at=_instant(notice.endsAt, "endsAt") if notice.endsAt else None,
+        starts_at=min(starts or received_at, received_at),
+        ends_at=None if ends is None else min(ends, received_at),
         group_key=group_key,
     )
-
-
-def _identity(given: str | None, labels: Mapping[str, str]) -> str:
-    given = (given or "").strip()
-    if len(given) > MAX_FINGERPRINT:
-        return hashlib.sha256(given.encode()).hexdigest()[:16]
-    return given or fingerprint_of(labels)
 
 
 def _shortened(texts: Mapping[str, str]) -> dict[str, str]:
     return {key: _cut(value) for key, value in texts.items()}
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - len(CUT)] + CUT
+def _cut(text: str, longest: int = MAX_VALUE) -> str:
+    return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
 
 
 def _instant(text: str, name: str) -> datetime | None:
-    """Read RFC 3339, cut to microseconds; None for the zero time of Go, which is "not set"."""
+    """Read RFC 3339, cut to microseconds; None before 1970: the zero time of Go is "not set"."""
     match = _INSTANT.fullmatch(text)
     if match is None:
         raise _Unusable(f".{name} is {_shown(text)}; it must be a time like 2026-01-31T12:00:00Z")
     year, day, clock, fraction, zone = match.groups()
-    if year == "0001":
+    if year < _EPOCH_YEAR:
         return None
     offset = "+00:00" if zone in "Zz" else zone
     try:

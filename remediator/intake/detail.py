@@ -3,6 +3,10 @@
 In order of trust: a mapping ``labels``, the list that Alertmanager writes into ``firing``, plain
 texts. Labels that came through Alertmanager make the same identity as there, so that the same
 alert coming by both ways is one.
+
+Alertmanager's text has no quoting: a value with line breaks can look like further labels. So a text
+is read only if it is exactly as Alertmanager would write it, with every name once and in order; of
+any other nothing is believed, and the alert says why.
 """
 
 from __future__ import annotations
@@ -12,8 +16,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from remediator.fingerprints import fingerprint_of
 from remediator.intake.alertmanager import clean
-from remediator.intake.pagerduty import OURS, alertmanager_fingerprint, identity
+from remediator.intake.pagerduty import OURS, identity
 from remediator.model import Alert
 
 MAX_ALERTS = 200
@@ -25,11 +30,18 @@ MAX_LISTED = 256 * 1024
 """Characters of a list of alerts that is read."""
 _OWN = ("pagerduty_service", "pagerduty_incident")
 _NOT_FLAT = frozenset({"firing", "resolved", "num_firing", "num_resolved", "labels"})
-_PAIR = re.compile(r" - ([^\s=]+) = (.*)", re.DOTALL)
+_PAIR = re.compile(r" - ([^\s=]+) = (.*)")
+_PAIR_INSIDE = re.compile(r"\s- [^\s=]+ = ")
+REFUSED = "labels_refused"
+"""Annotation of an alert whose list of labels is not believed: the reason."""
 
 Labels = dict[str, str]
 Said = tuple[Labels, Labels]
 """Labels and annotations."""
+
+
+class _Doubtful(Exception):
+    """Says why a list of labels is not believed."""
 
 
 def with_labels(plain: Alert, listed: Sequence[object]) -> tuple[Alert, ...]:
@@ -60,17 +72,22 @@ def _alerts(plain: Alert, item: Mapping[str, Any]) -> Iterator[Alert]:
     details = _details(item)
     structured = [found for said in details if (found := _texts(said.get("labels")))]
     listed: list[Said] = [(labels, {}) for labels in structured[:1]]
-    listed = listed or _first(map(_firing, details))
+    try:
+        listed = listed or _first(_firing(plain, said) for said in details)
+    except _Doubtful as error:
+        own = plain.annotations | {REFUSED: str(error)}
+        yield plain.model_copy(update={"annotations": own})
+        return
     known = [(labels, notes) for labels, notes in listed if "alertname" in labels]
     for labels, notes in known:
-        yield _made(plain, labels, notes, alertmanager_fingerprint(labels))
+        yield _made(plain, labels, notes, fingerprint_of(labels))
     if known:
         return
     flat = _first([*structured, *map(_flat, details)])
     if flat:
         key = item.get("id")
-        own = f"pagerduty/{identity(clean(key))}" if isinstance(key, str) else plain.fingerprint
-        yield _made(plain, dict(flat), {}, own)
+        own_key = f"pagerduty/{identity(clean(key))}" if isinstance(key, str) else plain.fingerprint
+        yield _made(plain, dict(flat), {}, own_key)
 
 
 def _first(found: Iterable[Any]) -> Any:
@@ -120,25 +137,34 @@ def _flat(details: Mapping[str, Any]) -> Labels:
     return dict(list(short.items())[:MAX_LABELS])
 
 
-def _firing(details: Mapping[str, Any]) -> list[Said]:
-    """Read what Alertmanager says fires; nothing when it is not as many as it says."""
+def _firing(plain: Alert, details: Mapping[str, Any]) -> list[Said]:
+    """Read what Alertmanager says fires; raises ``_Doubtful`` for what it would not write."""
     said = details.get("firing")
-    if isinstance(said, str):
-        said = said[: MAX_LISTED + 1]
-        if len(said) > MAX_LISTED:
-            return []
-        found = _structured(said) if said.lstrip().startswith("[") else _written(said)
+    announced = str(details.get("num_firing", "")).strip()
+    if isinstance(said, str) and not said.lstrip().startswith("["):
+        found = _from_text(plain, said, announced) if said.strip() else []
     else:
         found = _structured(said)
-    announced = str(details.get("num_firing", "")).strip()
-    if announced.isdecimal() and announced != str(len(found)):
-        return []
+        if announced.isdecimal() and announced != str(len(found)):
+            return []
     return found if len(found) <= MAX_ALERTS and all(labels for labels, _ in found) else []
+
+
+def _from_text(plain: Alert, text: str, announced: str) -> list[Said]:
+    if len(text) > MAX_LISTED:
+        raise _Doubtful(f"the list of what fires has more than {MAX_LISTED} characters")
+    if _PAIR_INSIDE.search(plain.annotations.get("summary", "")):
+        raise _Doubtful("the incident's title has a label's value that looks like another label")
+    found = _written(text)
+    if announced != str(len(found)):
+        said = f"num_firing says {announced[:20]!r}" if announced else "num_firing is missing"
+        raise _Doubtful(f"the list of what fires has {len(found)} alerts, and {said}")
+    return found
 
 
 def _structured(said: object) -> list[Said]:
     try:
-        items = json.loads(said) if isinstance(said, str) else said
+        items = json.loads(said[:MAX_LISTED]) if isinstance(said, str) else said
     except (ValueError, RecursionError):
         return []
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
@@ -147,26 +173,62 @@ def _structured(said: object) -> list[Said]:
 
 
 def _written(text: str) -> list[Said]:
-    """Read Alertmanager's own text: ``Labels:``, ``Annotations:`` and ``Source:`` by alert."""
+    """Read Alertmanager's own text: ``Labels:``, ``Annotations:`` and ``Source:`` by alert.
+
+    Annotations may have several lines. A label may not: what its further lines are is not known.
+    """
     found: list[Said] = []
-    into: Labels | None = None
-    name = ""
+    part, name = "", ""
     for raw in text.split("\n"):
         line = raw.rstrip("\r")
         pair = _PAIR.fullmatch(line)
-        if line == "Labels:":
+        if line == "Labels:" and part in ("", "Source:"):
             found.append(({}, {}))
-            into = found[-1][0]
-        elif line == "Annotations:" and found:
-            into = found[-1][1]
-        elif line.startswith("Source:"):
-            into = None
-        elif pair is not None and into is not None:
-            name = pair[1]
-            into[name] = pair[2]
-        elif into is not None and name in into:  # a value of several lines
-            into[name] += f"\n{line}"
+            part = line
+        elif line == "Annotations:" and part == "Labels:":
+            part, name = line, ""
+        elif line.startswith("Source:") and part == "Annotations:":
+            part = "Source:"
+        elif part == "Labels:":
+            _add_label(found[-1][0], pair)
+        elif part == "Annotations:":
+            name = _add_note(found[-1][1], pair, name, line)
+        elif line.strip():
+            raise _Doubtful(
+                f"the list of what fires has a line that belongs nowhere: {_shown(line)}"
+            )
     return [(_texts(labels), _bounded(notes)) for labels, notes in found]
+
+
+def _add_label(labels: Labels, pair: re.Match[str] | None) -> None:
+    """Add a label in Alertmanager's order: ``alertname`` first, the others by name."""
+    if pair is None:
+        raise _Doubtful(f"the value of the label {_shown(_last(labels))} has several lines")
+    name = pair[1]
+    if name in labels:
+        raise _Doubtful(f"the label {_shown(name)} is given twice")
+    after = _last(labels)
+    if (name == "alertname" and labels) or (after not in ("", "alertname") and name < after):
+        raise _Doubtful(f"the label {_shown(name)} comes after {_shown(after)}, out of order")
+    labels[name] = pair[2]
+
+
+def _add_note(notes: Labels, pair: re.Match[str] | None, name: str, line: str) -> str:
+    """Add an annotation, or a line to that of ``name``; return the name of the one that is open."""
+    if pair is not None:
+        notes[pair[1]] = pair[2]
+        return pair[1]
+    if name:
+        notes[name] += f"\n{line}"
+    return name
+
+
+def _last(labels: Labels) -> str:
+    return next(reversed(labels), "")
+
+
+def _shown(text: str) -> str:
+    return repr(text[:100])
 
 
 def _bounded(notes: Labels) -> Labels:

@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from remediator.errors import OwnershipLost, PermanentError, StoreUnavailable, TemporaryError
-from remediator.intake.detail import with_labels
+from remediator.intake.detail import REFUSED, with_labels
 from remediator.model import Alert
 from remediator.store.claims import given_back
 from remediator.store.database import patiently
@@ -93,7 +93,10 @@ class Fetching:
             _log.exception("fetch_failed", incident=waiting.incident)
             await self._give_up(waiting, f"it cannot be read: {type(error).__name__}")
         else:
-            await patiently(lambda: self._queue.settle(waiting, alerts))
+            doubt = next((a.annotations[REFUSED] for a in alerts if REFUSED in a.annotations), "")
+            if doubt:
+                _log.warning("labels_refused", incident=waiting.incident, reason=doubt)
+            await patiently(lambda: self._queue.settle(waiting, alerts, doubt))
 
     async def _alerts(self, waiting: Waiting) -> tuple[Alert, ...]:
         if self._fetch is None:

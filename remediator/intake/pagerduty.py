@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from remediator.intake.alertmanager import clean, excerpt_of, load_object
@@ -24,6 +24,8 @@ FIRING = frozenset({"triggered", "reopened", "unacknowledged", "escalated", "del
 _ANEW = "reopened"
 _OF_NOTES = "annotated"
 MAX_ID = 128
+AHEAD = timedelta(minutes=5)
+"""How far PagerDuty's clock may be ahead of ours; a later event counts as of its receipt."""
 _MAX_TEXT = 2000
 _INCIDENT = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _TAGS = re.compile(r"(?:\s*\[[^\[\]]{1,40}\])+\s*")
@@ -57,6 +59,7 @@ def parse(body: bytes, webhook: str | None, received_at: datetime) -> Told:
     about = data if _text(data, "type") == "incident" else _mapping(data, "incident") or data
     incident = _text(about, "id") if resource == "incident" else ""
     at = _instant(_text(said, "occurred_at")) or received_at
+    at = received_at if at > received_at + AHEAD else at
     key = _text(about, "incident_key")
     silent = word == _OF_NOTES or key.startswith(OURS) or not _INCIDENT.fullmatch(incident)
     event = SenderEvent(
@@ -72,7 +75,7 @@ def parse(body: bytes, webhook: str | None, received_at: datetime) -> Told:
     )
     if event.status is None:
         return Told(event, dead=_unusable(resource, word, incident, body))
-    return Told(event, (_alert(event, about, at),))
+    return Told(event, (_alert(event, about, min(at, received_at)),))
 
 
 def identity(text: str) -> str:
@@ -91,20 +94,6 @@ def alertname_of(title: str) -> str:
     if _COUNTED.match(title) and words:
         return words[0]
     return " ".join(words)[:200] or "unnamed"
-
-
-def alertmanager_fingerprint(labels: Mapping[str, str]) -> str:
-    """Return what Alertmanager calls the fingerprint of a set of labels: FNV-1a, 64 bits."""
-    value = 0xCBF29CE484222325
-    for byte in _hashed(labels):
-        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-    return f"{value:016x}"
-
-
-def _hashed(labels: Mapping[str, str]) -> Iterator[int]:
-    encoded = sorted((k.encode(errors="replace"), v) for k, v in labels.items())
-    for name, value in encoded:
-        yield from name + b"\xff" + value.encode(errors="replace") + b"\xff"
 
 
 def _status(word: str) -> AlertStatus | None:

@@ -20,11 +20,11 @@ from remediator.intake.fetching import Fetch, fetched, without_labels
 from remediator.intake.pagerduty import FIRING
 from remediator.intake.pagerduty import parse as parse_event
 from remediator.intake.plain import read_plain
+from remediator.intake.reading import Reader
 from remediator.intake.server import (
     DELIVERY,
     Inbox,
     delivery_of,
-    read_alertmanager,
     refuse_when_stopping,
     utc_now,
 )
@@ -47,6 +47,7 @@ class Replays:
     playbooks: Collection[str]
     """Names of the playbooks that may be asked for."""
     limits: BodyLimits = field(default_factory=BodyLimits)
+    reader: Reader = field(default_factory=Reader)
     now: Callable[[], datetime] = utc_now
     fetch: Fetch | None = None
     """Reads the alerts of a PagerDuty incident; None where that is not configured."""
@@ -132,11 +133,12 @@ async def _replay(replays: Replays, call: Call) -> Replayed:
     if body.fault is not None:
         raise body_problem(body.fault, body.reason)
     now = replays.now()
-    origin, alerts, dead = await _read(replays, body, now)
-    delivery = delivery_of(body, Source.REPLAY, call.by, now).model_copy(
-        update={"replay_of": origin, "dry_run": query.dry_run, "playbook": query.playbook}
-    )
-    incidents = await replays.inbox.replay(delivery, alerts, dead)
+    async with replays.reader.turn(len(body.content)):
+        origin, alerts, dead = await _read(replays, body, now)
+        delivery = delivery_of(body, Source.REPLAY, call.by, now).model_copy(
+            update={"replay_of": origin, "dry_run": query.dry_run, "playbook": query.playbook}
+        )
+        incidents = await replays.inbox.replay(delivery, alerts, dead)
     return Replayed(incidents=incidents, dry_run=query.dry_run)
 
 
@@ -149,7 +151,7 @@ async def _read(
         case {"id": str(stored)} if "alerts" not in content and "labels" not in content:
             return stored, await _stored(replays, stored), ()
         case {"alerts": _}:
-            parsed = await read_alertmanager(body.content, now)
+            parsed = await replays.reader.read(body.content, now, None)
             return BY_HAND, _firing(parsed), parsed.dead
         case {"labels": _}:
             return BY_HAND, (_plain(content, now),), ()

@@ -16,9 +16,10 @@ import structlog
 from aiohttp import web
 
 from remediator.access import Permission
-from remediator.bodies import Body, BodyLimits, Fault, receive
+from remediator.bodies import EXCERPT, Body, BodyLimits, Fault, receive
 from remediator.errors import RejectedDelivery
-from remediator.intake import alertmanager
+from remediator.intake.alertmanager import TooManyAlerts, excerpt_of
+from remediator.intake.reading import Reader
 from remediator.intake.turnstile import Turnstile
 from remediator.model import (
     Alert,
@@ -36,7 +37,6 @@ ALERTMANAGER_PATHS = ("/webhooks/alertmanager", "/", "/alerts", "/api/v1/alerts"
 DELIVERY = "dlv"
 """Prefix of a delivery's id."""
 _READY_WITHIN = 5.0
-_PARSED_IN_PLACE = 256 * 1024
 
 _log = structlog.get_logger(__name__)
 
@@ -79,6 +79,7 @@ class Door:
     """Says why nothing more is taken now, or None."""
     limits: BodyLimits = field(default_factory=BodyLimits)
     turnstile: Turnstile = field(default_factory=Turnstile)
+    reader: Reader = field(default_factory=Reader)
     now: Callable[[], datetime] = utc_now
 
 
@@ -153,8 +154,20 @@ async def _take(door: Door, call: Call) -> Taken:
     if body.fault is not None:
         await _turn_away(door, delivery, body.fault, body.reason)
         raise body_problem(body.fault, body.reason)
+    async with door.reader.turn(len(body.content)):
+        return await _keep(door, delivery)
+
+
+async def _keep(door: Door, delivery: Delivery) -> Taken:
+    """Read a whole body and store it, or keep why it cannot be used."""
     try:
-        parsed = await read_alertmanager(body.content, delivery.received_at)
+        parsed = await door.reader.again(delivery)
+    except TooManyAlerts as error:
+        # none of them is taken, so that the sender keeps them all and says that it could not
+        # deliver them; nor is its body kept whole, which would come again and again
+        beginning = delivery.model_copy(update={"body": delivery.body[:EXCERPT]})
+        await bury(door.inbox, beginning, str(error))
+        raise Problem(413, str(error)) from error
     except RejectedDelivery as error:
         await bury(door.inbox, delivery, str(error))
         raise Problem(400, str(error)) from error
@@ -174,15 +187,8 @@ async def _turn_away(door: Door, delivery: Delivery, fault: Fault, reason: str) 
 async def bury(inbox: Inbox, delivery: Delivery, reason: str) -> None:
     """Keep a body that cannot be used as a dead letter."""
     _log.warning("delivery_rejected", delivery=delivery.id, size=delivery.size, reason=reason)
-    letter = DeadLetter(reason=reason, excerpt=alertmanager.excerpt_of(delivery.body))
+    letter = DeadLetter(reason=reason, excerpt=excerpt_of(delivery.body))
     await inbox.put(delivery, (), (letter,))
-
-
-async def read_alertmanager(content: bytes, received_at: datetime) -> alertmanager.Parsed:
-    """Parse a body, a large one beside the event loop."""
-    if len(content) <= _PARSED_IN_PLACE:
-        return alertmanager.parse(content, received_at)
-    return await asyncio.to_thread(alertmanager.parse, content, received_at)
 
 
 def refuse_when_stopping(call: Call) -> None:

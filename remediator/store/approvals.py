@@ -39,7 +39,7 @@ class Clicks:
                 await connection.execute(insert(t.clicks), {"id": click, "at": now})
             return known is None
 
-        return await self._database.write(operation, serial=True)
+        return await self._database.order(operation, serial=True)
 
 
 async def open_incident(connection: AsyncConnection, incident_id: str) -> Any:

@@ -61,7 +61,7 @@ class Commands:
     async def _order(
         self, operation: Operation[T], about: tuple[Happening, str] | None = None
     ) -> T:
-        result = await self._database.write(operation, serial=True)
+        result = await self._database.order(operation, serial=True)
         self._changed()
         if about is not None:
             self._announce(*about)
@@ -202,7 +202,7 @@ class Commands:
             plan = await waiting_plan(connection, incident_id, plan_hash, now)
             return f"{plan['system']}/{plan['service']}"
 
-        return await self._database.write(operation)
+        return await self._database.order(operation)
 
     async def note(self, incident_id: str, event: str, by: str, reason: str, **detail: str) -> None:
         """Keep what somebody asked for in a chat and what came of it, also when nothing did."""
@@ -214,7 +214,7 @@ class Commands:
             line = detail | {"incident": incident_id}
             _journal(connection, known, now, event, by, reason, **line)
 
-        await self._database.write(operation)
+        await self._database.order(operation)
 
     async def cancel(self, incident_id: str, by: str, reason: str) -> None:
         """Take the incident away from the service; ``Refused`` while it changes something."""

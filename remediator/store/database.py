@@ -1,7 +1,8 @@
 """One database, two dialects: the readers' pool and the one writer with its group commit.
 
-Every state change of the service goes through ``Database.write``. The writer takes all that
-waits, commits it in one transaction, answers, and repeats; there is no timer.
+Every state change of the service goes through ``Database.write``. The writer takes what waits,
+up to a bound, commits it in one transaction, answers, and repeats; there is no timer. What an
+operator orders has a lane of its own, which goes first: it waits for one transaction at most.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -48,7 +50,7 @@ Rows = Mapping[Table, Sequence[Mapping[str, Any]]]
 """Rows to insert, by table; a table's rows all have the same columns."""
 
 BATCH = 256
-"""Most operations in one commit; bounds the time that the first of them waits."""
+"""Most operations in one commit, or what costs as much; bounds the time that the next one waits."""
 SERIAL_LOCK = 0x52454D45
 """Advisory lock of PostgreSQL under which reservations, pauses and triage are serial."""
 MIGRATION_LOCK = SERIAL_LOCK + 1
@@ -78,6 +80,7 @@ class _Job:
     rows: Rows = field(default_factory=dict)
     operation: Operation[Any] | None = None
     serial: bool = False
+    cost: int = 1
 
 
 class Database:
@@ -95,13 +98,16 @@ class Database:
         self._memory = journal.Memory()
         self._started, self._monotonic = datetime.now(UTC), time.monotonic()
         self._closed = False
-        self._waiting: asyncio.Queue[_Job] = asyncio.Queue()
+        self._waiting: deque[_Job] = deque()
+        self._orders: deque[_Job] = deque()
+        """What operators ordered: taken before all else."""
+        self._asked = asyncio.Event()
         self.is_postgres = is_postgres(url)
 
     @property
     def backlog(self) -> int:
         """Operations that wait for a commit."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     async def meet(self) -> Pooling:
         """Learn how the store is reached and get ready for that, before anything else is asked.
@@ -156,26 +162,39 @@ class Database:
         await self._writer.dispose()
 
     async def write(
-        self, operation: Operation[T], *, serial: bool = False, within: float | None = None
+        self,
+        operation: Operation[T],
+        *,
+        serial: bool = False,
+        within: float | None = None,
+        cost: int = 1,
     ) -> T:
         """Run ``operation`` in a transaction shared with others; return once it is durable.
 
-        ``serial`` operations never run at the same time as another replica's. Raises what the
-        operation raises (its changes are then undone), or ``StoreUnavailable``; when that is
-        because of ``within``, in seconds, it may become durable all the same.
+        ``serial`` operations never run at the same time as another replica's; a ``cost`` of
+        ``BATCH`` leaves no room for others beside it. Raises what the operation raises (its changes
+        are then undone), or ``StoreUnavailable``; when that is because of ``within``, in seconds,
+        it may become durable all the same.
         """
-        job = _Job(self._answer(), operation=operation, serial=serial)
-        result: T = await self._ask(job, within)
+        job = _Job(self._answer(), operation=operation, serial=serial, cost=cost)
+        result: T = await self._ask(self._waiting, job, within)
         return result
 
-    async def insert(self, rows: Rows, within: float | None = None) -> None:
-        """Insert rows together with everybody else's, a statement a table; as ``write`` does."""
-        await self._ask(_Job(self._answer(), rows=rows), within)
+    async def order(self, operation: Operation[T], *, serial: bool = False) -> T:
+        """Run what an operator ordered, before all else that waits; as ``write`` does."""
+        job = _Job(self._answer(), operation=operation, serial=serial)
+        result: T = await self._ask(self._orders, job, None)
+        return result
 
-    async def _ask(self, job: _Job, within: float | None) -> Any:
+    async def insert(self, rows: Rows, within: float | None = None, cost: int = 1) -> None:
+        """Insert rows together with everybody else's, a statement a table; as ``write`` does."""
+        await self._ask(self._waiting, _Job(self._answer(), rows=rows, cost=cost), within)
+
+    async def _ask(self, lane: deque[_Job], job: _Job, within: float | None) -> Any:
         if self._closed:
             raise StoreUnavailable("the store is closed")
-        self._waiting.put_nowait(job)
+        lane.append(job)
+        self._asked.set()
         try:
             async with asyncio.timeout(within):
                 return await job.done
@@ -205,23 +224,34 @@ class Database:
     async def run_writer(self) -> None:
         """Commit what waits, for ever. One task of the app."""
         while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < BATCH and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-            batch = [job for job in batch if not job.done.done()]
+            await self._asked.wait()
+            batch = self._next()
             try:
                 if batch:
                     await self._settle(batch)
+                elif not (self._orders or self._waiting):
+                    self._asked.clear()
             except asyncio.CancelledError:
                 for job in batch:
                     _fail(job, StoreUnavailable("the store is closing"))
                 raise
 
+    def _next(self) -> list[_Job]:
+        """Return what is committed together: of one lane, and not more than ``BATCH``."""
+        lane, batch, cost = self._orders or self._waiting, list[_Job](), 0
+        while lane and (not batch or cost + lane[0].cost <= BATCH):
+            job = lane.popleft()
+            if not job.done.done():
+                batch.append(job)
+                cost += job.cost
+        return batch
+
     def refuse_waiting(self) -> None:
         """Answer everything that still waits, and all that comes: the writer has ended."""
         self._closed = True
-        while not self._waiting.empty():
-            _fail(self._waiting.get_nowait(), StoreUnavailable("the store is closing"))
+        for lane in (self._orders, self._waiting):
+            while lane:
+                _fail(lane.popleft(), StoreUnavailable("the store is closing"))
 
     async def _settle(self, batch: list[_Job]) -> None:
         try:

@@ -12,6 +12,7 @@ from sqlalchemy import bindparam, false, func, insert, literal_column, select, u
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ColumnElement
 
+from remediator.fingerprints import apart_from, is_same
 from remediator.model import (
     Alert,
     AlertId,
@@ -29,7 +30,7 @@ from remediator.model import (
 )
 from remediator.severity import Rating, rank, worst
 from remediator.store import tables as t
-from remediator.store.columns import Instant, Json
+from remediator.store.columns import Instant
 from remediator.store.events import Reported, events_of, reported
 from remediator.store.journal import append
 from remediator.store.severities import raise_severities
@@ -56,6 +57,17 @@ class Episode(Value):
     """When its incident was closed; None while it is open."""
     unmatched: bool = False
     """Whether its incident is a record that nothing took it."""
+    labels: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it fires and its incident is open, so that it is joined without more ado."""
+        return self.status is AlertStatus.FIRING and self.closed_at is None
+
+    def is_of(self, alert: Alert) -> bool:
+        """Say whether it is an episode of ``alert``, whose fingerprint it has."""
+        reported = Source.PAGERDUTY in (self.source, alert.source)
+        return is_same(self.fingerprint, self.labels, alert.labels, reported=reported)
 
 
 class Opening(Value):
@@ -100,6 +112,8 @@ class Correlation(Value):
     """What triage decided for a batch of deliveries."""
 
     opened: tuple[Opening, ...] = ()
+    records: dict[DeliveryId, dict[str, IncidentId]] = Field(default_factory=dict)
+    """By delivery: the incidents that gather more of its alerts, by what they are for."""
     joined: tuple[Joining, ...] = ()
     resent: tuple[AlertId, ...] = ()
     """Episodes that were notified again; nothing else changes."""
@@ -127,6 +141,8 @@ class Snapshot(Value):
     """By correlation key; also unmatched records whose alerts still fire."""
     events: dict[DeliveryId, SenderEvent] = Field(default_factory=dict)
     """What a sender of incidents says, by delivery."""
+    records: dict[DeliveryId, dict[str, IncidentId]] = Field(default_factory=dict)
+    """By delivery: the incidents that gather its alerts since an earlier slice of it."""
     reported: dict[str, Reported] = Field(default_factory=dict)
     """How far the incidents of ``events`` are known, by the sender's id."""
 
@@ -141,10 +157,18 @@ def _chunks(values: Iterable[str]) -> Iterable[list[str]]:
     return (ordered[i : i + _CHUNK] for i in range(0, len(ordered), _CHUNK))
 
 
-async def snapshot_of(connection: AsyncConnection, batch: Batch, keys: Keys) -> Snapshot:
-    """Read what the decision about ``batch`` depends on; cost follows the batch."""
+async def snapshot_of(
+    connection: AsyncConnection,
+    batch: Batch,
+    keys: Keys,
+    records: dict[DeliveryId, dict[str, IncidentId]],
+) -> Snapshot:
+    """Read what the decision about ``batch`` depends on; cost follows the batch.
+
+    ``records`` are the incidents that gather alerts of its deliveries already.
+    """
     episodes: dict[str, Episode] = {}
-    for chunk in _chunks(alert.fingerprint for _, alerts in batch for alert in alerts):
+    for chunk in _chunks(print_ for _, alerts in batch for a in alerts for print_ in _prints(a)):
         episodes |= await _episodes(connection, t.alerts.c.fingerprint.in_(chunk))
     said = [delivery.id for delivery, _ in batch if delivery.source is Source.PAGERDUTY]
     events = await events_of(connection, said) if said else {}
@@ -171,7 +195,18 @@ async def snapshot_of(connection: AsyncConnection, batch: Batch, keys: Keys) -> 
         )
         rows = (await connection.execute(matching)).all()
         incidents |= {str(row[0]): IncidentId(row[1]) for row in rows}
-    return Snapshot(episodes=episodes, open_incidents=incidents, events=events, reported=known)
+    return Snapshot(
+        episodes=episodes,
+        open_incidents=incidents,
+        events=events,
+        records=records,
+        reported=known,
+    )
+
+
+def _prints(alert: Alert) -> tuple[str, str]:
+    """Return the fingerprints under which an alert's episode may be."""
+    return alert.fingerprint, apart_from(alert.fingerprint, alert.labels)
 
 
 async def _episodes(connection: AsyncConnection, which: ColumnElement[bool]) -> dict[str, Episode]:
@@ -195,8 +230,7 @@ def _new_keys(batch: Batch, episodes: Mapping[str, Episode], keys: Keys) -> Iter
     for delivery, alerts in batch:
         for alert in alerts:
             episode = episodes.get(alert.fingerprint)
-            firing = episode is not None and episode.status is AlertStatus.FIRING
-            if episode is None or not firing or episode.closed_at is not None:
+            if episode is None or not (episode.is_open and episode.is_of(alert)):
                 yield keys(alert, delivery)
 
 
@@ -220,16 +254,6 @@ async def apply(connection: AsyncConnection, decided: Correlation, now: datetime
             .where(t.incidents.c.id.in_(chunk), t.incidents.c.state == IncidentState.OPEN)
             .values(due_at=now, poked=True)
         )
-    done = [
-        {"done": delivery, "touching": list(incidents)}
-        for delivery, incidents in decided.deliveries.items()
-    ]
-    await connection.execute(
-        update(t.deliveries)
-        .where(t.deliveries.c.id == bindparam("done"))
-        .values(triaged_at=now, incidents=bindparam("touching", type_=Json)),
-        done,
-    )
     for delivery, ignored in decided.told.items():
         why = {} if ignored is None else {"reason": ignored}
         told = update(t.events).where(t.events.c.delivery_id == delivery)

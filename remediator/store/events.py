@@ -220,7 +220,7 @@ class Events:
                 update(t.signing_secrets).where(mine, untold).values(told_at=now)
             )
             if told.rowcount:
-                await _tell(connection, f"pagerduty/{secrets[:12]}", reason, now)
+                await tell(connection, f"pagerduty/{secrets[:12]}", reason, now)
             return bool(told.rowcount)
 
         told = await self._database.write(operation, serial=True)
@@ -327,7 +327,7 @@ async def _secrets(connection: AsyncConnection, digest: str) -> None:
         await connection.execute(insert(t.signing_secrets).values(digest=digest))
 
 
-async def _tell(connection: AsyncConnection, key: str, reason: str, now: datetime) -> None:
+async def tell(connection: AsyncConnection, key: str, reason: str, now: datetime) -> None:
     """Write a closed incident of no service, so that humans are told as of any other."""
     incident = IncidentId(new_id("inc", now))
     row = {

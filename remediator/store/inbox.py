@@ -1,16 +1,18 @@
 """The durable inbox, and the transaction in which alerts become incidents.
 
 Intake puts deliveries in; the pipeline takes them out through ``triage``, which applies what
-the pure function it is given decides, in the transaction that marks the deliveries done.
+the pure function it is given decides, in the transaction that notes how far each delivery is taken.
+
+An attempt is counted before it begins, where it may be the last that this process does: for what
+is read again (somebody died, or gave up), and for what is large.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any
 
+import structlog
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -18,25 +20,25 @@ from remediator.errors import StoreUnavailable
 from remediator.live import Announce, Happening
 from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source, new_id
 from remediator.store import tables as t
-from remediator.store.database import TAKEN_WITHIN, Database
+from remediator.store.at_hand import AtHand
+from remediator.store.database import BATCH, TAKEN_WITHIN, Database
 from remediator.store.episodes import Correlate, Correlation, Keys, apply, snapshot_of
-from remediator.store.events import not_fetched, read_alerts
+from remediator.store.events import not_fetched, read_alerts, tell
+from remediator.store.progress import attempted, mark, progress_of
 from remediator.store.repeats import NoRepeats, Repeats
+from remediator.store.turns import ATTEMPTS, Read, Slice, Waiting, in_one_turn, prints_of, slices
 
-HANDED_OVER = 256
-"""Deliveries whose decoded alerts are kept in memory until triage takes them."""
 EXCERPT = 64 * 1024
 """Bytes of a body that a dead letter keeps."""
-TRIAGE_BATCH = 64
-"""Deliveries in one triage transaction, at most."""
-TRIAGE_ALERTS = 2000
-"""Alerts in one triage transaction, which has to end within the database's patience; a single
-delivery may have more."""
-DECODED_ALERTS = 20_000
-"""Alerts that are kept in memory until triage takes them."""
+WINDOW = 64
+"""Deliveries that one turn of triage looks at."""
+_PIECE = 64 * 1024
+"""Bytes of a body that cost the writer as much as one operation."""
 
-Decode = Callable[[Delivery], Sequence[Alert]]
+Decode = Callable[[Delivery], Awaitable[Sequence[Alert]]]
 """Reads the alerts of a stored delivery again."""
+
+_log = structlog.get_logger(__name__)
 
 
 class Inbox:
@@ -57,7 +59,9 @@ class Inbox:
         self._arrived = arrived
         self._announce = announce
         self._repeats = repeats
-        self._decoded: OrderedDict[DeliveryId, tuple[Delivery, Sequence[Alert]]] = OrderedDict()
+        self._at_hand = AtHand()
+        self._excused: set[DeliveryId] = set()
+        """Whose counted attempt the store ended, so that the next one is the same."""
 
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
@@ -76,17 +80,11 @@ class Inbox:
             t.dead_letters: _letters(delivery, dead),
         }
         try:
-            await self._database.insert(rows, TAKEN_WITHIN)
+            await self._database.insert(rows, TAKEN_WITHIN, cost=1 + len(delivery.body) // _PIECE)
         except StoreUnavailable:  # its triage is not to be waited for
             await self._repeats.settle([(delivery, alerts, False)])
             raise
-        self._decoded[delivery.id] = delivery, alerts
-        held = sum(len(waiting) for _, waiting in self._decoded.values())
-        while len(self._decoded) > HANDED_OVER or (
-            held > DECODED_ALERTS and len(self._decoded) > 1
-        ):
-            _, (_, dropped) = self._decoded.popitem(last=False)
-            held -= len(dropped)
+        self._at_hand.keep(delivery, alerts)
         self._arrived()
         self._announce(Happening.DELIVERY, delivery.id)
         return delivery.id
@@ -98,33 +96,67 @@ class Inbox:
         correlate: Correlate,
         only: DeliveryId | None = None,
     ) -> Correlation | None:
-        """Take a batch of deliveries through ``correlate``; None when there is none.
+        """Take a part of what waits through ``correlate``; None when there is nothing.
 
         ``decode`` reads a stored body again where the alerts are not at hand (after a restart).
+        With ``only`` it is that delivery alone.
         """
-        waiting = await self.waiting() if only is None else [only]
-        read = {found: await self._alerts(found, decode) for found in waiting}
+        rows = self._readable(in_one_turn(await self._due(only)))
+        if not rows:
+            return None
+        if rows[0].attempts >= ATTEMPTS:
+            await self.bury(rows[0].id, _given_up(rows[0]))
+            return Correlation(deliveries={})
+        tried = [row.id for row in rows if only or self._is_risky(row)]
+        await self._count(tried)
+        try:
+            chosen = slices(await self._read(rows, decode))
+            correlation = await self._take(chosen, tried, keys, correlate)
+        except StoreUnavailable:  # that is no fault of what was tried
+            self._excused.update(tried)
+            raise
+        if correlation is not None:
+            await self._settled(chosen, correlation)
+        else:
+            for one in chosen:
+                self._at_hand.drop(one.delivery.id)
+        return correlation
 
+    async def _take(
+        self,
+        chosen: Sequence[Slice],
+        tried: Collection[DeliveryId],
+        keys: Keys,
+        correlate: Correlate,
+    ) -> Correlation | None:
         async def operation(connection: AsyncConnection) -> Correlation | None:
-            still = t.deliveries.c.triaged_at.is_(None) & t.deliveries.c.id.in_(waiting)
-            left = set(await connection.scalars(select(t.deliveries.c.id).where(still)))
-            if not left:
+            before = await progress_of(connection, [one.delivery.id for one in chosen])
+            mine = [one for one in chosen if one.is_next(before.get(one.delivery.id))]
+            if not mine:  # another replica has taken them
                 return None
             now = await self._database.now(connection)
-            batch = [read[found] for found in waiting if found in left]
-            snapshot = await snapshot_of(connection, batch, keys)
+            batch = [(one.delivery, one.alerts) for one in mine]
+            records = {found: progress.records for found, progress in before.items()}
+            snapshot = await snapshot_of(connection, batch, keys, records)
             correlation = correlate(batch, snapshot, now)
             await apply(connection, correlation, now)
+            await mark(connection, mine, before, correlation, now)
+            await attempted(connection, tried, ended=True)
             return correlation
 
-        correlation = await self._database.write(operation, serial=True) if waiting else None
-        for delivery in waiting:
-            self._decoded.pop(delivery, None)
-        if correlation is not None:
-            again = correlation.repeatable
-            await self._repeats.settle([(*read[d], d in again) for d in correlation.deliveries])
-            self._say(correlation)
-        return correlation
+        return await self._database.write(operation, serial=True, cost=BATCH)
+
+    async def _settled(self, chosen: Sequence[Slice], correlation: Correlation) -> None:
+        taken = [one for one in chosen if one.delivery.id in correlation.deliveries]
+        again = correlation.repeatable
+        for one in taken:
+            self._excused.discard(one.delivery.id)
+            if one.is_last:
+                self._at_hand.drop(one.delivery.id)
+        await self._repeats.settle(
+            [(one.delivery, one.alerts, one.is_all and one.delivery.id in again) for one in taken]
+        )
+        self._say(correlation)
 
     def _say(self, correlation: Correlation) -> None:
         opened = {opening.id for opening in correlation.opened}
@@ -134,9 +166,43 @@ class Inbox:
         for incident in sorted(joined - opened):
             self._announce(Happening.CHANGED, incident)
 
+    def _readable(self, rows: Sequence[Waiting]) -> list[Waiting]:
+        """Return the first of ``rows`` that fit into memory together: one large one at a time."""
+        found: list[Waiting] = []
+        for row in rows:
+            another = row.is_large and any(one.is_large for one in found)
+            if another and self._at_hand.prints(row.id) is None:
+                break
+            found.append(row)
+        return found
+
+    def _is_risky(self, row: Waiting) -> bool:
+        """Say whether an attempt is counted before it begins."""
+        begins = row.is_large and not row.taken
+        return bool(row.attempts) or begins or self._at_hand.use(row.id) is None
+
+    async def _count(self, tried: Sequence[DeliveryId]) -> None:
+        counted = [found for found in tried if found not in self._excused]
+        if counted:
+            await self._database.write(lambda c: attempted(c, counted, ended=False))
+
+    async def _read(self, rows: Sequence[Waiting], decode: Decode) -> list[Read]:
+        """Return waiting deliveries with their alerts; of a second large one what it is about."""
+        found: list[Read] = []
+        for row in rows:
+            prints = self._at_hand.prints(row.id)
+            if prints is not None and row.is_large and any(o.waiting.is_large for o in found):
+                found.append(Read(row, None, (), prints))
+                continue
+            delivery, alerts = await self._alerts(row.id, decode)
+            replayed = delivery.replay_of is not None
+            mine = frozenset[str]() if replayed else prints_of(alerts)
+            found.append(Read(row, delivery, alerts, mine))
+        return found
+
     async def _alerts(self, found: DeliveryId, decode: Decode) -> tuple[Delivery, Sequence[Alert]]:
         """Return a delivery with its alerts, from memory where they are at hand."""
-        known = self._decoded.get(found)
+        known = self._at_hand.use(found)
         if known is not None:
             return known
         async with self._database.read() as connection:
@@ -147,7 +213,11 @@ class Inbox:
             )
             row = (await connection.execute(query)).mappings().one()
         delivery = delivery_of(row)
-        return delivery, decode(delivery) if row["said"] is None else read_alerts(row["said"])
+        if row["said"] is not None:
+            return delivery, read_alerts(row["said"])
+        alerts = await decode(delivery)
+        self._at_hand.keep(delivery, alerts)
+        return delivery, alerts
 
     async def incidents_of(self, delivery: DeliveryId) -> list[IncidentId]:
         """Return the incidents that a triaged delivery touched."""
@@ -156,25 +226,25 @@ class Inbox:
             return [IncidentId(found) for found in (await connection.execute(query)).scalar_one()]
 
     async def waiting(self) -> list[DeliveryId]:
-        """Return the oldest deliveries that wait for triage, as many as one batch may hold."""
+        """Return the oldest deliveries that wait for triage, as many as one turn looks at."""
+        return [row.id for row in await self._due(None)]
+
+    async def _due(self, only: DeliveryId | None) -> list[Waiting]:
+        columns = (t.deliveries.c[name] for name in ("id", "alerts", "taken", "attempts"))
         query = (
-            select(t.deliveries.c.id, t.deliveries.c.alerts)
+            select(*columns)
             .outerjoin(t.events, t.events.c.delivery_id == t.deliveries.c.id)
             .where(t.deliveries.c.triaged_at.is_(None), not_fetched())
             .order_by(t.deliveries.c.received_at, t.deliveries.c.id)
-            .limit(TRIAGE_BATCH)
+            .limit(WINDOW)
         )
+        if only is not None:
+            query = query.where(t.deliveries.c.id == only)
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        sums = accumulate(alerts for _, alerts in rows)
-        return [
-            DeliveryId(found)
-            for position, ((found, _), total) in enumerate(zip(rows, sums, strict=True))
-            if position == 0 or total <= TRIAGE_ALERTS
-        ]
+            return [Waiting(*row) for row in await connection.execute(query)]
 
     async def bury(self, delivery: DeliveryId, reason: str) -> None:
-        """Make a delivery that triage cannot digest a dead letter, so that it blocks nothing."""
+        """Make a delivery that triage cannot digest a dead letter, and tell humans of it."""
 
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
@@ -186,8 +256,18 @@ class Inbox:
             excerpt = bytes(row["body"][:EXCERPT]).decode(errors="replace").replace("\0", "")
             letter = DeadLetter(reason=reason, excerpt=excerpt)
             await connection.execute(insert(t.dead_letters), _letters(delivery_of(row), [letter]))
+            await tell(connection, f"delivery/{delivery}", f"{delivery}: {reason}", now)
 
-        await self._database.write(operation)
+        await self._database.write(operation, serial=True)
+        _log.error("delivery_buried", delivery=delivery, reason=reason)
+        self._at_hand.drop(delivery)
+        self._arrived()
+
+
+def _given_up(row: Waiting) -> str:
+    left = f"{row.taken} of its {row.alerts} alerts were taken"
+    why = f"its triage failed, or ended with the process, {row.attempts} times"
+    return f"{why}; {left}; see the log, and replay it after a fix"
 
 
 def _row(delivery: Delivery, alerts: int, dead: int) -> dict[str, Any]:

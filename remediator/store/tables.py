@@ -62,6 +62,9 @@ deliveries = Table(
     Column("dead", Integer, nullable=False),
     Column("triaged_at", Instant),
     Column("incidents", Json, nullable=False),
+    Column("taken", Integer, nullable=False, server_default=text("0")),
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("records", Json),
     _partial("ix_deliveries_untriaged", "received_at", where="triaged_at IS NULL"),
     Index("ix_deliveries_received", "received_at", "id"),
 )

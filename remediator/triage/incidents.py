@@ -1,8 +1,13 @@
 """CORRELATE: alerts open, join or leave incidents. Pure: the store applies what it returns.
 
-An alert's row is one episode of its fingerprint. While an episode is open every firing
-notification of it joins, whatever its startsAt; a later startsAt after a resolve, or after its
-incident was closed, opens a new one; a resolve that is older than the open episode is ignored.
+An alert's row is one episode of its fingerprint, which is computed from its labels. Should other
+labels ever have the same one, they are kept apart: no alert joins or leaves what has other labels.
+While an episode is open every firing notification of it joins, whatever its startsAt; a later
+startsAt after a resolve, or after its incident was closed, opens a new one; a resolve that is older
+than the open episode is ignored.
+
+What no playbook takes is written down once a delivery and service, whatever it is called: many such
+alerts in one body are one record.
 
 PagerDuty reports incidents, and its events come in any order: the newest that counts is kept. What
 Alertmanager reported too is Alertmanager's to end, whatever a human clicks in PagerDuty.
@@ -16,6 +21,7 @@ from datetime import datetime, timedelta
 
 from pydantic import AwareDatetime
 
+from remediator.fingerprints import apart_from
 from remediator.model import (
     Alert,
     AlertId,
@@ -54,12 +60,7 @@ def correlate(batch: Batch, snapshot: Snapshot, now: datetime, matching: Matchin
             draft.told(delivery, alerts, event)
             continue
         for alert in alerts:
-            if delivery.replay_of is not None:
-                draft.replay(delivery, alert)
-            elif alert.status is AlertStatus.FIRING:
-                draft.firing(delivery, alert)
-            else:
-                draft.resolved(delivery, alert)
+            draft.take(delivery, alert)
     again = (d.id for d, alerts in batch if may_repeat(d, alerts) and draft.stands(alerts))
     return draft.correlation(frozenset(again))
 
@@ -71,7 +72,7 @@ class _Draft:
     snapshot: Snapshot
     now: datetime
     matching: Matching
-    opened: dict[str, Opening] = field(default_factory=dict)
+    opened: dict[IncidentId, Opening] = field(default_factory=dict)
     joined: dict[AlertId, Joining] = field(default_factory=dict)
     resent: dict[AlertId, None] = field(default_factory=dict)
     left: dict[AlertId, AwareDatetime | None] = field(default_factory=dict)
@@ -84,7 +85,25 @@ class _Draft:
     def __post_init__(self) -> None:
         self.episodes = dict(self.snapshot.episodes)
         self.open_incidents = dict(self.snapshot.open_incidents)
+        self.records = {found: dict(of) for found, of in self.snapshot.records.items()}
         self.reported = dict(self.snapshot.reported)
+
+    def take(self, delivery: Delivery, alert: Alert) -> None:
+        alert = self.told_apart(alert)
+        if delivery.replay_of is not None:
+            self.replay(delivery, alert)
+        elif alert.status is AlertStatus.FIRING:
+            self.firing(delivery, alert)
+        else:
+            self.resolved(delivery, alert)
+
+    def told_apart(self, alert: Alert) -> Alert:
+        """Return ``alert`` under another fingerprint where other labels have its own."""
+        episode = self.episodes.get(alert.fingerprint)
+        own = apart_from(alert.fingerprint, alert.labels)
+        if own in self.episodes or not (episode is None or episode.is_of(alert)):
+            return alert.model_copy(update={"fingerprint": own})
+        return alert
 
     def firing(self, delivery: Delivery, alert: Alert) -> None:
         episode = self.episodes.get(alert.fingerprint)
@@ -112,8 +131,7 @@ class _Draft:
         if alert.status is not AlertStatus.FIRING:
             return
         match = self.matching(alert, delivery)
-        key = f"{delivery.id}/{match.key(alert)}"
-        incident = self._incident(key, match, alert, delivery)
+        incident = self._incident(match, alert, delivery)
         self._join(delivery, incident, alert, match.rating, latest=False)
 
     def stands(self, alerts: Sequence[Alert]) -> bool:
@@ -123,7 +141,7 @@ class _Draft:
         """
         return all(
             alert.starts_at <= self.now
-            and (episode := self.episodes.get(alert.fingerprint)) is not None
+            and (episode := self.episodes.get(self.told_apart(alert).fingerprint)) is not None
             and episode.status is AlertStatus.FIRING
             for alert in alerts
         )
@@ -131,7 +149,8 @@ class _Draft:
     def correlation(self, repeatable: frozenset[DeliveryId]) -> Correlation:
         return Correlation(
             repeatable=repeatable,
-            opened=tuple(self.opened.values()),
+            opened=tuple(self._told_of_all(opening) for opening in self.opened.values()),
+            records=self.records,
             joined=tuple(self.joined.values()),
             resent=tuple(self.resent),
             left=tuple(self.left.items()),
@@ -142,9 +161,18 @@ class _Draft:
             deliveries={delivery: tuple(found) for delivery, found in self.touched.items()},
         )
 
+    def _told_of_all(self, opening: Opening) -> Opening:
+        """Say in a record's reason how many other names its alerts have."""
+        mine = (joining for joining in self.joined.values() if joining.incident_id == opening.id)
+        names = set() if opening.playbook else {joining.alert.name for joining in mine}
+        if len(names) < 2:
+            return opening
+        reason = f"{opening.reason}; the same of alerts with {len(names) - 1} other names"
+        return opening.model_copy(update={"reason": reason})
+
     def _begin(self, delivery: Delivery, alert: Alert) -> None:
         match = self.matching(alert, delivery)
-        incident = self._incident(match.key(alert), match, alert)
+        incident = self._incident(match, alert, delivery)
         self._join(delivery, incident, alert, match.rating)
 
     def _begins_anew(self, episode: Episode, alert: Alert, delivery: Delivery) -> bool:
@@ -163,27 +191,34 @@ class _Draft:
             return True
         return episode.resolved_at is None or self.now - episode.resolved_at > STALE_WITHIN
 
-    def _incident(
-        self, key: str, match: Match, alert: Alert, replay: Delivery | None = None
-    ) -> IncidentId:
-        known = self.open_incidents.get(key)
+    def _incident(self, match: Match, alert: Alert, delivery: Delivery) -> IncidentId:
+        """Return the incident that ``alert`` belongs to, and open it where there is none."""
+        mine = self.records.setdefault(delivery.id, {})
+        key, replayed = match.key(alert), delivery.replay_of is not None
+        gathers = key if match.playbook is not None else match.place
+        known = None if replayed else self.open_incidents.get(key)
+        if known is None and (replayed or match.playbook is None):
+            known = mine.get(gathers)
         if known is not None:
             return known
         opening = Opening(
             id=IncidentId(new_id("inc", self.now)),
-            correlation_key=key,
+            correlation_key=f"{delivery.id}/{key}" if replayed else key,
             system=match.system,
             service=match.service,
             playbook=match.playbook,
             outcome=IncidentOutcome.NO_MATCH if match.playbook is None else None,
             reason=match.reason,
-            dry_run=replay.dry_run if replay is not None else False,
-            replay_of=replay.replay_of if replay is not None else None,
-            replayed_by=replay.credential if replay is not None else None,
-            handling=Handling.RECORDS if replay is not None and replay.dry_run else match.handling,
+            dry_run=delivery.dry_run if replayed else False,
+            replay_of=delivery.replay_of,
+            replayed_by=delivery.credential if replayed else None,
+            handling=Handling.RECORDS if replayed and delivery.dry_run else match.handling,
         )
-        self.opened[key] = opening
-        self.open_incidents[key] = opening.id
+        self.opened[opening.id] = opening
+        if not replayed:
+            self.open_incidents[key] = opening.id
+        if replayed or match.playbook is None:
+            mine[gathers] = opening.id
         return opening.id
 
     def _join(
@@ -214,6 +249,7 @@ class _Draft:
                 resolved_at=None,
                 source=alert.source,
                 group_key=alert.group_key,
+                labels=alert.labels,
             )
 
     def _resend(self, delivery: Delivery, episode: Episode) -> None:
@@ -249,7 +285,7 @@ class _Draft:
             return
         if event.status is AlertStatus.FIRING:
             for alert in alerts:
-                self.firing(delivery, alert)
+                self.firing(delivery, self.told_apart(alert))
         else:
             self._end(delivery, event, known)
         touched = tuple(self.touched[delivery.id])
@@ -264,7 +300,7 @@ class _Draft:
         for episode in list(self.episodes.values()):
             theirs = (episode.source, episode.group_key) == (Source.PAGERDUTY, event.group_key)
             if theirs and episode.status is AlertStatus.FIRING:
-                self._leave(delivery, episode, event.at)
+                self._leave(delivery, episode, min(event.at, delivery.received_at))
         left = set(self.touched[delivery.id])
         for incident in known.incidents if known is not None else ():
             self.touched[delivery.id][incident] = None
@@ -292,7 +328,7 @@ class _Draft:
             self.joined[episode.id] = joining.model_copy(update={"alert": mine})
         else:
             self.adopted[episode.id] = mine
-        answers = {"source": mine.source, "group_key": mine.group_key, "starts_at": starts_at}
+        answers = mine.model_dump(include={"source", "group_key", "starts_at", "labels"})
         self.episodes[alert.fingerprint] = episode.model_copy(update=answers)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from remediator.catalogue import Catalogue, Service
-from remediator.model import Alert, Handling, Value
+from remediator.model import Alert, Handling, Source, Value
 from remediator.playbook import PlaybookSet
 from remediator.severity import Rating
 
@@ -24,10 +24,15 @@ class Match(Value):
     handling: Handling = Handling.RECORDS
     """What the playbook may do, by its modes."""
 
+    @property
+    def place(self) -> str:
+        """``SYSTEM/SERVICE``, with a hyphen for what is not known."""
+        return f"{self.system or '-'}/{self.service or '-'}"
+
     def key(self, alert: Alert) -> str:
         """Return the correlation key: alerts of one service with one cause share it."""
         cause = self.playbook or f"alert:{alert.name}"
-        key = f"{self.system or '-'}/{self.service or '-'}/{cause}"
+        key = f"{self.place}/{cause}"
         if len(key) <= KEY_LENGTH:
             return key
         return f"{key[:KEY_LENGTH]}-{hashlib.sha256(key.encode()).hexdigest()}"
@@ -44,6 +49,7 @@ def match(
     if service is None:
         shown = ", ".join(f"{k}={v}" for k, v in sorted(alert.labels.items())[:8])
         reason = f"no service of the catalogue matches the labels of {alert.name} ({shown})"
+        reason += _bare(alert)
         rating = catalogue.severities.rate(alert.labels)
         return Match(system=None, service=None, playbook=None, reason=reason, rating=rating)
     where = {
@@ -61,6 +67,14 @@ def match(
         return Match(**where, playbook=None, reason=reason)
     handling, reason = service.playbooks[name].handling, f"{alert.name} is for {name}"
     return Match(**where, playbook=name, reason=reason, handling=handling)
+
+
+def _bare(alert: Alert) -> str:
+    """Say why an alert of PagerDuty's has no more labels than its webhook, if that is known."""
+    if alert.source is not Source.PAGERDUTY:
+        return ""
+    said = (alert.annotations.get(name) for name in ("labels_refused", "labels_not_fetched"))
+    return "".join(f"; its labels are not known: {reason}" for reason in said if reason)
 
 
 def _first(alert: Alert, service: Service, playbooks: PlaybookSet) -> str | None:

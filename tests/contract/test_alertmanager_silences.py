@@ -31,7 +31,7 @@ from remediator.testing import FrozenClock
 from remediator.worker import Doorbell, Worker
 from tests.monitoring_fixtures import MonitoringServer, Start
 from tests.scripted_http import serving
-from tests.store_fixtures import Bench, OpenBench, a_delivery, a_service, of_incident
+from tests.store_fixtures import Bench, OpenBench, a_delivery, a_service, of_incident, read_again
 
 pytestmark = pytest.mark.real("alertmanager")
 
@@ -326,7 +326,7 @@ async def test_running_service_silences_by_itself_and_triages_what_it_asked_for(
         worker = Worker(
             bench.store,
             bench.around,
-            lambda delivery: parse(delivery.body, delivery.received_at).alerts,
+            read_again,
             LogNotifier(),
             Watching(Telemetry()),
             Doorbell(),

@@ -316,7 +316,7 @@ async def test_deliveries_beyond_one_batch_are_all_triaged(bench: Bench) -> None
     for n in range(5):
         pods = [bench.alert(pod=f"{n}-{m}") for m in range(900)]
         await bench.store.inbox.put(a_delivery(bench.clock), pods, [])
-    assert len(await bench.store.inbox.waiting()) == 2
+    assert len(await bench.store.inbox.waiting()) == 5
     await bench.triage()
     assert await bench.store.inbox.waiting() == []
     assert sum(a.status is AlertStatus.FIRING for a in (await bench.incident()).alerts) == 200

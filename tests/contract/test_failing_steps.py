@@ -15,7 +15,7 @@ from remediator.testing import World, WorldLever
 from remediator.work import Levers
 from remediator.worker import FAILURES, Doorbell, Worker
 from tests.postgres_fixtures import eventually
-from tests.store_fixtures import OpenBench
+from tests.store_fixtures import OpenBench, nothing
 
 
 class Blind(WorldLever):
@@ -37,7 +37,7 @@ async def test_a_human_gets_what_nobody_can_look_up_once_its_call_has_landed(
         levers = Levers({("world", "world-of-orders"): (lever,)})
         around, bell = replace(bench.around, levers=levers), Doorbell()
         told = (LogNotifier(), Watching(Telemetry()), bell)
-        worker = Worker(bench.store, around, lambda delivery: (), *told)
+        worker = Worker(bench.store, around, nothing, *told)
         running = asyncio.create_task(worker.run())
 
         async def is_closed() -> bool:

@@ -38,7 +38,7 @@ from remediator.testing import World, WorldLever, items
 from remediator.work import Levers
 from remediator.worker import Doorbell, Worker
 from tests.postgres_fixtures import eventually
-from tests.store_fixtures import Bench, OpenBench
+from tests.store_fixtures import Bench, OpenBench, nothing
 
 LEASE = timedelta(seconds=2)
 
@@ -135,7 +135,7 @@ async def _working(bench: Bench, lever: Slow, queue: Queue) -> AsyncIterator[Wor
     store = replace(bench.store, queue=queue)
     around = replace(bench.around, levers=levers)
     watching = Watching(Telemetry())
-    worker = Worker(store, around, lambda delivery: (), LogNotifier(), watching, Doorbell())
+    worker = Worker(store, around, nothing, LogNotifier(), watching, Doorbell())
     running = asyncio.create_task(worker.run())
     try:
         yield worker

@@ -14,8 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.adapters.pagerduty import PagerDutyReader
 from remediator.errors import BackendRefused, BackendUnavailable, ConfigError
+from remediator.fingerprints import fingerprint_of
 from remediator.intake.fetching import Fetching
-from remediator.intake.pagerduty import alertmanager_fingerprint, parse
+from remediator.intake.pagerduty import parse
 from remediator.model import Alert, DeliveryId, Source
 from remediator.report.summary import summarise
 from remediator.store import tables as t
@@ -116,7 +117,7 @@ def events_of(incident: Any) -> list[str]:
 
 def labelled(bench: Bench) -> Alert:
     """The alert that Alertmanager sends of the same condition."""
-    return bench.alert().model_copy(update={"fingerprint": alertmanager_fingerprint(LABELS)})
+    return bench.alert().model_copy(update={"fingerprint": fingerprint_of(LABELS)})
 
 
 # --- once ---------------------------------------------------------------------------------------
@@ -478,5 +479,5 @@ async def test_an_event_that_this_version_cannot_read_is_buried_and_blocks_nobod
         await sender.bench.triage()
     await inbox.bury(unreadable, "it cannot be read")
     await sender.bench.triage()
-    (alert,) = (await sender.bench.incident()).alerts
+    (alert,) = [alert for one in await sender.bench.incidents() for alert in one.alerts]
     assert alert.labels["pagerduty_incident"] == "POTHER1"

@@ -34,7 +34,7 @@ from remediator.triage.incidents import STALE_WITHIN, correlate
 from remediator.triage.match import Match, match
 from tests.postgres_fixtures import eventually
 from tests.redis_fixtures import MortalRedis, RedisScene
-from tests.store_fixtures import SwitchOff, a_delivery, a_service
+from tests.store_fixtures import SwitchOff, a_delivery, a_service, read_again
 
 STEP = timedelta(milliseconds=1)
 FIRST, SECOND = "2025-12-31T23:50:00Z", "2025-12-31T23:59:30Z"
@@ -130,7 +130,7 @@ class Installation:
         found: Any = True
         while found is not None:
             found = await self.replicas[replica].inbox.triage(
-                lambda delivery: parse(delivery.body, delivery.received_at).alerts,
+                read_again,
                 lambda alert, delivery: matching(alert, delivery).key(alert),
                 lambda batch, snapshot, now: correlate(batch, snapshot, now, matching),
             )

@@ -149,7 +149,7 @@ async def test_an_alert_of_no_service_is_a_record_and_its_copies_add_none(bench:
 async def test_an_alert_with_a_very_long_name_is_taken(bench: Bench) -> None:
     name = "N" * 60_000
     await bench.receive(bench.alert(alertname=name), bench.alert(alertname=name + "2"))
-    assert len(await bench.incidents()) == 2
+    assert len((await bench.incident()).alerts) == 2
 
 
 async def test_a_delivery_that_triage_cannot_digest_becomes_a_dead_letter(bench: Bench) -> None:
@@ -160,6 +160,7 @@ async def test_a_delivery_that_triage_cannot_digest_becomes_a_dead_letter(bench:
     assert await bench.store.inbox.waiting() == []
     (letter,) = (await bench.store.records.dead_letters()).items
     assert letter.reason == "triage failed on it"
+    assert "triage failed on it" in (await bench.incident()).reason  # told as an incident is
 
 
 async def test_pages_follow_one_another_without_gap_or_repeat(bench: Bench) -> None:

@@ -21,7 +21,6 @@ from remediator.demo.alerts import (
     Route,
     Timing,
     Watched,
-    fingerprint,
     notification,
     play_alerts,
 )
@@ -48,6 +47,7 @@ from remediator.demo.shop import (
 )
 from remediator.demo.slackview import draw_message, mrkdwn
 from remediator.demo.story import Told
+from remediator.fingerprints import fingerprint_of
 from remediator.model import AlertStatus
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -124,7 +124,7 @@ def test_the_load_is_calm_then_bad_then_calm_again() -> None:
 @pytest.mark.parametrize("sample", ["am_firing_single", "am_firing_group3", "am_resolved_group3"])
 def test_a_fingerprint_is_what_alertmanager_sends(sample: str) -> None:
     for alert in json.loads((SAMPLES / f"{sample}.json").read_text())["alerts"]:
-        assert fingerprint(alert["labels"]) == alert["fingerprint"]
+        assert fingerprint_of(alert["labels"]) == alert["fingerprint"]
 
 
 def test_a_body_has_the_fields_of_alertmanagers() -> None:

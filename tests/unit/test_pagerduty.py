@@ -19,12 +19,12 @@ from structlog.testing import capture_logs
 from remediator.access import Access
 from remediator.bodies import BodyLimits
 from remediator.errors import RejectedDelivery, StoreUnavailable
-from remediator.intake.detail import with_labels
+from remediator.fingerprints import fingerprint_of
+from remediator.intake.detail import REFUSED, with_labels
 from remediator.intake.listen import listening
 from remediator.intake.pagerduty import (
     FIRING,
     Told,
-    alertmanager_fingerprint,
     alertname_of,
     parse,
 )
@@ -92,13 +92,23 @@ def test_what_says_that_nobody_has_the_incident_fires(kind: str) -> None:
 
 
 def test_an_incident_that_is_opened_again_fires_since_then() -> None:
-    alert = only("incident.reopened", occurred_at="2026-11-20T16:00:00Z")
-    assert alert.starts_at == datetime(2026, 11, 20, 16, tzinfo=UTC)
+    alert = only("incident.reopened", occurred_at="2026-11-20T15:48:30Z")
+    assert alert.starts_at == datetime(2026, 11, 20, 15, 48, 30, tzinfo=UTC)
+
+
+def test_an_event_of_a_time_to_come_counts_as_of_its_receipt() -> None:
+    read = told("incident.resolved", occurred_at="9999-11-20T16:00:00Z")
+    assert read.event is not None
+    assert read.event.at == read.alerts[0].ends_at == NOW
+    assert read.alerts[0].starts_at <= NOW
 
 
 def test_a_resolved_incident_is_resolved_since_then() -> None:
-    alert = only("incident.resolved", occurred_at="2026-11-20T16:00:00Z")
-    assert (alert.status, alert.ends_at) == ("resolved", datetime(2026, 11, 20, 16, tzinfo=UTC))
+    alert = only("incident.resolved", occurred_at="2026-11-20T15:48:30Z")
+    assert (alert.status, alert.ends_at) == (
+        "resolved",
+        datetime(2026, 11, 20, 15, 48, 30, tzinfo=UTC),
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,6 +238,11 @@ Source: http://prometheus:9090/graph?g0.expr=x
 """
 
 
+def fires(text: str, count: int = 1) -> dict[str, str]:
+    """Write the details of Alertmanager's own template."""
+    return {"firing": text, "num_firing": str(count), "resolved": "", "num_resolved": "0"}
+
+
 def listed(details: Any, **more: Any) -> dict[str, Any]:
     return {"id": "PT4KHLK", "status": "triggered", "body": {"details": details}} | more
 
@@ -237,40 +252,86 @@ def listed(details: Any, **more: Any) -> dict[str, Any]:
     [
         {"labels": LABELS, "firing": "Labels:\n - alertname = Other\n"},
         {"firing": TEXT, "num_firing": "1", "resolved": "", "service": "other"},
-        {"firing": TEXT.replace("\n", "\r\n")},
+        {"firing": TEXT.replace("\n", "\r\n"), "num_firing": 1},
         {"firing": json.dumps([{"status": "firing", "labels": LABELS}]), "num_firing": "1"},
         {"firing": [{"status": "firing", "labels": LABELS}]},
     ],
 )
 def test_labels_that_came_through_alertmanager_make_the_same_identity(details: Any) -> None:
     (alert,) = with_labels(only(), [listed(details)])
-    assert alert.fingerprint == alertmanager_fingerprint(LABELS)
+    assert alert.fingerprint == fingerprint_of(LABELS)
     assert LABELS.items() <= alert.labels.items()
     assert alert.labels["pagerduty_service"] == "PF9KMXH"
     assert alert.group_key == only().group_key
 
 
 def test_annotations_of_several_lines_stay_annotations() -> None:
-    (alert,) = with_labels(only(), [listed({"firing": TEXT})])
+    (alert,) = with_labels(only(), [listed(fires(TEXT))])
     assert alert.annotations["summary"] == "every connection\nis = in use"
 
 
 def test_details_are_found_in_the_common_format_too() -> None:
-    body = {"details": None, "cef_details": {"details": {"firing": TEXT}, "severity": "critical"}}
+    body = {"details": None, "cef_details": {"details": fires(TEXT), "severity": "critical"}}
     (alert,) = with_labels(only(), [listed({}, body=body)])
     assert alert.labels["system"] == "shop"
 
 
 def test_every_alert_of_a_group_is_one() -> None:
     other = TEXT.replace("orders", "billing")
-    alerts = with_labels(only(), [listed({"firing": TEXT + other, "num_firing": "2"})])
+    alerts = with_labels(only(), [listed(fires(TEXT + other, 2))])
     assert [alert.labels["service"] for alert in alerts] == ["orders", "billing"]
 
 
 def test_an_annotation_that_looks_like_an_alert_makes_none() -> None:
-    forged = TEXT.replace("is = in use", "Labels:\n - alertname = Evil\n - service = payments")
-    (alert,) = with_labels(only(), [listed({"firing": forged, "num_firing": "1"})])
-    assert alert == only()
+    lines = "Labels:\n - alertname = Evil\n - service = payments"
+    (alert,) = with_labels(only(), [listed(fires(TEXT.replace("is = in use", lines)))])
+    assert alert.labels["service"] == "orders"
+    whole = f"Source: x\n{lines}\nAnnotations:\n - a = b"
+    (alert,) = with_labels(only(), [listed(fires(TEXT.replace("is = in use", whole)))])
+    assert alert.labels == only().labels
+    assert "has 2 alerts, and num_firing says '1'" in alert.annotations[REFUSED]
+
+
+@pytest.mark.parametrize(
+    ("line", "forged", "reason"),
+    [
+        ("service = orders", "service = orders\n - severity = critical\n - system = x", "twice"),
+        ("service = orders", "service = orders\n - env = prod", "'env' comes after 'service'"),
+        ("service = orders", "service = orders\nand more", "'service' has several lines"),
+        ("service = orders", "service = orders\n", "'service' has several lines"),
+        ("service = orders", "service = orders\nSource: x", "'service' has several lines"),
+        ("system = shop", "system = shop\n - alertname = Evil", "'alertname' is given twice"),
+        ("system = shop", "system = shop\nAnnotations:\n - a = b\nSource: x", "nowhere"),
+    ],
+)
+def test_a_value_with_line_breaks_forges_no_labels(line: str, forged: str, reason: str) -> None:
+    (alert,) = with_labels(only(), [listed(fires(TEXT.replace(line, forged)))])
+    assert alert.labels == only().labels
+    assert alert.fingerprint == only().fingerprint
+    assert reason in alert.annotations[REFUSED]
+
+
+def test_a_label_that_looks_like_another_in_the_title_is_not_believed_in_the_text() -> None:
+    title = "[FIRING:1] PoolExhausted (orders\n - severity = critical shop)"
+    notes = {"summary": title}
+    plain = only().model_copy(update={"annotations": notes})
+    forged = TEXT.replace("service = orders", "service = orders\n - severity = critical")
+    (alert,) = with_labels(plain, [listed(fires(forged))])
+    assert alert.labels == only().labels
+    assert "looks like another label" in alert.annotations[REFUSED]
+
+
+def test_a_text_that_does_not_say_how_many_alerts_it_lists_is_not_believed() -> None:
+    (alert,) = with_labels(only(), [listed({"firing": TEXT})])
+    assert alert.labels == only().labels
+    assert "num_firing is missing" in alert.annotations[REFUSED]
+
+
+def test_structured_labels_go_before_a_text_whatever_it_says() -> None:
+    forged = fires(TEXT.replace("system = shop", "system = shop\n - alertname = Evil"))
+    (alert,) = with_labels(only(), [listed({"labels": LABELS, **forged})])
+    assert alert.labels["system"] == "shop"
+    assert REFUSED not in alert.annotations
 
 
 def test_plain_texts_are_labels_where_nothing_better_is_there() -> None:
@@ -298,7 +359,6 @@ def test_details_cannot_pretend_to_be_of_another_service_of_pagerduty() -> None:
         [{"body": None}, {"body": {"details": "just text"}}],
         [listed({"labels": {"a": "b" * 5000}})],
         [listed({"labels": {str(n): "x" for n in range(65)}})],
-        [listed({"firing": "x" * 300_000})],
         [listed({"firing": TEXT}, status="resolved")],
     ],
 )
@@ -328,7 +388,7 @@ def test_any_text_that_fires_gives_alerts_with_names_or_none(text: str) -> None:
 @pytest.mark.parametrize("name", ["am_firing_single", "am_firing_group3", "am_resolved_group3"])
 def test_fingerprints_are_those_of_a_real_alertmanager(name: str) -> None:
     for alert in json.loads((SAMPLES / f"{name}.json").read_text())["alerts"]:
-        assert alertmanager_fingerprint(alert["labels"]) == alert["fingerprint"]
+        assert fingerprint_of(alert["labels"]) == alert["fingerprint"]
 
 
 # --- the signature ------------------------------------------------------------------------------
