@@ -38,12 +38,11 @@ from remediator import (
     Room,
     Sample,
     Standing,
-    Value,
     Verification,
     Workload,
-    WorkloadEvent,
     alertnames,
     cramped,
+    events_finding,
     hindrance,
     in_mebibytes,
     limit_to_raise,
@@ -110,11 +109,10 @@ class OOMParameters(Parameters):
         """No limit is raised without a cap."""
         return {} if self.memory_max else {"set_memory": "no memory_max"}
 
-
-class Events(Value):
-    """The newest events."""
-
-    events: tuple[WorkloadEvent, ...]
+    def needs(self) -> dict[str, frozenset[str]]:
+        """Nothing is recycled while the use of memory is unknown."""
+        recycling = () if self.memory_query else ("evict_pod", "restart_rollout")
+        return dict.fromkeys(recycling, frozenset({"usage"}))
 
 
 class OOM(Playbook[OOMParameters]):
@@ -142,7 +140,7 @@ class OOM(Playbook[OOMParameters]):
             "pods": _pods(context),
             "kills": self._kills(context),
             "memory": self._memory(context),
-            "events": _events(context),
+            "events": events_finding(context),
             "room": room_finding(context),
         }
         seen, written = await asyncio.gather(
@@ -358,18 +356,6 @@ async def _pods(context: Context) -> Finding:
     seen = standing(pods)
     status = _judged(problem=bool(seen.unready) or not pods)
     return Finding(name="pods", status=status, summary=seen.summary, value=seen)
-
-
-async def _events(context: Context) -> Finding:
-    events = await context.workloads().events(context.targets["workload"])
-    warnings = [event for event in events if event.warning]
-    named = "; ".join(f"{e.reason} {e.about} ({e.count})" for e in warnings[:SHOWN])
-    return Finding(
-        name="events",
-        status=_judged(problem=bool(warnings)),
-        summary=f"Warnings: {named or 'none'}.",
-        value=Events(events=tuple(events[:SHOWN])),
-    )
 
 
 async def _logs(context: Context) -> Finding:

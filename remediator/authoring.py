@@ -17,7 +17,7 @@ from remediator.diagnostics.capacity import (
     room_finding,
 )
 from remediator.diagnostics.eviction import CacheBounds
-from remediator.diagnostics.evidence import LogEvidence, log_evidence
+from remediator.diagnostics.evidence import Events, LogEvidence, events_finding, log_evidence
 from remediator.diagnostics.latency import Latency, LatencySource, PastLatency
 from remediator.diagnostics.memory import (
     Hindrance,
@@ -145,6 +145,7 @@ __all__ = [
     "Culprits",
     "Duration",
     "Endpoint",
+    "Events",
     "Finding",
     "FindingStatus",
     "Findings",
@@ -213,6 +214,7 @@ __all__ = [
     "breaker_described",
     "cramped",
     "ended_seen",
+    "events_finding",
     "hindrance",
     "in_mebibytes",
     "leaks_seen",

@@ -119,6 +119,13 @@ class Parameters(Value):
         """Say of each lever that can never be proposed with these values why: ``no scale_cap``."""
         return {}
 
+    def needs(self) -> dict[str, frozenset[str]]:
+        """Name what must be readable for a lever to be proposed: ``usage``, ``room``.
+
+        They are what the cluster of the role ``workload`` tells: ``Pods.usage``, ``Workloads.room``.
+        """
+        return {}
+
 
 T = TypeVar("T", bound=Value)
 P = TypeVar("P", bound=Parameters)

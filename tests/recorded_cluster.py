@@ -25,6 +25,7 @@ SAMPLES = Path(__file__).parent / "samples"
 SEEN_AT = datetime.fromisoformat("2026-11-30T21:10:51Z")
 """When the pods were recorded."""
 Json = dict[str, Any]
+_REVIEWS = "/apis/authorization.k8s.io/v1"
 
 
 def sample(name: str) -> Json:
@@ -91,8 +92,10 @@ class Recorded:
     deployment: Json
     pods: list[Json] = field(default_factory=list)
     replica_sets: list[Json] = field(default_factory=list)
-    usage: list[Json] = field(default_factory=list)
-    """What the metrics API answers."""
+    usage: list[Json] | None = field(default_factory=list)
+    """What the metrics API answers; None where there is none."""
+    nodes: list[Json] | None = None
+    """None where the account may not list them."""
     changes: list[Json] = field(default_factory=list)
     """Patches that were asked for, dry runs included."""
 
@@ -167,7 +170,10 @@ class Recorded:
         add(f"{core}/events", _says(lambda: {"items": []}))
         add(scaling, _says(lambda: served_at))
         add(scalers, _says(lambda: {"items": []}))
-        add(f"{measured}/namespaces/{space}/pods", _says(lambda: {"items": self.usage}))
+        add(f"{measured}/namespaces/{space}/pods", _listed(lambda: self.usage, 404))
+        add("/api/v1/nodes", _listed(lambda: self.nodes, 403))
+        add("/api/v1/pods", _says(lambda: {"items": self.pods}))
+        app.router.add_post(f"{_REVIEWS}/selfsubjectaccessreviews", _reviews)
         app.router.add_post(f"{core}/pods/{{pod}}/eviction", _allows)
         app.router.add_patch(f"{apps}/deployments/{name}", self._patch)
         return app
@@ -184,6 +190,18 @@ class Recorded:
         owner = {"uid": self.deployment["metadata"]["uid"], "controller": True}
         metadata = {"name": reference["name"], "uid": reference["uid"], "ownerReferences": [owner]}
         return [{"metadata": metadata, "spec": {"replicas": len(self.pods)}}]
+
+
+def _listed(what: Callable[[], Any], instead: int) -> Callable[[web.Request], Any]:
+    async def answer(request: web.Request) -> web.Response:
+        found = what()
+        return web.json_response({"items": found}, status=instead if found is None else 200)
+
+    return answer
+
+
+async def _reviews(request: web.Request) -> web.Response:
+    return web.json_response({"status": {"allowed": True}}, status=201)
 
 
 async def _allows(request: web.Request) -> web.Response:

@@ -32,7 +32,7 @@ from remediator.adapters.kubernetes_client import (
     NotFound,
     Right,
 )
-from remediator.adapters.kubernetes_cluster import Cluster
+from remediator.adapters.kubernetes_cluster import Cluster, in_order
 from remediator.adapters.kubernetes_objects import (
     STATEFUL_SET,
     Object,
@@ -160,7 +160,7 @@ class KubernetesReader(Cluster):
 
     async def room(self, target: Target) -> Room:
         """Say how many more of its pods fit in the namespace's quotas and on the nodes."""
-        deployment, quotas, nodes, everywhere = await asyncio.gather(
+        deployment, quotas, nodes, everywhere = await in_order(
             self._workload(target),
             self._with(QUOTAS, self._quotas(target)),
             self._with(NODES, self._list("/api/v1/nodes")),

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import quote
 
 from remediator.adapters.kubernetes_client import KubernetesClient, Right
@@ -35,6 +35,15 @@ PAGE, PAGES = 500, 10
 
 _AUTOSCALING = ("v2", "v1")
 """Versions that have all that we need, the best first."""
+
+
+async def in_order(*reads: Awaitable[Any]) -> list[Any]:
+    """Await all at the same time; of several errors the first in this order is told."""
+    found = await asyncio.gather(*reads, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return found
 
 
 class Cluster:

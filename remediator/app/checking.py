@@ -14,15 +14,22 @@ from sqlalchemy import text
 from remediator.app.backends import Backends, Key, open_backends, open_notifier, open_silences
 from remediator.app.channels import look_at_channels
 from remediator.app.checked import load, usable
-from remediator.app.possible import NO_PLAYBOOK, NO_SERVICES, acts, possible, without_playbook
-from remediator.app.readings import look, missing_workload, without_name
+from remediator.app.possible import (
+    NO_PLAYBOOK,
+    NO_SERVICES,
+    Reached,
+    acts,
+    possible,
+    without_playbook,
+)
+from remediator.app.readings import blind, look, missing_workload, without_name
 from remediator.app.sealing import look_at_key
 from remediator.app.secrecy import exposed
 from remediator.app.service import store_url
 from remediator.app.shared import look_at_shared, serves_what
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import ConfigError, RemediatorError
-from remediator.model import Bound, SenseState, Target, format_duration
+from remediator.model import Bound, SenseState, format_duration
 from remediator.playbook import Playbook, PlaybookSet
 from remediator.ports import Lever, Port, Silences
 from remediator.settings import Settings
@@ -46,20 +53,6 @@ class CheckReport:
     def ok(self) -> bool:
         """Whether nothing is wrong; warnings do not count."""
         return all(level != "error" for level, _, _ in self.lines)
-
-
-@dataclass(frozen=True)
-class _Reached:
-    """What of the backends can be used now."""
-
-    backends: Backends
-    broken: frozenset[str]
-    """Those that do not work, as the lines call them."""
-
-    def may_write(self, target: Target) -> bool:
-        """Whether the target has a writer, or one that could not be opened."""
-        key = (target.kind, target.name)
-        return key in self.backends.levers or key in self.backends.unopened
 
 
 async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> CheckReport:
@@ -99,8 +92,9 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
             missing = await _targets(service, backends)
             broken = frozenset([*wrong, *(subject for _, subject, _ in missing)])
             lines += missing
-            lines += _service(service, catalogue, playbooks, _Reached(backends, broken))
-            lines += await _read(service, playbooks, _Reached(backends, broken))
+            reached = Reached(backends, broken, await blind(service, playbooks, backends, broken))
+            lines += _service(service, catalogue, playbooks, reached)
+            lines += await _read(service, playbooks, reached)
     startable = all(level != "error" for level, _, _ in refusals)
     whole = sorted([*refusals, *tried, *lines], key=lambda line: _position(settings, line))
     return CheckReport((("ok", "configuration", read), *whole), startable)
@@ -244,7 +238,7 @@ def _writer(key: Key) -> str:
 
 
 def _service(
-    service: Service, catalogue: Catalogue, playbooks: PlaybookSet, reached: _Reached
+    service: Service, catalogue: Catalogue, playbooks: PlaybookSet, reached: Reached
 ) -> Iterator[Line]:
     subject = f"{service.system}/{service.name}"
     if not service.playbooks:
@@ -263,7 +257,7 @@ def _playbook(
     enabled: EnabledPlaybook,
     playbook: Playbook[Any],
     bounds: tuple[Bound, ...],
-    reached: _Reached,
+    reached: Reached,
 ) -> Iterator[tuple[Level, str]]:
     needed, optional = _needs(service, type(playbook), reached)
     writes = acts(enabled)
@@ -273,11 +267,12 @@ def _playbook(
         named = ", ".join(lacking)
         hindered.append(f"its mode may change {named}, but no writer is configured for it")
     asked = writes and not lacking
-    found = possible(service, playbook, reached.backends, writes=asked)
+    found = possible(service, playbook, reached, writes=asked)
     if hindered:
         yield "error", f"cannot act: {'; '.join(hindered)}; once that is mended: {found}"
     else:
-        yield "ok" if found.levers else "warning", f"{_how(enabled)}; {found}; {_within(bounds)}"
+        good = found.levers and not found.not_now
+        yield "ok" if good else "warning", f"{_how(enabled)}; {found}; {_within(bounds)}"
     if optional and not hindered:
         yield "error", f"can do less: see {', '.join(optional)}"
     if writes and spare:
@@ -288,7 +283,7 @@ def _playbook(
 
 
 def _without_writer(
-    service: Service, cls: type[Playbook[Any]], reached: _Reached
+    service: Service, cls: type[Playbook[Any]], reached: Reached
 ) -> tuple[list[str], list[str]]:
     """Name the targets without a writer: those without which nothing can be done, and others."""
     targets = usable(service, cls)
@@ -303,7 +298,7 @@ def _without_writer(
 
 
 def _needs(
-    service: Service, cls: type[Playbook[Any]], reached: _Reached
+    service: Service, cls: type[Playbook[Any]], reached: Reached
 ) -> tuple[list[str], list[str]]:
     """Name what is broken and without which nothing is changed, and what else is broken."""
     needed, optional = [], []
@@ -330,7 +325,7 @@ async def _targets(service: Service, backends: Backends) -> list[Line]:
     return [("error", _target(service, role), why) for role, why in found if why is not None]
 
 
-async def _read(service: Service, playbooks: PlaybookSet, reached: _Reached) -> list[Line]:
+async def _read(service: Service, playbooks: PlaybookSet, reached: Reached) -> list[Line]:
     """Read once what the parameters of the playbooks name."""
     lines: list[Line] = []
     for enabled in service.playbooks.values():

@@ -60,18 +60,41 @@ def without_playbook(
 
 
 @dataclass(frozen=True)
+class Reached:
+    """What of the backends can be used now."""
+
+    backends: Backends
+    broken: frozenset[str]
+    """Those that do not work, as the lines call them."""
+    blind: Mapping[str, str] = field(default_factory=dict)
+    """What the cluster of the role ``workload`` does not tell (``usage``, ``room``), and why."""
+
+    def may_write(self, target: Target) -> bool:
+        """Whether the target has a writer, or one that could not be opened."""
+        key = (target.kind, target.name)
+        return key in self.backends.levers or key in self.backends.unopened
+
+
+@dataclass(frozen=True)
 class Possible:
     """The levers of one playbook on one service."""
 
     levers: tuple[str, ...]
     never: Mapping[str, str] = field(default_factory=dict)
     """Why each of the others cannot be pulled."""
+    not_now: Mapping[str, str] = field(default_factory=dict)
+    """Why others are not pulled as long as what they rest upon cannot be read."""
 
     def __str__(self) -> str:
-        """Say both in one sentence."""
+        """Say all of it in one sentence."""
         could = f"could {', '.join(self.levers)}" if self.levers else "could do nothing"
-        never = ", ".join(f"{lever} ({why})" for lever, why in self.never.items())
-        return f"{could}; never {never}" if never else could
+        why_not = {"not now": self.not_now, "never": self.never}
+        parts = (f"{when} {_listed(levers)}" for when, levers in why_not.items() if levers)
+        return "; ".join([could, *parts])
+
+
+def _listed(levers: Mapping[str, str]) -> str:
+    return ", ".join(f"{lever} ({why})" for lever, why in levers.items())
 
 
 def acts(enabled: EnabledPlaybook) -> bool:
@@ -80,7 +103,7 @@ def acts(enabled: EnabledPlaybook) -> bool:
 
 
 def possible(
-    service: Service, playbook: Playbook[Any], backends: Backends, *, writes: bool
+    service: Service, playbook: Playbook[Any], reached: Reached, *, writes: bool
 ) -> Possible:
     """Sort the playbook's levers into those that it may come to pull and the others.
 
@@ -89,11 +112,17 @@ def possible(
     """
     never = dict(playbook.impossible())
     for lever in playbook.levers - never.keys():
-        why = _hindrance(lever, usable(service, type(playbook)), backends, writes=writes)
+        why = _hindrance(lever, usable(service, type(playbook)), reached.backends, writes=writes)
         if why is not None:
             never[lever] = why
     said = {lever: never[lever] for lever in sorted(never.keys() & playbook.levers)}
-    return Possible(tuple(sorted(playbook.levers - said.keys())), said)
+    not_now = {
+        lever: "; ".join(dict.fromkeys(reached.blind[name] for name in sorted(blind)))
+        for lever, needed in sorted(playbook.parameters.needs().items())
+        if lever not in said and (blind := needed & reached.blind.keys())
+    }
+    levers = playbook.levers - said.keys() - not_now.keys()
+    return Possible(tuple(sorted(levers)), said, not_now)
 
 
 def _hindrance(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Self
 import yaml
 
 from remediator.adapters.kubernetes_client import Right
+from remediator.adapters.kubernetes_members import MEMBERWISE
 from remediator.adapters.kubernetes_rights import (
     COUNTING_QUOTAS,
     EVENTS,
@@ -90,8 +91,9 @@ def chart_values(settings: Settings, wanted: Wanted) -> str:
         space: {"levers": sorted(kinds)} | ({"statefulSets": True} if space in sets else {})
         for space, kinds in levers.items()
     }
+    room = {"room": True} if _counts_room(settings, wanted) else {}
     values = {
-        "rbac": {"namespaces": spaces},
+        "rbac": {"namespaces": spaces, **room},
         "writer": {"enabled": any(levers.values())},
     }
     return _document(values)
@@ -159,6 +161,23 @@ def _sets(settings: Settings, wanted: Wanted) -> frozenset[str]:
     return with_sets(settings.catalogue(), _cluster(settings, wanted.cluster))
 
 
+def _counts_room(settings: Settings, wanted: Wanted) -> bool:
+    """Say whether an enabled playbook does less in the cluster unless the room is counted."""
+    catalogue, playbooks = load(settings)
+    cluster = (KIND, _cluster(settings, wanted.cluster))
+    return any(
+        "room" in needed and (lever in MEMBERWISE or "deployment" in target.locator)
+        for service in catalogue.services
+        for enabled in service.playbooks.values()
+        if (cls := playbooks.get(enabled.name)) is not None
+        for target in usable(service, cls).values()
+        if (target.kind, target.name) == cluster
+        for lever, needed in playbooks.build(enabled.name, enabled.parameters)
+        .parameters.needs()
+        .items()
+    )
+
+
 def _levers(settings: Settings, wanted: Wanted) -> Levers:
     catalogue, playbooks = load(settings)
     cluster = _cluster(settings, wanted.cluster)
@@ -189,7 +208,8 @@ def _cluster(settings: Settings, asked: str | None) -> str:
 
 _OPTIONAL_PART = (
     "# Optional, in the whole cluster: lets the reader count the room on the nodes. Without it\n"
-    "# that room is unknown to it, and the findings say so.\n"
+    "# that room is unknown to it, the findings say so, and HighLatency scales nothing where\n"
+    "# node_headroom is true.\n"
 )
 
 

@@ -15,8 +15,8 @@ from remediator.app.backends import Backends, Key
 from remediator.catalogue import Service
 from remediator.errors import NoData, PermanentError, TemporaryError
 from remediator.model import Target, Value
-from remediator.playbook import Parameters
-from remediator.ports import Endpoint, Metrics, Point, Port, Workloads
+from remediator.playbook import Parameters, PlaybookSet
+from remediator.ports import Endpoint, Metrics, Pods, Point, Port, Workloads
 
 Level = Literal["ok", "warning", "error"]
 Seen = tuple[Level, str]
@@ -177,4 +177,41 @@ async def missing_workload(target: Target, backends: Backends) -> str | None:
         return without_name(str(error), f"{target.kind} {target.name}")
     except TemporaryError:  # it cannot be reached, which the line of the backend says
         return None
+    return None
+
+
+async def blind(
+    service: Service, playbooks: PlaybookSet, backends: Backends, broken: Collection[str]
+) -> dict[str, str]:
+    """Read once what levers of the service's playbooks rest upon; say what cannot be, and why.
+
+    What does not answer at all, and a deployment that is not there, is told elsewhere.
+    """
+    built = [
+        playbooks.build(enabled.name, enabled.parameters)
+        for enabled in service.playbooks.values()
+        if playbooks.get(enabled.name) is not None
+    ]
+    needed = [name for playbook in built for name in playbook.parameters.needs().values()]
+    target = service.targets.get("workload")
+    if target is None or target.kind != "kubernetes":
+        return {}
+    key = (target.kind, target.name)
+    port = backends.readers.get(key)
+    told = {" ".join(key), f"{service.system}/{service.name} target {target.role}"}
+    if port is None or told & set(broken):
+        return {}
+    names = sorted(frozenset[str]().union(*needed))
+    found = [await _unread(name, target, port) for name in names]
+    return {name: why for name, why in zip(names, found, strict=True) if why is not None}
+
+
+async def _unread(name: str, target: Target, port: Port) -> str | None:
+    try:
+        if name == "room":
+            await cast("Workloads", port).room(target)
+        else:
+            await cast("Pods", port).usage(target)
+    except (TemporaryError, PermanentError) as error:
+        return _short(error, (target.kind, target.name))
     return None

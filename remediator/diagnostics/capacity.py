@@ -85,6 +85,13 @@ class ScaleBounds(Parameters):
             return found | {"scale": "scale is false"}
         return found if self.scale_cap else found | {"scale": "no scale_cap"}
 
+    def needs(self) -> dict[str, frozenset[str]]:
+        """Nothing is scaled while the CPU or the room for more pods is unknown."""
+        wanted = {"usage": not self.cpu_query, "room": self.node_headroom}
+        read = frozenset(name for name, needed in wanted.items() if needed)
+        possible = self.scale and self.scale_cap is not None
+        return super().needs() | ({"scale": read} if possible and read else {})
+
     def scale_checks(self, context: Context) -> dict[str, Awaitable[Finding]]:
         """Return the checks that ``grounds`` reads; none where nothing may be scaled."""
         if not self.scale:

@@ -1,18 +1,24 @@
-"""What containers wrote, as it may be kept for humans: secrets masked, its size bounded. Pure."""
+"""What containers wrote and what the cluster noted of them, as it may be kept for humans.
+
+Secrets are masked, its size is bounded.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from remediator.model import Value
+from remediator.model import Finding, FindingStatus, Value
+from remediator.playbook import Context
 from remediator.redaction import MASK, redact_text
-from remediator.workloads import PodLog
+from remediator.workloads import PodLog, WorkloadEvent
 
 LONGEST = 400
 """Characters of one line that are kept."""
 KEPT = 64 * 1024
 """Characters of all lines that are kept, whatever the number of pods."""
+EVENTS = 10
+"""Events that are kept."""
 
 _KEY = re.compile(r"-----(BEGIN|END) [A-Z ]*PRIVATE KEY-----")
 _TELLING = re.compile(
@@ -97,3 +103,22 @@ def _masked(lines: Sequence[str]) -> list[str]:
     if inside:
         masked[start:] = [MASK] * (len(lines) - start)
     return masked
+
+
+class Events(Value):
+    """The newest events of a workload."""
+
+    events: tuple[WorkloadEvent, ...]
+
+
+async def events_finding(context: Context) -> Finding:
+    """Name the newest warnings about the workload and its pods; any is a problem."""
+    events = await context.workloads().events(context.targets["workload"])
+    warnings = [event for event in events if event.warning]
+    named = "; ".join(f"{e.reason} {e.about} ({e.count})" for e in warnings[:EVENTS])
+    return Finding(
+        name="events",
+        status=FindingStatus.PROBLEM if warnings else FindingStatus.FINE,
+        summary=f"Warnings: {named or 'none'}.",
+        value=Events(events=tuple(events[:EVENTS])),
+    )

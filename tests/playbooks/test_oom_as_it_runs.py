@@ -98,7 +98,7 @@ async def test_a_sidecars_limit_counts_as_its_use_does(tmp_path: Path) -> None:
 def test_a_sidecars_cpu_counts_as_its_use_does() -> None:
     cluster = recorded("scmem")
     cluster.uses("6m", "1Mi")  # each of both asks for 5m
-    usage = [read_usage(found) for found in cluster.usage]
+    usage = [read_usage(found) for found in cluster.usage or ()]
     workload = read_workload(cluster.deployment)
     assert used_cpu(workload, usage, SEEN_AT).share == pytest.approx(0.6)
     assert used_cpu(workload, usage, SEEN_AT, map(read_pod, cluster.pods)).share == 0.6
@@ -109,7 +109,7 @@ def test_cpu_that_the_pods_have_got_besides_their_template_counts() -> None:
     template = cluster.deployment["spec"]["template"]["spec"]["containers"][0]
     template["resources"] = {}
     cluster.uses("30m", "1Mi")
-    usage = [read_usage(found) for found in cluster.usage]
+    usage = [read_usage(found) for found in cluster.usage or ()]
     pods = [read_pod(pod) for pod in cluster.pods]
     assert used_cpu(read_workload(cluster.deployment), usage, SEEN_AT, pods).share == 0.6
 
