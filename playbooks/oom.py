@@ -57,6 +57,7 @@ from remediator import (
     room_finding,
     standing,
     troubles_since,
+    whole_mebibytes,
 )
 
 STEP = timedelta(minutes=1)
@@ -261,7 +262,7 @@ class OOM(Playbook[OOMParameters]):
         limit, was = container.memory_limit or 0, killed.at_its_limit
         if cap is None:
             return Proposal(reason=f"{was}; memory_max is not set, so it is not raised.")
-        wanted = min(int(limit * self.parameters.memory_step), cap)
+        wanted = min(whole_mebibytes(limit * self.parameters.memory_step), cap)
         if wanted <= limit:
             return Proposal(reason=f"{was}, which is the cap of {in_mebibytes(cap)} already.")
         memory = findings.evidence("memory", MemoryOfPods) or MemoryOfPods(pods=())

@@ -39,6 +39,7 @@ from remediator.diagnostics.memory import (
     recent_kills,
     standing,
     troubles_since,
+    whole_mebibytes,
 )
 from remediator.diagnostics.pool import POOL_ALERTS, PoolSource, PoolUse
 from remediator.diagnostics.releases import (
@@ -239,4 +240,5 @@ __all__ = [
     "standing",
     "troubles_since",
     "undoable_release",
+    "whole_mebibytes",
 ]

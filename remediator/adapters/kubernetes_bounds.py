@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
+from remediator.adapters import kubernetes_words as words
 from remediator.adapters.kubernetes_managers import Wrote, last_other_writer
 from remediator.adapters.kubernetes_members import members_in_turn, quorum_in_turn
 from remediator.adapters.kubernetes_objects import (
@@ -17,7 +18,6 @@ from remediator.adapters.kubernetes_objects import (
     read_pod,
     read_workload,
     uid_of,
-    written,
 )
 from remediator.errors import BackendRefused
 from remediator.model import (
@@ -160,9 +160,9 @@ def as_declared(scene: Scene, name: str, limit: int) -> None:
         for container in () if pod.terminating else pod.containers:
             has = container.memory_limit
             if container.name == name and has != limit:
-                had = "no memory limit" if has is None else f"a memory limit of {written(has)}"
+                had = "no memory limit" if has is None else f"a memory limit of {words.memory(has)}"
                 raise BackendRefused(
-                    f"{name} of {pod.name} has {had}, and the template says {written(limit)}:"
+                    f"{name} of {pod.name} has {had}, and the template says {words.memory(limit)}:"
                     " it was resized in place, or an autoscaler or a webhook sets it"
                 )
 
@@ -178,8 +178,8 @@ def keeps_resized(scene: Scene, pods: Sequence[Object]) -> None:
             limit, has = declared.get(container.name), container.memory_limit
             if limit is not None and has is not None and has > limit:
                 raise BackendRefused(
-                    f"{container.name} of {pod.name} was resized in place to {written(has)},"
-                    f" and a new pod would have {written(limit)} again"
+                    f"{container.name} of {pod.name} was resized in place to {words.memory(has)},"
+                    f" and a new pod would have {words.memory(limit)} again"
                 )
 
 

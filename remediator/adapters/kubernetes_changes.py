@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from pydantic import JsonValue
 
+from remediator.adapters import kubernetes_words as words
 from remediator.adapters.kubernetes_bounds import (
     EvictBounds,
     Json,
@@ -220,11 +221,14 @@ def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
         raise BackendRefused(f"container {name}: {what}")
     limit = found.memory_limit
     as_declared(scene, name, limit)
-    cap = f"{written(wanted)} is beyond the cap of {written(bounds.cap)}"
+    cap = f"{words.memory(wanted)} is beyond the cap of {words.memory(bounds.cap)}"
     forbid(
         (wanted > bounds.cap, cap),
-        (limit >= wanted, f"already so: the limit of {name} is {written(limit)}"),
-        (wanted > limit * STEP, f"{written(limit)} to {written(wanted)} is more than twice"),
+        (limit >= wanted, f"already so: the limit of {name} is {words.memory(limit)}"),
+        (
+            wanted > limit * STEP,
+            f"{words.memory(limit)} to {words.memory(wanted)} is more than twice",
+        ),
     )
     kind = "initContainers" if found.init else "containers"
     template = scene.live["spec"]["template"]["spec"]

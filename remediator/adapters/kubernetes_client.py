@@ -311,4 +311,10 @@ def _message(error: client.ApiException) -> tuple[str, list[str]]:
         causes = [str(c.get("reason")) for c in (status.get("details") or {}).get("causes") or ()]
     except (ValueError, AttributeError):
         message, causes = str(error.reason), []
-    return _CONTROL.sub(" ", f"{message} ({error.status})")[-SHOWN:], causes
+    return _shortened(_CONTROL.sub(" ", f"{message} ({error.status})")), causes
+
+
+def _shortened(text: str) -> str:
+    """Keep which object it is, which stands in front, and the reason, which stands at the end."""
+    end = SHOWN * 2 // 3
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - end - 5]} ... {text[-end:]}"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
-from remediator.adapters.kubernetes_objects import Object, amount, written
+from remediator.adapters import kubernetes_words as words
+from remediator.adapters.kubernetes_objects import Object, amount
 
 Amounts = Mapping[str, Decimal]
 """By the name of the resource."""
@@ -170,7 +171,8 @@ def _free(quota: Object, name: str) -> tuple[Decimal, str]:
     """Return what a quota leaves of one resource, and its figures in words."""
     status, called = quota["status"], quota["metadata"]["name"]
     hard, used = status["hard"][name], (status.get("used") or {}).get(name, "0")
-    return amount(hard) - amount(used), f"quota {called}: {used} of {hard} {name} are used"
+    figures = f"{_said(name, amount(used))} of {_said(name, amount(hard))} {name} are used"
+    return amount(hard) - amount(used), f"quota {called}: {figures}"
 
 
 def _each(name: str, demand: Demand) -> Decimal | None:
@@ -202,7 +204,7 @@ def quota_short(
 
 
 def _said(name: str, needed: Decimal) -> str:
-    return written(int(needed)) if name.endswith("memory") else f"{needed.normalize():f}"
+    return words.memory(needed) if name.endswith("memory") else f"{needed.normalize():f}"
 
 
 _BOUNDLESS = 1 << 31

@@ -6,10 +6,16 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue
 
-from remediator.adapters.kubernetes_objects import Object
+from remediator.adapters.kubernetes_objects import Object, amount, written
 from remediator.model import Preparation
 
 _Spec = Mapping[str, JsonValue]
+
+
+def memory(size: object) -> str:
+    """Write bytes, or a quantity of them, for whoever reads it: exact, or in mebibytes."""
+    exact = written(int(amount(size)))
+    return f"{amount(size) / (1 << 20):.1f}Mi" if exact.isdecimal() and exact != "0" else exact
 
 
 def done(preparation: Preparation) -> str:
@@ -52,7 +58,7 @@ def _memory(old: JsonValue, new: JsonValue) -> str:
     name, was = _container(old)
     _, will = _container(new)
     parts = [
-        f"{word} {_spec(was[key])['memory']} -> {_spec(will[key])['memory']}"
+        f"{word} {memory(_spec(was[key])['memory'])} -> {memory(_spec(will[key])['memory'])}"
         for key, word in (("limits", "limit"), ("requests", "request"))
         if key in will
     ]

@@ -366,6 +366,11 @@ def _growth(values: list[float]) -> int | None:
     return int(max(high - low, 0.0)) if rises > len(values) / 2 else 0
 
 
+def whole_mebibytes(size: float) -> int:
+    """Round bytes down to mebibytes, which can be read in a manifest; less than one stays."""
+    return int(size) >> 20 << 20 or int(size)
+
+
 def in_mebibytes(size: int | None) -> str:
     """Write bytes for a human; none for None."""
     if size is None:

@@ -250,6 +250,14 @@ async def test_the_cap_is_kept_and_at_the_cap_a_human_is_asked() -> None:
     assert "cap of 256Mi already" in proposal.reason
 
 
+async def test_a_new_limit_is_a_figure_that_can_be_read_in_a_manifest() -> None:
+    limit = 500 * 1000 * 1000
+    pods = Given((pod_of("a", killed=RECENT, limit=limit),), found=workload_of(limit=limit))
+    (plan,) = (await proposed(pods, {})).mitigations
+    assert plan.parameters["limit"] == 953 * MI
+    assert "raised to 953Mi" in plan.reason
+
+
 async def test_without_a_cap_no_limit_is_raised() -> None:
     proposal = await proposed(Given((pod_of("a", killed=RECENT),)), {}, memory_max=None)
     assert proposal.mitigations == ()
