@@ -199,7 +199,7 @@ def _newest(api: Api, filters: Mapping[str, str], pages: int | None) -> Iterator
 
 
 def _sections(rows: list[IncidentSummary]) -> Iterator[tuple[str, list[IncidentSummary]]]:
-    needed = [row for row in rows if row.needs_human]
+    needed = sorted((row for row in rows if row.needs_human), key=lambda row: row.severity)
     others = [row for row in rows if not row.needs_human]
     going = [row for row in others if row.state is IncidentState.OPEN]
     closed = [row for row in others if row.state is not IncidentState.OPEN]

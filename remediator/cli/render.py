@@ -114,11 +114,12 @@ def incident_rows(
     """Draw the list of incidents for a terminal of ``width`` columns, as of ``now``."""
     if width < WIDE:
         return Group(*(_two_lines(incident, now) for incident in incidents))
-    made = table("Incident", "Age", "Alert", "Service", "Playbook", "Status", fixed=2)
+    made = table("Incident", "Age", "Severity", "Alert", "Service", "Playbook", "Status", fixed=3)
     for incident in incidents:
         made.add_row(
             styled(incident.id),
             styled(age(incident.opened_at, now)),
+            graded(incident),
             styled(incident.alertname or "-"),
             styled(where(incident.system, incident.service)),
             styled(incident.playbook or "-"),
@@ -128,11 +129,19 @@ def incident_rows(
 
 
 def _two_lines(incident: IncidentSummary, now: datetime) -> Text:
-    text = styled(incident.id).append(f"  {age(incident.opened_at, now)}", ASIDE)
+    text = styled(incident.id).append(f"  {age(incident.opened_at, now)}  ", ASIDE)
+    text.append_text(graded(incident))
     text.append("\n  ").append(plain(incident.alertname) or "an alert", "bold")
     if incident.system and incident.service:
         text.append(f" on {where(incident.system, incident.service)}")
     return text.append(": ").append_text(_marked(incident))
+
+
+def graded(incident: IncidentSummary) -> Text:
+    """Write a severity, 1 the worst, with the sender's own word for it."""
+    word = plain(incident.severity_word)
+    text = f"{incident.severity} {word}" if word not in {"", str(incident.severity)} else word
+    return styled(text or incident.severity, BAD if incident.severity == 1 else "")
 
 
 def age(at: datetime, now: datetime) -> str:

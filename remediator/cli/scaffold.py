@@ -130,7 +130,9 @@ groups:
   - name: remediator-example
     rules:
       - alert: DatabaseConnectionPoolExhausted
-        expr: sum(pg_stat_activity_count) / min(pg_settings_max_connections) > 0.9
+        expr: |-
+          sum(pg_stat_activity_count)
+          / (min(pg_settings_max_connections) - min(pg_settings_superuser_reserved_connections)) > 0.9
         for: 1m
         labels: {system: shop, service: orders, severity: critical}
         annotations:

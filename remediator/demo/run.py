@@ -54,7 +54,7 @@ LOG_LINES = 20
 INTERRUPTED = 130
 NEXT = """
 Where to go next:
-  README.md          how it decides, its limits, connecting Alertmanager
+  README.md          connecting Alertmanager, the first week, all documentation
   remediator demo --help
                      the other scenarios
   remediator serve   the service itself on 127.0.0.1:8080, in shadow mode

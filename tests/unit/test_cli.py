@@ -429,6 +429,16 @@ async def test_what_needs_a_person_is_listed_before_what_is_newer(
     assert ids == [an_id(2), an_id(3), an_id(4)]
 
 
+async def test_of_what_needs_a_person_the_worst_is_first(
+    service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{**SUMMARY, "id": an_id(n), "severity": n} for n in (3, 1, 2)]
+    monkeypatch.setitem(LISTS, "/incidents", rows)
+    lines = (await run("incidents")).out.splitlines()
+    ids = [line.split()[0] for line in lines if line.startswith("inc-")]
+    assert ids == [an_id(1), an_id(2), an_id(3)]
+
+
 async def test_alerts_that_no_playbook_handles_are_one_line_with_their_number(
     service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,14 +482,15 @@ async def test_a_list_may_be_of_one_system_and_of_the_last_hours(
     assert (await run("incidents", "--since", "yesterday")).code == 2
 
 
-async def test_a_list_shows_name_and_age_of_the_alert(
+async def test_a_list_shows_name_age_and_severity_of_the_alert(
     service: Service, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = listed_as(opened_at=(datetime.now(UTC) - 3 * HOUR).isoformat(), alertname="DiskFull")
+    row |= {"severity": 1, "severity_word": "P0"}
     monkeypatch.setitem(LISTS, "/incidents", [row])
     [header, shown] = [line.split() for line in (await run("incidents")).out.splitlines()[1:]]
-    assert header[:3] == ["Incident", "Age", "Alert"]
-    assert shown[:4] == [ID, "3", "h", "DiskFull"]
+    assert header[:4] == ["Incident", "Age", "Severity", "Alert"]
+    assert shown[:6] == [ID, "3", "h", "1", "P0", "DiskFull"]
 
 
 async def test_a_list_is_readable_in_60_columns(

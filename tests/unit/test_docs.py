@@ -11,15 +11,19 @@ import pytest
 
 from remediator.access import Permission
 from remediator.adapters.postgres import PostgresLever, PostgresReader
+from remediator.app.checked import load
+from remediator.cli import app
 from remediator.console.api import api_routes
 from remediator.console.auditing import audit_routes
 from remediator.console.live import live_routes
 from remediator.model import Alert, MitigationState, Target
 from remediator.playbook import Playbook, load_playbooks
+from remediator.settings import load_settings
 from remediator.testing import firing_alert, run_playbook
 from tests.postgres_fixtures import Scene
 
 ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "writing-playbooks.md"
 TARGET = Target(system="shop", service="orders", role="database", kind="postgres", name="orders-db")
 
 
@@ -38,10 +42,10 @@ def test_the_parameters_of_a_playbook_are_those_of_its_section(
     assert sorted(named) == sorted(playbook.parameters_type.model_fields)
 
 
-async def test_the_playbook_of_the_readme_ends_a_forgotten_transaction(
+async def test_the_playbook_of_the_guide_ends_a_forgotten_transaction(
     scene: Scene, tmp_path: Path
 ) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```\n", GUIDE.read_text(), re.DOTALL)
     (tmp_path / "forgotten.py").write_text(code)
     playbooks = load_playbooks([tmp_path])
     playbook = playbooks.build("ForgottenTransactions", {"idle_s": 0.01})
@@ -77,3 +81,51 @@ def test_every_route_of_the_api_is_in_its_table() -> None:
         if route.permission
     }
     assert wanted <= listed
+
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def anchors(document: Path) -> set[str]:
+    """Name the headings of a document as its links do."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if link.startswith(("http:", "https:", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_the_readme_is_short_and_names_every_document() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert len(readme.splitlines()) <= 200
+    for document in (ROOT / "docs").glob("*.md"):
+        assert f"](docs/{document.name})" in readme
+
+
+def test_every_command_is_in_its_table() -> None:
+    table = (ROOT / "docs" / "commands.md").read_text()
+    names = {c.name or (c.callback.__name__ if c.callback else "") for c in app.registered_commands}
+    typers = (group.typer_instance for group in app.registered_groups)
+    groups = {typer.info.name for typer in typers if typer is not None}
+    assert len(names | groups) > 15
+    for name in names | groups:
+        assert re.search(rf"^\|.*`[^`]*\b{name}\b", table, re.MULTILINE), name
+
+
+def test_the_configurations_of_the_readme_can_be_served(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```\n", (ROOT / "README.md").read_text(), re.DOTALL)
+    served = [block for block in blocks if "systems:" in block]
+    assert served
+    for block in served:
+        (tmp_path / "remediator.yaml").write_text(block)
+        load(load_settings(tmp_path / "remediator.yaml", {}, tmp_path))
