@@ -28,20 +28,6 @@ from remediator.model import (
 from remediator.safeguards import Safeguards
 from remediator.severity import APPROVAL_TIMES, Severities
 
-_HOUR, _DAY = timedelta(hours=1), timedelta(days=1)
-_NO_WAIT = timedelta(0)
-LEVERS: Mapping[str, Limits] = {
-    "cancel_queries": Limits(budget=2, window=_HOUR, cooldown=_NO_WAIT, concurrency=1),
-    "end_queries": Limits(budget=2, window=_HOUR, cooldown=_NO_WAIT, concurrency=1),
-    "scale": Limits(
-        budget=1, window=timedelta(minutes=15), cooldown=timedelta(minutes=15), concurrency=1
-    ),
-    "restart_rollout": Limits(budget=3, window=_DAY, cooldown=timedelta(minutes=30), concurrency=1),
-    "undo_rollout": Limits(budget=1, window=_DAY, cooldown=_NO_WAIT, concurrency=1),
-}
-"""Bounds of one kind of change on one target, whoever makes it (procedures C.2: M-PG-01 with at
-most five sessions each, M-K8-01, M-K8-05, M-K8-07). Configuration does not widen them."""
-
 
 class LimitsOverride(Value):
     """Bounds that one scope sets for itself; those left out stay as they are."""
@@ -134,17 +120,15 @@ class Service(Value):
     target_limits: Limits
 
     def bounds(
-        self, everywhere: Limits, playbook: str, own: Limits, target: Target, kind: str = ""
+        self, everywhere: Limits, playbook: str, own: Limits, target: Target
     ) -> tuple[Bound, ...]:
-        """List every bound that a mitigation of ``kind`` on ``target`` has to keep, widest first."""
-        lever = LEVERS.get(kind)
+        """List what the file bounds of any mitigation on ``target``, widest first."""
         return (
             Bound(scope="global", limits=everywhere),
             Bound(scope=f"system/{self.system}", limits=self.system_limits),
             Bound(scope=f"service/{self.system}/{self.name}", limits=self.limits),
             Bound(scope=f"playbook/{self.system}/{self.name}/{playbook}", limits=own),
             Bound(scope=f"target/{target.key}", limits=self.target_limits),
-            *([] if lever is None else [Bound(scope=f"lever/{kind}/{target.key}", limits=lever)]),
         )
 
 

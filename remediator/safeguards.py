@@ -1,28 +1,18 @@
 """Bounds that look back: at what our own changes came to, over all playbooks together.
 
-The values of the configuration, and which kinds of change each of them is about. What happened is
+The values of the configuration; ``kinds`` says which kinds of change each is about. What happened is
 read in the reservation's transaction; ``mitigation.safeguarding`` judges it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
-from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
+from remediator.kinds import KINDS, STRICTEST, Kind
 from remediator.model import Bound, Duration, Value, format_duration
-
-RAISES = frozenset({"scale", "set_memory"})
-"""Kinds that raise a figure; their lever says from what to what (``model.Figure``)."""
-TOUCHES = frozenset({"evict_pod", "restart_rollout", "set_memory", "undo_rollout"})
-"""Kinds that end running instances; their lever says how many of how many (``model.Instances``)."""
-REPLACES: Mapping[str, frozenset[str]] = MappingProxyType(
-    {"undo_rollout": frozenset({"set_memory", "restart_rollout"})}
-)
-"""What a kind would undo with its own change: going back replaces the whole pod template."""
 
 HandsOff = Annotated[Duration, Field(strict=True)]
 _Period = Annotated[Duration, Field(strict=True, gt=timedelta(0))]
@@ -84,9 +74,12 @@ class Safeguards(Value):
         """Return how many of so many services may be changed within the window."""
         return max(self.spread.at_least, int(services * self.spread.services))
 
-    def instances_at_once(self, instances: int) -> int:
-        """Return how many of so many instances may be touched within the window."""
-        return max(1, int(instances * self.spread.instances))
+    def instances_at_once(self, instances: int, share: float = 1.0) -> int:
+        """Return how many of so many instances may be touched within the window.
+
+        ``share`` is the most that the kind of change allows.
+        """
+        return max(1, int(instances * min(self.spread.instances, share)))
 
     def described(self, services: int) -> str:
         """Say all of it in one sentence, for so many services."""
@@ -109,3 +102,9 @@ class Allowance(Value):
     safeguards: Safeguards = Safeguards()
     services: int = 1
     """How many services are configured."""
+    kinds: dict[str, Kind] = Field(default_factory=lambda: dict(KINDS))
+    """What is declared of each kind of change."""
+
+    def kind(self, name: str) -> Kind:
+        """Return what is declared of ``name``; the strictest where nothing is."""
+        return self.kinds.get(name, STRICTEST)

@@ -15,8 +15,10 @@ from datetime import datetime, timedelta
 
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.errors import PermanentError, TemporaryError
+from remediator.kinds import KINDS, STRICTEST, Kind
 from remediator.maintenance import Halt, Window, covered, longest, running
 from remediator.model import (
+    Bound,
     Finding,
     Incident,
     IncidentOutcome,
@@ -84,8 +86,13 @@ class Surroundings:
     """The read ports of a service, by role."""
     levers: Levers
     ledger: Ledger
+<<<<<<< HEAD
     frame: Frame = field(default_factory=Frame)
     """Of what is said to humans."""
+=======
+    kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
+    """What each kind of mitigation may do at most."""
+>>>>>>> dd69e80 (Declare every kind of mitigation once, with bounds that configuration cannot widen)
     monotonic: Callable[[], float] = time.monotonic
 
     async def paused(
@@ -177,10 +184,13 @@ class Work:
         own = self.enabled.limits.over(self.playbook.limits)
         catalogue = self.around.catalogue
         name, target, kind = self.enabled.name, mitigation.target, mitigation.kind
+        declared = self.around.kinds.get(kind, STRICTEST).limits
+        of_kind = (Bound(scope=f"lever/{kind}/{target.key}", limits=one) for one in declared)
         return Allowance(
-            bounds=self.service.bounds(catalogue.limits, name, own, target, kind),
+            bounds=(*self.service.bounds(catalogue.limits, name, own, target), *of_kind),
             safeguards=catalogue.safeguards,
             services=len(catalogue.services),
+            kinds=dict(self.around.kinds),
         )
 
     def lever(self, mitigation: Mitigation) -> Lever:

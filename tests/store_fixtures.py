@@ -16,6 +16,7 @@ from sqlalchemy import func, select
 from remediator.audit import Key, Keys
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.intake.alertmanager import parse
+from remediator.kinds import KINDS, Kind
 from remediator.mitigation.holding import take_back
 from remediator.model import (
     FINAL,
@@ -53,6 +54,8 @@ from remediator.work import Levers, Surroundings
 
 SEALED = Keys(Key(b"a key that only tests use"))
 WIDE = Limits(budget=100, window=timedelta(hours=1), cooldown=timedelta(0), concurrency=100)
+WORLDLY = {**KINDS, **dict.fromkeys(("switch_off", "unplug"), Kind(limits=(WIDE,)))}
+"""What is declared of every kind, those that the tests' own levers make included."""
 
 
 class ThingsOn(Parameters):
@@ -288,6 +291,7 @@ def surroundings(
         ports=lambda service: ports,
         levers=Levers({("world", f"world-of-{s.name}"): (lever,) for s in services}),
         ledger=store.ledger,
+        kinds=WORLDLY,
         monotonic=clock.monotonic,
     )
     return around, eyes

@@ -12,24 +12,11 @@ from remediator.adapters.kubernetes_members import MEMBERWISE
 from remediator.app.backends import Backends, Key
 from remediator.app.checked import usable
 from remediator.catalogue import EnabledPlaybook, Service
+from remediator.kinds import KINDS
 from remediator.model import Mode, Target
 from remediator.playbook import Playbook, PlaybookSet
 from remediator.ports import Breakers, Migrations
 
-MADE_ON: Mapping[str, str] = {
-    "end_sessions": "postgres",
-    "cancel_queries": "postgres",
-    "end_queries": "postgres",
-    "reset_breaker": "http",
-    "set_migration": "http",
-    "scale": "kubernetes",
-    "restart_rollout": "kubernetes",
-    "undo_rollout": "kubernetes",
-    "evict_pod": "kubernetes",
-    "set_memory": "kubernetes",
-    "unlink_prefix": "redis",
-}
-"""The kind of backend that each lever belongs to."""
 _SHAPES: Mapping[str, tuple[type, str]] = {
     "reset_breaker": (Breakers, "breakers"),
     "set_migration": (Migrations, "migrations"),
@@ -128,7 +115,7 @@ def possible(
 def _hindrance(
     lever: str, targets: Mapping[str, Target], backends: Backends, *, writes: bool
 ) -> str | None:
-    kind = MADE_ON.get(lever)
+    kind = KINDS[lever].backend if lever in KINDS else None
     found = [
         _on(lever, target, backends, writes=writes)
         for target in targets.values()

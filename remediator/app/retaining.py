@@ -9,6 +9,7 @@ from datetime import timedelta
 import structlog
 
 from remediator.errors import StoreUnavailable
+from remediator.kinds import longest_look_back
 from remediator.model import Bound
 from remediator.safeguards import Safeguards
 from remediator.store import Store
@@ -22,7 +23,7 @@ _log = structlog.get_logger(__name__)
 def age_of(retention: timedelta, bounds: Iterable[Bound], safeguards: Safeguards) -> timedelta:
     """Return the age from which on nothing is needed: no bound looks further back."""
     counted = (max(bound.limits.window, bound.limits.cooldown) for bound in bounds)
-    return max(retention, safeguards.looks_back, *counted)
+    return max(retention, safeguards.looks_back, longest_look_back(), *counted)
 
 
 async def keep_within(store: Store, age: timedelta) -> None:

@@ -11,29 +11,13 @@ from rich.text import Text
 
 from remediator.cli import render
 from remediator.cli.text import plain, styled
+from remediator.kinds import KINDS
 from remediator.views import ParameterView, PlaybookUse, PlaybookView
-
-LEVERS: Mapping[str, tuple[str, str]] = {
-    "cancel_queries": ("low", "none, the query may be sent again"),
-    "end_queries": ("medium", "none, what was not committed is rolled back"),
-    "end_sessions": ("medium", "none, what was not committed is rolled back"),
-    "reset_breaker": ("medium", "none, the breaker opens again by itself if it must"),
-    "set_migration": ("low or medium", "none, only a human sets it back"),
-    "scale": ("medium", "in steps, after its hold time"),
-    "restart_rollout": ("medium", "none"),
-    "undo_rollout": ("high", "none, a release is made again by a human"),
-    "evict_pod": ("low", "none, the pod is replaced"),
-    "set_memory": ("medium", "the earlier limit, if it did not help"),
-    "unlink_prefix": ("medium", "none, the cache refills by itself"),
-}
-"""Risk and way back of each lever, as the built-in playbooks propose it."""
 
 
 def _hurts(lever: str) -> str:
-    if lever not in LEVERS:
-        return ""
-    risk, back = LEVERS[lever]
-    return f": {risk} risk; way back: {back}"
+    kind = KINDS.get(lever)
+    return "" if kind is None else f": {kind.usual_risk} risk; way back: {kind.way_back}"
 
 
 def page(playbooks: Iterable[PlaybookView], *, parameters: bool = False) -> Group:

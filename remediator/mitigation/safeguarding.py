@@ -17,7 +17,7 @@ from remediator.model import (
     Preparation,
     format_duration,
 )
-from remediator.safeguards import RAISES, REPLACES, TOUCHES, Allowance, Growth, Spread
+from remediator.safeguards import Allowance, Growth, Spread
 from remediator.store.hindsight import Past
 from remediator.store.ledger import Standing
 
@@ -68,7 +68,7 @@ def _swaying(standing: Standing, allowance: Allowance, plan: Plan) -> Decision |
         ago = standing.now - past.at
         if ago >= hands_off or not past.stands or past.incident == standing.incident:
             continue
-        how = _undoes(plan, past)
+        how = _undoes(plan, past, allowance)
         if how is not None:
             reason = (
                 f"{past.playbook} ({past.incident}) {how} {_seconds(ago.total_seconds())} ago,"
@@ -79,9 +79,9 @@ def _swaying(standing: Standing, allowance: Allowance, plan: Plan) -> Decision |
     return None
 
 
-def _undoes(plan: Plan, past: Past) -> str | None:
+def _undoes(plan: Plan, past: Past, allowance: Allowance) -> str | None:
     kind = _mitigation(plan).kind
-    if past.kind in REPLACES.get(kind, ()):
+    if past.kind in allowance.kind(kind).replaces:
         return f"made {past.kind} here"
     if not isinstance(plan, Preparation):
         return None
@@ -99,7 +99,8 @@ def _undoes(plan: Plan, past: Past) -> str | None:
 def _growing(standing: Standing, allowance: Allowance, plan: Plan) -> Decision | None:
     """Refuse what would raise a figure beyond the factor, together with what still stands."""
     kind, rule = _mitigation(plan).kind, allowance.safeguards.growth
-    if kind not in RAISES or not isinstance(plan, Preparation):
+    declared = allowance.kind(kind)
+    if not declared.raises or not isinstance(plan, Preparation):
         return None
     ours = Figure.of(plan.before)
     if ours is None:
@@ -113,11 +114,12 @@ def _growing(standing: Standing, allowance: Allowance, plan: Plan) -> Decision |
             earlier.append(past.figure)
     first = earlier[0].was if earlier else ours.was
     sum_of_all = first + sum(one.will - one.was for one in (*earlier, ours))
-    if sum_of_all <= first * rule.factor:
+    factor = min(rule.factor, declared.factor)
+    if sum_of_all <= first * factor:
         return None
     reason = (
         f"our changes of {ours.name} in {format_duration(rule.window)} would together raise"
-        f" {first} to {sum_of_all}, which is more than {rule.factor:g} times; it may not grow for"
+        f" {first} to {sum_of_all}, which is more than {factor:g} times; it may not grow for"
         " ever, so the next step is a human's"
     )
     return _denied("cumulative", reason)
@@ -152,24 +154,25 @@ def _sweeping(standing: Standing, allowance: Allowance) -> Decision | None:
 def _spreading(standing: Standing, allowance: Allowance, plan: Plan) -> Decision | None:
     """Refuse to touch more instances when enough were touched (procedures C.2: M-K8-06, 25 %)."""
     mitigation, rule = _mitigation(plan), allowance.safeguards.spread
-    if mitigation.kind not in TOUCHES or not isinstance(plan, Preparation):
+    declared = allowance.kind(mitigation.kind)
+    if not declared.touches or not isinstance(plan, Preparation):
         return None
     ours = Instances.of(plan.before)
     if ours is None:
         return _denied("blast_radius", f"how many instances {mitigation.kind} ends is not known")
     if ours.touched == 0:
         return None
-    touched = _touched(standing.past.lately, mitigation.target.key, ours.of_all)
-    most = allowance.safeguards.instances_at_once(ours.of_all)
+    here = (past for past in standing.past.lately if past.target_key == mitigation.target.key)
+    touched = _touched((one for one in here if allowance.kind(one.kind).touches), ours.of_all)
+    most = allowance.safeguards.instances_at_once(ours.of_all, declared.share)
     if touched + ours.touched <= most:
         return None
     return _denied("blast_radius", _too_many(ours, touched, most, rule))
 
 
-def _touched(lately: Iterable[Past], target: str, all_of_them: int) -> int:
-    mine = (past for past in lately if past.target_key == target and past.kind in TOUCHES)
+def _touched(those: Iterable[Past], all_of_them: int) -> int:
     # what cannot be read may have touched every one
-    return sum(past.instances.touched if past.instances else all_of_them for past in mine)
+    return sum(past.instances.touched if past.instances else all_of_them for past in those)
 
 
 def _too_many(ours: Instances, touched: int, most: int, rule: Spread) -> str:

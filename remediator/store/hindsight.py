@@ -20,11 +20,11 @@ from remediator.model import (
     IncidentId,
     IncidentOutcome,
     Instances,
+    Mitigation,
     MitigationState,
-    Target,
     Value,
 )
-from remediator.safeguards import RAISES, REPLACES, Relapses, Safeguards
+from remediator.safeguards import Allowance, Relapses
 from remediator.store import tables as t
 
 COUNTED = (
@@ -90,12 +90,15 @@ class Hindsight(Value):
 async def hindsight(
     connection: AsyncConnection,
     incident: Incident,
-    target: Target,
-    safeguards: Safeguards,
+    mitigation: Mitigation,
+    allowance: Allowance,
     now: datetime,
 ) -> Hindsight:
     """Read what the safeguards depend on."""
-    known = RAISES.union(*REPLACES.values())
+    target, safeguards = mitigation.target, allowance.safeguards
+    replaced = (kind.replaces for kind in allowance.kinds.values())
+    raising = (name for name, kind in allowance.kinds.items() if kind.raises)
+    known = {mitigation.kind, *raising}.union(*replaced)
     longest = max(safeguards.growth.window, safeguards.hands_off)
     since = t.mitigations.c.reserved_at > now - longest
     same = (t.mitigations.c.target_key == target.key) & t.mitigations.c.kind.in_(sorted(known))

@@ -200,7 +200,6 @@ async def _standing(
         t.mitigations.c.incident_id != incident.id,
         t.mitigations.c.state.in_(COUNTED),
     )
-    target, safeguards = mitigation.target, allowance.safeguards
     return Standing(
         now=now,
         incident=incident.id,
@@ -212,7 +211,7 @@ async def _standing(
         busy_with=(await connection.execute(busy)).scalar(),
         held_by=(await connection.execute(held)).scalar(),
         last_on_target=(await connection.execute(last)).scalar(),
-        past=await hindsight(connection, incident, target, safeguards, now),
+        past=await hindsight(connection, incident, mitigation, allowance, now),
     )
 
 

@@ -48,7 +48,7 @@ class Change(SwitchOff):
     """Proposes another kind of change than to switch off."""
 
     matches = (alertnames("Change"),)
-    levers = frozenset({"scale", "evict_pod", "set_memory", "undo_rollout"})
+    levers = frozenset({"scale", "evict_pod", "set_memory", "undo_rollout", "reboot"})
     parameters_type = Kind
 
     def propose(self, context: Context, findings: Findings) -> Proposal:
@@ -259,6 +259,29 @@ async def test_a_lever_that_does_not_say_what_it_raises_is_not_pulled(
         denied = await fires(bench, "Change")
         assert denied.reason.startswith("cumulative: ")
         assert bench.world.applied == []
+
+
+async def test_no_configured_limit_widens_what_a_kind_may_do(open_bench: OpenBench) -> None:
+    async with changing(open_bench, Change="undo_rollout") as (bench, lever):
+        lever.instances = Instances(touched=0, of_all=4)
+        await mitigated(bench, "Change")  # all that is configured lets a hundred through an hour
+        bench.clock.advance(23 * HOUR)
+        denied = await fires(bench, "Change")
+        assert denied.outcome is IncidentOutcome.DENIED
+        assert denied.reason.startswith("budget: the budget of lever/undo_rollout/")
+
+
+async def test_a_kind_that_is_in_no_table_gets_the_strictest_bounds(open_bench: OpenBench) -> None:
+    async with changing(open_bench, Change="reboot") as (bench, lever):
+        lever.figure = Figure(name="reboots", was=1, will=2)
+        silent = await fires(bench, "Change")
+        assert silent.reason.startswith("blast_radius: "), "it does not say what it ends"
+        await bench.receive(resolved(bench.alert(alertname="Change"), bench.clock))
+        lever.instances = Instances(touched=1, of_all=4)
+        await mitigated(bench, "Change")
+        bench.clock.advance(23 * HOUR)
+        denied = await fires(bench, "Change")
+        assert denied.reason.startswith("budget: the budget of lever/reboot/")
 
 
 # --- to and fro ---------------------------------------------------------------------------------

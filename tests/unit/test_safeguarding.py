@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from remediator.kinds import KINDS, Kind
 from remediator.mitigation.decide import decide
 from remediator.mitigation.limits import judge
 from remediator.model import (
@@ -95,7 +96,8 @@ def standing(**facts: Any) -> Standing:
 
 def allowance(services: int = 1, **rules: Any) -> Allowance:
     bounds = (Bound(scope="global", limits=WIDE),)
-    return Allowance(bounds=bounds, safeguards=Safeguards(**rules), services=services)
+    kinds = {**KINDS, "set_share": Kind(limits=(WIDE,))}
+    return Allowance(bounds=bounds, safeguards=Safeguards(**rules), services=services, kinds=kinds)
 
 
 def verdict(
@@ -218,6 +220,27 @@ def test_another_factor_and_window_hold_where_they_are_configured() -> None:
     assert verdict(prepared("scale", raising(12, 36)), seen, rules).code == "allowed"
 
 
+def test_what_is_configured_does_not_widen_what_a_kind_may_raise() -> None:
+    rules = allowance(growth=Growth(factor=10))
+    assert verdict(prepared("scale", raising(4, 40)), standing(), rules).code == "allowed"
+    memory = prepared("set_memory", raising(4, 9), ending(0, 4))
+    assert verdict(memory, standing(), rules).code == "cumulative"
+
+
+def test_a_kind_that_is_not_declared_passes_no_bound_that_it_says_nothing_of() -> None:
+    assert verdict(prepared("new"), standing()).code == "cumulative"
+    assert verdict(prepared("new", raising(4, 8)), standing()).code == "blast_radius"
+    assert verdict(prepared("new", raising(4, 9), ending(1, 4)), standing()).code == "cumulative"
+    two = prepared("new", raising(4, 8), ending(2, 4))
+    wide = allowance(spread=Spread(instances=1.0), growth=Growth(factor=10))
+    assert verdict(two, standing(), wide).code == "blast_radius"
+    one = prepared("new", raising(4, 8), ending(1, 4))
+    assert verdict(one, standing()).code == "allowed"
+    before = past("new", MINUTE)  # of which nothing is noted, so it may have ended all
+    evicting = prepared("evict_pod", instances=ending(1, 100))
+    assert verdict(evicting, standing(lately=(before,))).code == "blast_radius"
+
+
 # --- to and fro ---------------------------------------------------------------------------------
 
 
@@ -313,6 +336,15 @@ def test_unknown_instances_are_refused_and_count_as_all() -> None:
     assert verdict(prepared("evict_pod"), standing()).code == "blast_radius"
     seen = standing(lately=(past("evict_pod", MINUTE),))
     assert verdict(prepared("evict_pod", instances=ending(1, 100)), seen).code == "blast_radius"
+
+
+def test_what_is_configured_does_not_widen_which_pods_are_evicted() -> None:
+    rules = allowance(spread=Spread(instances=1.0))
+    assert verdict(prepared("evict_pod", None, ending(2, 4)), standing(), rules).code == (
+        "blast_radius"
+    )
+    rolling = prepared("restart_rollout", None, ending(2, 4))  # as the deployment itself allows
+    assert verdict(rolling, standing(), rules).code == "allowed"
 
 
 def test_instances_of_another_workload_do_not_count() -> None:
