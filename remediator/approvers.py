@@ -1,16 +1,21 @@
-"""Who may approve, and how many of them must: as the file has it, and what is wrong with it. Pure."""
+"""Who may approve, how many of them must, and of which kinds of mitigation: as the file has it.
+
+And what is wrong with it. Pure.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from pydantic import AfterValidator, Field
 
 from remediator.access import Permission, Role, permits
+from remediator.catalogue import Catalogue
 from remediator.configfile import Key
+from remediator.kinds import KINDS, ApprovalClass
 from remediator.mistakes import did_you_mean
 from remediator.model import Risk
 from remediator.ratings import Times, TimesBySeverity
@@ -63,6 +68,64 @@ class ApprovalsByRisk(Section):
     def over(self, needed: Mapping[Risk, int]) -> dict[Risk, int]:
         """Return ``needed`` with what is set here in its place."""
         return {risk: getattr(self, risk) or number for risk, number in needed.items()}
+
+
+ByKind = Annotated[
+    dict[str, ApprovalClass], Field(json_schema_extra={"propertyNames": {"enum": sorted(KINDS)}})
+]
+"""Who has to agree, by the kind of the mitigation."""
+
+
+class _Narrowing(Protocol):
+    @property
+    def mitigations(self) -> ByKind: ...
+
+
+class _NarrowingSystem(_Narrowing, Protocol):
+    @property
+    def services(self) -> Mapping[str, _Narrowing]: ...
+
+
+def narrowed(
+    catalogue: Catalogue, top: ByKind, systems: Mapping[str, _NarrowingSystem]
+) -> Catalogue:
+    """Return ``catalogue`` with what each service makes of each kind: the strictest word counts."""
+    services = []
+    for service in catalogue.services:
+        system = systems[service.system]
+        levels = (top, system.mitigations, system.services[service.name].mitigations)
+        services.append(service.model_copy(update={"mitigations": _strictest(levels)}))
+    return catalogue.model_copy(update={"services": tuple(services)})
+
+
+def _strictest(levels: Iterable[ByKind]) -> ByKind:
+    found: ByKind = {}
+    for level in levels:
+        for kind, word in level.items():
+            found[kind] = max(word, found.get(kind, word), key=list(ApprovalClass).index)
+    return found
+
+
+def kind_complaints(
+    top: ByKind, systems: Mapping[str, _NarrowingSystem], deciders: list[str]
+) -> Iterator[Complaint]:
+    """Yield the kinds that there are not, and those that two must approve where one may."""
+    for key, named in _places(top, systems):
+        for kind, word in named.items():
+            if kind not in KINDS:
+                hint = did_you_mean(kind, sorted(KINDS))
+                yield (*key, kind), f"there is no mitigation of the kind {kind!r}; {hint}"
+            elif word.approvals > max(len(deciders), 1):
+                who = ", ".join(deciders) or "nobody"
+                yield (*key, kind), f"two different persons must approve, but only {who} may"
+
+
+def _places(top: ByKind, systems: Mapping[str, _NarrowingSystem]) -> Iterator[tuple[Key, ByKind]]:
+    yield ("mitigations",), top
+    for system, entry in systems.items():
+        yield ("systems", system, "mitigations"), entry.mitigations
+        for name, service in entry.services.items():
+            yield ("systems", system, "services", name, "mitigations"), service.mitigations
 
 
 def approver_complaints(approvers: Iterable[Approver]) -> Iterator[Complaint]:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, JsonValue
 
+from remediator.kinds import ApprovalClass
 from remediator.maintenance import Plan, Window, scopes_of
 from remediator.model import (
     Bound,
@@ -115,9 +116,15 @@ class Service(Value):
     """How long an approval is waited for, by the severity of the incident."""
     severities: Severities = Severities()
     """What the words of its alerts mean."""
+    mitigations: dict[str, ApprovalClass] = Field(default_factory=dict)
+    """Who has to agree to a kind of mitigation, besides what its mode asks for."""
     limits: Limits
     system_limits: Limits
     target_limits: Limits
+
+    def approval(self, kind: str) -> ApprovalClass:
+        """Return who has to agree to a mitigation of ``kind`` here."""
+        return self.mitigations.get(kind, ApprovalClass.AUTO)
 
     def bounds(
         self, everywhere: Limits, playbook: str, own: Limits, target: Target

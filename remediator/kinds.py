@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import timedelta
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal
 
@@ -16,6 +17,23 @@ from pydantic import Field
 from remediator.model import Limits, Value
 
 _HOUR, _DAY, _HALF_HOUR = timedelta(hours=1), timedelta(days=1), timedelta(minutes=30)
+
+
+class ApprovalClass(StrEnum):
+    """Who has to agree to a kind of mitigation on one service. Ordered: each is stricter."""
+
+    AUTO = "auto"
+    """Nobody, where the mode is auto."""
+    ONE = "one"
+    TWO = "two"
+    """Two different persons."""
+    NEVER = "never"
+    """It is not made at all: a human does it by hand."""
+
+    @property
+    def approvals(self) -> int:
+        """How many different persons it asks for by itself."""
+        return {ApprovalClass.ONE: 1, ApprovalClass.TWO: 2}.get(self, 0)
 
 
 class Kind(Value):

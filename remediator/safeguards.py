@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from remediator.kinds import KINDS, STRICTEST, Kind
+from remediator.kinds import KINDS, STRICTEST, ApprovalClass, Kind
 from remediator.model import Bound, Duration, Value, format_duration
 
 HandsOff = Annotated[Duration, Field(strict=True)]
@@ -102,6 +102,8 @@ class Allowance(Value):
     safeguards: Safeguards = Safeguards()
     services: int = 1
     """How many services are configured."""
+    approval: ApprovalClass = ApprovalClass.AUTO
+    """What the service says of its kind."""
     kinds: dict[str, Kind] = Field(default_factory=lambda: dict(KINDS))
     """What is declared of each kind of change."""
 

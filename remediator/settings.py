@@ -26,7 +26,14 @@ from pydantic import (
 from pydantic.json_schema import GenerateJsonSchema
 
 from remediator.access import Permission, permits
-from remediator.approvers import ApprovalsByRisk, Approver, approver_complaints
+from remediator.approvers import (
+    ApprovalsByRisk,
+    Approver,
+    ByKind,
+    approver_complaints,
+    kind_complaints,
+    narrowed,
+)
 from remediator.budgets import LimitsByScope
 from remediator.catalogue import Catalogue
 from remediator.chat import Slack, place_complaints
@@ -143,6 +150,8 @@ class Settings(Section):
     """Persons who may approve in Slack; those with a credential may by the API as well."""
     approvals: ApprovalsByRisk = ApprovalsByRisk()
     """How many different persons must approve, by risk. Default 1 for each."""
+    mitigations: ByKind = Field(default_factory=dict)
+    """Who has to agree to a kind of mitigation, on every service: `auto`, `one`, `two`, `never`."""
     store: Store = Store()
     """The database that holds deliveries, incidents and the ledger."""
     audit: Audit = Audit()
@@ -204,6 +213,7 @@ class Settings(Section):
         top = Top(self.mode, self.limits, self.maintenance, self.approvals, self.severities)
         catalogue = build_catalogue(self.systems, names, top)
         pages = "pagerduty" in self._built_in
+        catalogue = narrowed(catalogue, self.mitigations, self.systems)
         return escalated(catalogue, self.escalation, self.systems, pages=pages)
 
     @property
@@ -250,6 +260,7 @@ class Settings(Section):
         yield from complaints(self.systems, names)
         yield from approval_complaints(self.systems, self.approvals, self.deciders)
         yield from place_complaints(self.slack, self.systems)
+        yield from kind_complaints(self.mitigations, self.systems, self.deciders)
         yield from calling_complaints(self.escalation, self.systems, self.channels, self._built_in)
 
 

@@ -12,7 +12,13 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, StrictBool
 
-from remediator.approvers import ApprovalsByRisk, People, naming_complaints, number_complaints
+from remediator.approvers import (
+    ApprovalsByRisk,
+    ByKind,
+    People,
+    naming_complaints,
+    number_complaints,
+)
 from remediator.budgets import LimitsByScope
 from remediator.catalogue import Catalogue, EnabledPlaybook, LimitsOverride, Service
 from remediator.chat import SlackPlace
@@ -176,6 +182,9 @@ class ServiceEntry(Section):
     """Bounds of this service. Default: `limits.service`."""
     approvals: ApprovalsByRisk = ApprovalsByRisk()
     """How many different persons must approve here, by risk. Default: the system's."""
+    mitigations: ByKind = Field(default_factory=dict)
+    """Who has to agree to a kind of mitigation here: `auto`, `one`, `two` persons, or `never`.
+    Narrows the mode; the strictest word of this, the system's and the top's counts."""
     approvers: People | None = None
     """Names of those who may approve, reject and cancel here. Default: the system's."""
     escalation: EscalationEntry = EscalationEntry()
@@ -203,6 +212,8 @@ class SystemEntry(Section):
     """Bounds of this system. Default: `limits.system`."""
     approvals: ApprovalsByRisk = ApprovalsByRisk()
     """How many different persons must approve here, by risk. Default: the `approvals` at the top."""
+    mitigations: ByKind = Field(default_factory=dict)
+    """Who has to agree to a kind of mitigation in this system, as in a service."""
     approvers: People | None = None
     """Names of those who may approve, reject and cancel here. Default: every operator and admin."""
     escalation: EscalationEntry = EscalationEntry()

@@ -10,6 +10,7 @@ from zoneinfo import ZoneInfo
 
 from pydantic import AwareDatetime, ConfigDict, Field
 
+from remediator.kinds import ApprovalClass
 from remediator.model import (
     AlertId,
     AlertStatus,
@@ -287,6 +288,8 @@ class PlaybookUse(Value):
     modes: dict[Risk, Mode]
     limits: Limits
     parameters: dict[str, Any]
+    mitigations: dict[str, ApprovalClass] = Field(default_factory=dict)
+    """What the service says of kinds that the playbook may propose: who has to agree."""
 
 
 class ParameterView(Value):

@@ -160,8 +160,9 @@ class Work:
         return mode
 
     def approvers(self, mitigation: Mitigation) -> int:
-        """Return how many different persons must approve a mitigation of this risk here."""
-        return self.service.approvals[mitigation.risk]
+        """Return how many different persons must approve this mitigation here."""
+        by_kind = self.service.approval(mitigation.kind).approvals
+        return max(self.service.approvals[mitigation.risk], by_kind)
 
     @property
     def never_changes(self) -> bool:
@@ -190,6 +191,7 @@ class Work:
             bounds=(*self.service.bounds(catalogue.limits, name, own, target), *of_kind),
             safeguards=catalogue.safeguards,
             services=len(catalogue.services),
+            approval=self.service.approval(kind),
             kinds=dict(self.around.kinds),
         )
 

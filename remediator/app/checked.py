@@ -168,6 +168,7 @@ def _view(cls: type[Playbook[Any]], catalogue: Catalogue) -> PlaybookView:
                 modes=enabled.modes,
                 limits=enabled.limits.over(cls.limits),
                 parameters=enabled.parameters,
+                mitigations={k: v for k, v in service.mitigations.items() if k in cls.levers},
             )
             for service in catalogue.services
             if (enabled := service.playbooks.get(cls.name)) is not None

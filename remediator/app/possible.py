@@ -12,7 +12,7 @@ from remediator.adapters.kubernetes_members import MEMBERWISE
 from remediator.app.backends import Backends, Key
 from remediator.app.checked import usable
 from remediator.catalogue import EnabledPlaybook, Service
-from remediator.kinds import KINDS
+from remediator.kinds import KINDS, ApprovalClass
 from remediator.model import Mode, Target
 from remediator.playbook import Playbook, PlaybookSet
 from remediator.ports import Breakers, Migrations
@@ -71,13 +71,20 @@ class Possible:
     """Why each of the others cannot be pulled."""
     not_now: Mapping[str, str] = field(default_factory=dict)
     """Why others are not pulled as long as what they rest upon cannot be read."""
+    asked: Mapping[str, int] = field(default_factory=dict)
+    """How many persons must agree, where that depends on the kind."""
 
     def __str__(self) -> str:
         """Say all of it in one sentence."""
-        could = f"could {', '.join(self.levers)}" if self.levers else "could do nothing"
+        told = ", ".join(map(self._told, self.levers))
+        could = f"could {told}" if told else "could do nothing"
         why_not = {"not now": self.not_now, "never": self.never}
         parts = (f"{when} {_listed(levers)}" for when, levers in why_not.items() if levers)
         return "; ".join([could, *parts])
+
+    def _told(self, lever: str) -> str:
+        needed = self.asked.get(lever)
+        return lever if needed is None else f"{lever} (needs {needed} to approve)"
 
 
 def _listed(levers: Mapping[str, str]) -> str:
@@ -98,6 +105,8 @@ def possible(
     against nothing: that is an error of its own.
     """
     never = dict(playbook.impossible())
+    forbidden = (one for one in playbook.levers if service.approval(one) is ApprovalClass.NEVER)
+    never |= dict.fromkeys(forbidden, "mitigations says never")
     for lever in playbook.levers - never.keys():
         why = _hindrance(lever, usable(service, type(playbook)), reached.backends, writes=writes)
         if why is not None:
@@ -108,8 +117,9 @@ def possible(
         for lever, needed in sorted(playbook.parameters.needs().items())
         if lever not in said and (blind := needed & reached.blind.keys())
     }
-    levers = playbook.levers - said.keys() - not_now.keys()
-    return Possible(tuple(sorted(levers)), said, not_now)
+    levers = sorted(playbook.levers - said.keys() - not_now.keys())
+    asked = {lever: n for lever in levers if (n := service.approval(lever).approvals)}
+    return Possible(tuple(levers), said, not_now, asked)
 
 
 def _hindrance(

@@ -27,6 +27,7 @@ from remediator.adapters.kubernetes_rights import (
 from remediator.app.checked import load, usable
 from remediator.catalogue import Catalogue
 from remediator.errors import ConfigError
+from remediator.kinds import ApprovalClass
 from remediator.model import Mode
 from remediator.playbook import PlaybookSet
 from remediator.settings import Settings
@@ -143,7 +144,9 @@ def levers_by_namespace(
                 continue
             for target in usable(service, cls).values():
                 if (target.kind, target.name) == (KIND, cluster):
-                    found[target.locator["namespace"]] |= cls.levers & RIGHTS.keys()
+                    never = {k for k in cls.levers if service.approval(k) is ApprovalClass.NEVER}
+                    wanted = cls.levers & RIGHTS.keys()
+                    found[target.locator["namespace"]] |= wanted - never
     return dict(sorted(found.items()))
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from remediator.cli import render
 from remediator.cli.text import plain, styled
-from remediator.kinds import KINDS
+from remediator.kinds import KINDS, ApprovalClass
 from remediator.views import ParameterView, PlaybookUse, PlaybookView
 
 
@@ -61,4 +61,10 @@ def _setting(value: object) -> str:
 
 def _use(use: PlaybookUse) -> str:
     modes = ", ".join(f"{risk} risk: {mode}" for risk, mode in use.modes.items())
-    return f"{render.where(use.system, use.service)}: {modes}; at most {render.budget(use.limits)}"
+    kinds = "".join(f"; {kind}: {_agreed(word)}" for kind, word in use.mitigations.items())
+    where = render.where(use.system, use.service)
+    return f"{where}: {modes}; at most {render.budget(use.limits)}{kinds}"
+
+
+def _agreed(word: ApprovalClass) -> str:
+    return f"needs {word.approvals} to approve" if word.approvals else word

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from remediator.kinds import ApprovalClass
 from remediator.mitigation.safeguarding import Plan, demoted, safeguard
-from remediator.model import Bound, Decision, Effect, format_duration
+from remediator.model import Bound, Decision, Effect, Preparation, format_duration
 from remediator.safeguards import Allowance
 from remediator.store.ledger import Standing
 
@@ -28,14 +29,36 @@ def judge(
         reason = "no alert of the incident fires any more"
         return Decision(effect=Effect.DENY, code="resolved", reason=reason)
     return (
-        _over_budget(standing, bounds)
+        _forbidden(allowance, plan)
+        or _over_budget(standing, bounds)
         or _held(standing)
         or safeguard(standing, allowance, plan)
         or _cooling_down(standing, bounds)
         or _busy(standing, bounds)
-        or (None if agreed else demoted(standing, allowance))
+        or (None if agreed else _to_be_asked(allowance, plan) or demoted(standing, allowance))
         or Decision(effect=Effect.ALLOW, code="allowed", reason="within every bound")
     )
+
+
+def _forbidden(allowance: Allowance, plan: Plan) -> Decision | None:
+    if allowance.approval is not ApprovalClass.NEVER:
+        return None
+    kind = _kind(plan)
+    reason = f"the configuration forbids {kind} on this service (mitigations: {kind}: never)"
+    return Decision(effect=Effect.DENY, code="forbidden", reason=f"{reason}; a human may do it")
+
+
+def _to_be_asked(allowance: Allowance, plan: Plan) -> Decision | None:
+    needed, kind = allowance.approval.approvals, _kind(plan)
+    if not needed:
+        return None
+    who = "a human has" if needed == 1 else f"{needed} different persons have"
+    reason = f"{who} to agree to {kind} on this service (mitigations: {kind}: {allowance.approval})"
+    return Decision(effect=Effect.ASK, code="kind", reason=reason)
+
+
+def _kind(plan: Plan) -> str:
+    return plan.mitigation.kind if isinstance(plan, Preparation) else plan.kind
 
 
 def _over_budget(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import func, select
 
 from remediator.catalogue import Escalation, Service
 from remediator.errors import Refused
+from remediator.kinds import ApprovalClass
 from remediator.model import Consent, IncidentOutcome, MitigationState, Mode, Phase, Risk
 from remediator.report.escalation import next_step
 from remediator.store import Store, open_store, tables
@@ -78,6 +80,66 @@ async def test_two_persons_must_agree_before_anything_is_done(open_bench: OpenBe
         assert len(bench.world.applied) == 1
         events = [line.event for line in (await bench.incident()).timeline]
         assert events.index("approved, 1 of 2") < events.index("approved, 2 of 2")
+
+
+async def test_a_kind_that_needs_two_persons_waits_for_both_in_mode_auto(
+    open_bench: OpenBench,
+) -> None:
+    by_kind = {"mitigations": {"switch_off": ApprovalClass.TWO}}
+    service = a_service(mode=Mode.AUTO).model_copy(update=by_kind)
+    async with open_bench(World(things={"lamp"}), services=[service]) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle()
+        incident = await bench.incident()
+        (plan,) = incident.mitigations
+        assert (incident.phase, plan.approvals_needed) == (Phase.APPROVAL, 2)
+        assert "2 different persons have to agree to switch_off" in plan.reason
+        await bench.store.commands.approve(incident.id, plan.plan_hash, "ann")
+        await bench.settle(5)
+        assert bench.world.applied == []
+        await bench.store.commands.approve(incident.id, plan.plan_hash, "bob")
+        await bench.settle(5)
+        assert len(bench.world.applied) == 1
+
+
+@pytest.mark.parametrize("mode", [Mode.AUTO, Mode.APPROVE])
+async def test_a_forbidden_kind_is_denied_and_handed_over_with_the_reason(
+    open_bench: OpenBench, mode: Mode
+) -> None:
+    by_kind = {"mitigations": {"switch_off": ApprovalClass.NEVER}}
+    service = a_service(mode=mode).model_copy(update=by_kind)
+    async with open_bench(World(things={"lamp"}), services=[service]) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle(5)
+        incident = await bench.incident()
+        assert (incident.outcome, bench.world.applied) == (IncidentOutcome.DENIED, [])
+        assert incident.reason.startswith("forbidden: the configuration forbids switch_off")
+
+
+async def test_what_was_approved_is_not_made_once_it_is_forbidden(open_bench: OpenBench) -> None:
+    async with waiting(open_bench) as (bench, incident, plan):
+        await bench.store.commands.approve(incident.id, plan.plan_hash, "ann")
+        by_kind = {"mitigations": {"switch_off": ApprovalClass.NEVER}}
+        catalogue = bench.around.catalogue
+        forbidden = tuple(one.model_copy(update=by_kind) for one in catalogue.services)
+        bench.around = replace(
+            bench.around, catalogue=catalogue.model_copy(update={"services": forbidden})
+        )
+        await bench.settle(5)
+        ended = await bench.incident()
+        assert (ended.outcome, bench.world.applied) == (IncidentOutcome.DENIED, [])
+        assert "forbids switch_off" in ended.reason
+
+
+async def test_shadow_says_that_a_kind_is_forbidden(open_bench: OpenBench) -> None:
+    by_kind = {"mitigations": {"switch_off": ApprovalClass.NEVER}}
+    service = a_service(mode=Mode.SHADOW).model_copy(update=by_kind)
+    async with open_bench(World(things={"lamp"}), services=[service]) as bench:
+        await bench.receive(bench.alert())
+        await bench.settle(5)
+        incident = await bench.incident()
+        assert incident.outcome is IncidentOutcome.SHADOWED
+        assert "would not have been made: the configuration forbids" in incident.reason
 
 
 async def test_the_same_person_counts_once_whichever_way_the_yes_comes(
