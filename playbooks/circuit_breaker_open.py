@@ -91,7 +91,6 @@ class BreakerParameters(CallsGate):
 
     verification: Verification = Verification(
         hold=timedelta(minutes=10),
-        hold_resolved=timedelta(minutes=2),
         deadline=timedelta(minutes=12),
     )
     upstreams: dict[str, Upstream] = Field(default_factory=dict)

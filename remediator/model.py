@@ -240,12 +240,18 @@ class Verification(Value):
     """Time between two samples."""
     hold: Duration = timedelta(minutes=5)
     """Time over which every sample must be better."""
-    hold_resolved: Duration = timedelta(seconds=30)
-    """The same, once the sender of the alert itself says that it resolved."""
+    hold_resolved: Duration | None = None
+    """The same, once the sender of the alert itself says that it resolved; None: as long as
+    ``hold``. The runbooks' times do not become shorter because an alert resolved."""
     deadline: Duration = timedelta(minutes=10)
     """Time after which it is judged as it stands."""
     resolve_within: Duration = timedelta(minutes=15)
     """Time for the alert to resolve after a good verdict; then a human looks."""
+
+    def held(self, *, resolved: bool) -> timedelta:
+        """Return how long it has to be better, where the alert ``resolved`` or still fires."""
+        shorter = self.hold_resolved if resolved else None
+        return self.hold if shorter is None else shorter
 
 
 class Target(Value):

@@ -46,10 +46,9 @@ def verdict(
 ) -> Verdict | None:
     """Judge what was seen since ``since``; None while it is too early.
 
-    Better needs an unbroken run of good samples over the hold time, the shorter hold once the
-    sender itself says that the alert resolved. At the deadline the last sample decides, but a
-    good run under way is given the time to complete. A sample that is final and not better decides
-    at once.
+    Better needs an unbroken run of good samples over the hold time; a resolve shortens it only
+    where that is configured. At the deadline the last sample decides, but a good run under way is
+    given the time to complete. A sample that is final and not better decides at once.
 
     Nobody looked in a long gap, nor in one that a clock made: it breaks a run, and proves nothing
     else. So the deadline is counted in time in which looks were taken. What looks better whenever
@@ -57,7 +56,7 @@ def verdict(
     """
     gap = 2 * verification.interval + timedelta(seconds=SAMPLE_TIMEOUT)
     good = _good_run(samples, gap)
-    hold = verification.hold_resolved if resolved else verification.hold
+    hold = verification.held(resolved=resolved)
     if len(good) > 1 and good[0].at - good[-1].at >= hold:
         seconds = (good[0].at - good[-1].at).total_seconds()
         reason = f"{good[0].evidence} (held for {seconds:.0f} s over {len(good)} samples)"

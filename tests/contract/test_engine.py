@@ -392,6 +392,25 @@ def test_a_gap_without_a_look_breaks_a_run_of_good_samples() -> None:
     assert verdict(samples, rules, resolved=False, since=start, now=now) is None
 
 
+@pytest.mark.parametrize(
+    ("minutes", "shorter", "judged"),
+    [(9, None, False), (10, None, True), (9, timedelta(minutes=2), True)],
+)
+def test_a_resolve_shortens_the_hold_only_where_that_is_configured(
+    minutes: int, shorter: timedelta | None, *, judged: bool
+) -> None:
+    hold, minute = timedelta(minutes=10), timedelta(minutes=1)
+    deadline = timedelta(minutes=12)
+    rules = Verification(interval=minute, hold=hold, hold_resolved=shorter, deadline=deadline)
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    samples = [
+        Sample(at=start + n * minute, assessment=Assessment.BETTER, evidence="good")
+        for n in range(minutes + 1)
+    ]
+    seen = verdict(samples, rules, resolved=True, since=start, now=samples[-1].at)
+    assert (seen is not None) is judged
+
+
 async def test_what_passes_by_itself_is_waited_for_and_looked_at_again(
     open_bench: OpenBench,
 ) -> None:

@@ -104,9 +104,21 @@ def test_keys_of_verification_are_laid_over_the_playbooks_own_default() -> None:
     assert playbook.parameters.verification == Verification(
         interval=timedelta(seconds=30),
         hold=timedelta(minutes=10),
-        hold_resolved=timedelta(minutes=5),
         deadline=timedelta(minutes=25),
     )
+
+
+def test_a_resolve_does_not_shorten_the_time_that_the_runbooks_want_to_see() -> None:
+    rows = {  # TE-11, TS-21; TE-08, PCX-03; TM-03; TE-05, TS-14
+        "PoolExhausted": timedelta(minutes=5),
+        "HighLatency": timedelta(minutes=5),
+        "CircuitBreakerOpen": timedelta(minutes=10),
+        "OOM": timedelta(minutes=15),
+    }
+    given = {"HighLatency": LATENCY}
+    for cls in load_playbooks():
+        playbook = load_playbooks().build(cls.name, given.get(cls.name, {}))
+        assert playbook.parameters.verification.held(resolved=True) >= rows[cls.name]
 
 
 @pytest.mark.parametrize(
