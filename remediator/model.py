@@ -461,6 +461,8 @@ class Decision(Value):
     code: str
     """Stable word for machines: ``budget``, ``cooldown``, ``paused``, ``demoted``..."""
     reason: str
+    again_in: Duration | None = None
+    """Of a wait whose end is known: the time until then."""
 
 
 class MitigationState(StrEnum):

@@ -19,6 +19,7 @@ from remediator.kinds import KINDS, STRICTEST, Kind
 from remediator.maintenance import Halt, Window, covered, longest, running
 from remediator.model import (
     Bound,
+    Decision,
     Finding,
     Incident,
     IncidentOutcome,
@@ -228,12 +229,20 @@ class Work:
     @property
     def out_of_patience(self) -> bool:
         """Whether too much time has passed since the incident last got anywhere."""
+        return self._patience_left < timedelta(0)
+
+    def can_wait_for(self, decision: Decision) -> bool:
+        """Whether the patience lasts until what ``decision`` waits for will have passed."""
+        return self._patience_left >= (decision.again_in or timedelta(0))
+
+    @property
+    def _patience_left(self) -> timedelta:
         incident = self.claim.incident
         progress = [incident.progressed_at]
         progress += [e.finished_at for e in self.claim.entries if e.finished_at is not None]
         if incident.phase in (Phase.ACT, Phase.REVERT):
             progress.append(incident.phase_since)
-        return self.waited_since(max(progress)) > PATIENCE
+        return PATIENCE - self.waited_since(max(progress))
 
     def waited_since(self, moment: datetime) -> timedelta:
         """Return the time since ``moment``, less what maintenance windows took of it."""

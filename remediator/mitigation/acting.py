@@ -196,8 +196,9 @@ def _refused(
         return deciding.refused(work, mitigation, decision)
     if decision.code == "maintenance":  # it began just now: what was approved waits for its end
         return Transition(phase=Phase.ACT, notify=False)
-    if decision.effect is Effect.WAIT and not work.out_of_patience:
-        return work.wait(decision.reason, deciding.RECHECK, code=decision.code)
+    if decision.effect is Effect.WAIT and work.can_wait_for(decision):
+        again = decision.again_in or deciding.RECHECK
+        return work.wait(decision.reason, again, code=decision.code)
     settlement = Settlement(
         id=approved.id,
         state=MitigationState.DENIED,

@@ -21,7 +21,7 @@ from remediator.model import (
 )
 from remediator.store.ledger import Settlement
 from remediator.store.queue import Transition
-from remediator.work import Work, close
+from remediator.work import SEEN_AGAIN, Work, close
 
 MUTATIONS_PER_INCIDENT = 3
 """Most changes that one incident may make (procedures, section 0)."""
@@ -124,8 +124,8 @@ def refused(work: Work, mitigation: Mitigation, decision: Decision) -> Transitio
         return Transition(phase=Phase.DIAGNOSE, notify=False)
     if decision.effect is Effect.ASK:  # what worked came back just now
         return Transition(phase=Phase.DECIDE, notify=False)
-    if decision.effect is Effect.WAIT and not work.out_of_patience:
-        return work.wait(decision.reason, RECHECK, code=decision.code)
+    if decision.effect is Effect.WAIT and work.can_wait_for(decision):
+        return work.wait(decision.reason, decision.again_in or RECHECK, code=decision.code)
     preparation = Preparation(mitigation=mitigation)
     entry = work.entry(preparation, MitigationState.DENIED, decision.reason)
     reason = f"{decision.code}: {decision.reason}"
@@ -141,6 +141,11 @@ async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transi
     again = await _decided(work, preparation)
     if again.effect in (Effect.DENY, Effect.WAIT):  # nobody is asked for what would be refused
         return refused(work, mitigation, again)
+    incident, plan = work.claim.incident, preparation.mitigation
+    other = await work.around.ledger.asked_elsewhere(incident, plan)
+    if other is not None:
+        reason = f"{other} asks for a change of the same things: its answer is waited for"
+        return work.wait(reason, SEEN_AGAIN, code="asked").model_copy(update={"progress": True})
     asked_for = mitigation.reason
     if decision.code != "approve":
         asked_for = f"{asked_for}; {decision.reason}"

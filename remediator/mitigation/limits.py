@@ -6,12 +6,16 @@ Refusals for good come first, so that nobody waits for what will be refused anyw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from remediator.kinds import ApprovalClass
 from remediator.mitigation.safeguarding import Plan, demoted, safeguard
 from remediator.model import Bound, Decision, Effect, Preparation, format_duration
 from remediator.safeguards import Allowance
 from remediator.store.ledger import Standing
+
+WAITED_OUT = timedelta(minutes=5)
+"""Longest rest of a cooldown that is waited for; more is refused, so that a human has the time."""
 
 
 def judge(
@@ -95,7 +99,10 @@ def _cooling_down(standing: Standing, bounds: Sequence[Bound]) -> Decision | Non
         f"another incident changed this target {int(passed.total_seconds())} s ago; the cooldown"
         f" of {longest.scope} is {format_duration(longest.limits.cooldown)}"
     )
-    return Decision(effect=Effect.DENY, code="cooldown", reason=reason)
+    left = longest.limits.cooldown - passed
+    if left > WAITED_OUT:
+        return Decision(effect=Effect.DENY, code="cooldown", reason=reason)
+    return Decision(effect=Effect.WAIT, code="cooldown", reason=reason, again_in=left)
 
 
 def _busy(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:

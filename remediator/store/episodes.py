@@ -139,6 +139,8 @@ class Snapshot(Value):
     """By fingerprint."""
     open_incidents: dict[str, IncidentId]
     """By correlation key; also unmatched records whose alerts still fire."""
+    replays: dict[str, dict[AlertId, IncidentId]] = Field(default_factory=dict)
+    """Alerts that fire in open replays for real, with their incidents, by fingerprint."""
     events: dict[DeliveryId, SenderEvent] = Field(default_factory=dict)
     """What a sender of incidents says, by delivery."""
     records: dict[DeliveryId, dict[str, IncidentId]] = Field(default_factory=dict)
@@ -198,6 +200,7 @@ async def snapshot_of(
     return Snapshot(
         episodes=episodes,
         open_incidents=incidents,
+        replays=await _replays(connection),
         events=events,
         records=records,
         reported=known,
@@ -207,6 +210,21 @@ async def snapshot_of(
 def _prints(alert: Alert) -> tuple[str, str]:
     """Return the fingerprints under which an alert's episode may be."""
     return alert.fingerprint, apart_from(alert.fingerprint, alert.labels)
+
+
+async def _replays(connection: AsyncConnection) -> dict[str, dict[AlertId, IncidentId]]:
+    """Read what open replays for real are about: few, as humans ask for each."""
+    query = (
+        select(t.alerts.c.fingerprint, t.alerts.c.id, t.alerts.c.incident_id)
+        .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
+        .where(t.incidents.c.state == literal_column("'open'"))  # as the index has it
+        .where(t.incidents.c.replay_of.is_not(None), t.incidents.c.dry_run.is_(False))
+        .where(t.alerts.c.status == AlertStatus.FIRING)
+    )
+    found: dict[str, dict[AlertId, IncidentId]] = {}
+    for fingerprint, alert, incident in (await connection.execute(query)).all():
+        found.setdefault(fingerprint, {})[AlertId(alert)] = IncidentId(incident)
+    return found
 
 
 async def _episodes(connection: AsyncConnection, which: ColumnElement[bool]) -> dict[str, Episode]:

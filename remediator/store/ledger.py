@@ -36,6 +36,7 @@ from remediator.model import (
 )
 from remediator.safeguards import Allowance
 from remediator.store import tables as t
+from remediator.store.asking import asked_elsewhere
 from remediator.store.claims import require_claimed
 from remediator.store.database import Database
 from remediator.store.hindsight import COUNTED, Hindsight, hindsight
@@ -154,6 +155,11 @@ class Ledger:
                 await require_claimed(connection, t.incidents, incident.id, incident.epoch)
             now = await self._database.now(connection)
             return now, await _halt(connection, incident, now)
+
+    async def asked_elsewhere(self, incident: Incident, plan: Mitigation) -> IncidentId | None:
+        """Return another incident that waits for an answer about the same things, if any."""
+        async with self._database.read() as connection:
+            return await asked_elsewhere(connection, incident.id, plan)
 
     async def usage(self, bounds: Sequence[Bound]) -> list[Usage]:
         """Count what is used of ``bounds`` now."""

@@ -35,6 +35,7 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.acknowledging import begin_escalation
+from remediator.store.asking import asked_elsewhere
 from remediator.store.claimed import LEASE, Claim, read_claim
 from remediator.store.claims import claim_due, release_claimed, require_claimed, write_claimed
 from remediator.store.columns import Instant
@@ -181,13 +182,14 @@ class Queue:
         """End the step: write its whole result, release the lease, keep earlier wake-ups.
 
         A good end is not written when an event came while the step ran: it may not be good any
-        more, so the step is taken again. Raises ``OwnershipLost`` and writes nothing when the
+        more, so the step is taken again. So it is when another incident has asked for the same
+        things meanwhile. Raises ``OwnershipLost`` and writes nothing when the
         incident was claimed or finished since.
         """
 
         async def operation(connection: AsyncConnection) -> bool:
             now = await self._database.now(connection)
-            if result.outcome in _GOOD_ENDS and await _is_poked(connection, claim):
+            if await _overtaken(connection, claim, result):
                 await _write(connection, claim, {"due_at": now, "lease_until": None})
                 return False
             await _write(connection, claim, _columns(claim, result, now))
@@ -201,9 +203,11 @@ class Queue:
                 await correct_notice(connection, claim.incident.id, now)
             return result.outcome is not None
 
-        # a close is serial with triage, so that no alert joins what is just being closed
+        # a close is serial with triage, so that no alert joins what is just being closed; a
+        # question with others, so that nobody is asked for the same things twice
+        serial = result.outcome is not None or _asks(result)
         with self._minding_losses():
-            closed = await self._database.write(operation, serial=result.outcome is not None)
+            closed = await self._database.write(operation, serial=serial)
         self._stretch = max(self._stretch * _EASES, 1.0)
         self._announce(Happening.CLOSED if closed else Happening.CHANGED, claim.incident.id)
 
@@ -246,6 +250,20 @@ class Queue:
 async def _write(connection: AsyncConnection, claim: Claim, values: dict[str, Any]) -> None:
     incident = claim.incident
     await write_claimed(connection, t.incidents, incident.id, incident.epoch, values)
+
+
+def _asks(result: Transition) -> bool:
+    return result.entry is not None and result.entry.state is MitigationState.AWAITING_APPROVAL
+
+
+async def _overtaken(connection: AsyncConnection, claim: Claim, result: Transition) -> bool:
+    """Whether what happened meanwhile makes the step's result void: it is taken again."""
+    if result.outcome in _GOOD_ENDS:
+        return await _is_poked(connection, claim)
+    if result.entry is None or not _asks(result):
+        return False
+    plan = result.entry.mitigation
+    return await asked_elsewhere(connection, claim.incident.id, plan) is not None
 
 
 async def _is_poked(connection: AsyncConnection, claim: Claim) -> bool:

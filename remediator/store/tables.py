@@ -151,6 +151,9 @@ incidents = Table(
     ),
     _partial("ix_incidents_due", "due_at", where="due_at IS NOT NULL"),
     _partial("ix_incidents_still_open", "opened_at", where="state = 'open'"),
+    _partial(
+        "ix_incidents_replayed", "opened_at", where="state = 'open' AND replay_of IS NOT NULL"
+    ),
     Index("ix_incidents_opened", "opened_at", "id"),
     Index("ix_incidents_service", "system", "service", "opened_at"),
 )

@@ -87,6 +87,7 @@ class _Draft:
         self.open_incidents = dict(self.snapshot.open_incidents)
         self.records = {found: dict(of) for found, of in self.snapshot.records.items()}
         self.reported = dict(self.snapshot.reported)
+        self.replays = {key: dict(found) for key, found in self.snapshot.replays.items()}
 
     def take(self, delivery: Delivery, alert: Alert) -> None:
         alert = self.told_apart(alert)
@@ -120,6 +121,8 @@ class _Draft:
 
     def resolved(self, delivery: Delivery, alert: Alert) -> None:
         episode = self.episodes.get(alert.fingerprint)
+        if episode is None:
+            self._leave_replays(delivery, alert.fingerprint, alert.ends_at)
         if episode is None or episode.status is not AlertStatus.FIRING:
             return
         if alert.ends_at is not None and alert.ends_at < episode.starts_at:
@@ -132,7 +135,9 @@ class _Draft:
             return
         match = self.matching(alert, delivery)
         incident = self._incident(match, alert, delivery)
-        self._join(delivery, incident, alert, match.rating, latest=False)
+        joining = self._join(delivery, incident, alert, match.rating, latest=False)
+        if not delivery.dry_run:
+            self.replays.setdefault(alert.fingerprint, {})[joining] = incident
 
     def stands(self, alerts: Sequence[Alert]) -> bool:
         """Say whether a repetition of ``alerts`` would find all of them firing, and leave it so.
@@ -229,7 +234,7 @@ class _Draft:
         rating: Rating,
         *,
         latest: bool = True,
-    ) -> None:
+    ) -> AlertId:
         joining = Joining(
             id=AlertId(new_id("alt", self.now)),
             incident_id=incident,
@@ -251,6 +256,7 @@ class _Draft:
                 group_key=alert.group_key,
                 labels=alert.labels,
             )
+        return joining.id
 
     def _resend(self, delivery: Delivery, episode: Episode) -> None:
         if episode.id not in self.joined:
@@ -265,6 +271,15 @@ class _Draft:
         self.touched[delivery.id][episode.incident_id] = None
         ended = {"status": AlertStatus.RESOLVED, "resolved_at": self.now, "ends_at": ends_at}
         self.episodes[episode.fingerprint] = episode.model_copy(update=ended)
+        self._leave_replays(delivery, episode.fingerprint, ends_at)
+
+    def _leave_replays(
+        self, delivery: Delivery, fingerprint: str, ends_at: datetime | None
+    ) -> None:
+        """Let what was played again for real hear that its alert resolved."""
+        for alert, incident in self.replays.pop(fingerprint, {}).items():
+            self.left[alert] = ends_at
+            self.touched[delivery.id][incident] = None
 
     def _supersede(self, episode: Episode) -> None:
         if episode.id in self.joined:
