@@ -8,27 +8,22 @@ stopped first: a reset comes into question only after that has not been enough.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Awaitable, Mapping
 from datetime import timedelta
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from remediator import (
     Alert,
     AlertStatus,
     Assessment,
-    BackendRefused,
-    BackendUnavailable,
     Breaker,
     BreakerList,
+    BreakerProof,
     BreakerState,
-    CallsGate,
     Context,
-    Duration,
-    Endpoint,
     Finding,
     Findings,
     FindingStatus,
@@ -38,13 +33,13 @@ from remediator import (
     MigrationList,
     Migrations,
     Mitigation,
-    PermanentError,
     Playbook,
     Proposal,
     Risk,
     Sample,
     Value,
     Verification,
+    Watched,
     alertnames,
     breaker_described,
     listed_names,
@@ -52,27 +47,12 @@ from remediator import (
 
 RESET, SET = "reset_breaker", "set_migration"
 
-PROBING = 22.0
-"""Seconds that all probes of one upstream may take together."""
-LONGEST_PAUSES = timedelta(seconds=12)
-"""Time that the pauses between the probes may take together."""
-
 _EMERGENCY = "a human decides about an emergency stop"
 _EXACT = ("breaker", "pair")
 """Labels that say which breaker is meant."""
 _MAYBE = "name"
 """A label that does so only where its value is a listed breaker: it is also used for others."""
 _MANUAL = re.compile(r"(?i)manual|maintenance|operator|activat|emergency|human|do not|don't")
-_HEALTHY = frozenset({"UP", "OK", "HEALTHY", "PASS"})
-
-
-class Upstream(Value):
-    """Where the health of what a breaker protects from is read."""
-
-    role: str = "upstream"
-    """Role of a target of this service, of kind http."""
-    path: str = "/health"
-    """Path that answers 2xx and JSON while it is healthy."""
 
 
 class Hindrance(Value):
@@ -86,21 +66,13 @@ class Hindrance(Value):
 _Judged = Mitigation | Hindrance
 
 
-class BreakerParameters(CallsGate):
+class BreakerParameters(BreakerProof):
     """What a service may set."""
 
     verification: Verification = Verification(
         hold=timedelta(minutes=10),
         deadline=timedelta(minutes=12),
     )
-    upstreams: dict[str, Upstream] = Field(default_factory=dict)
-    """What each breaker calls, by its name; with neither this nor a query there is no reset."""
-    look_again: Duration = Field(default=timedelta(seconds=30), ge=timedelta(seconds=1))
-    """Time between two looks while something may pass by itself."""
-    clean_probes: int = Field(default=2, ge=2, le=5)
-    """Probes of the upstream that must succeed one after the other (runbooks: 2)."""
-    probe_gap: Duration = timedelta(seconds=2)
-    """Time between two probes."""
     manual_reasons: tuple[re.Pattern[str], ...] = (_MANUAL,)
     """Regular expressions: an open breaker whose reason one of them finds was opened by a human."""
     multi_threshold: int = Field(default=2, ge=2)
@@ -110,12 +82,6 @@ class BreakerParameters(CallsGate):
         """Nothing is reset where nothing can prove that the cause is gone."""
         proven = self.upstreams or self.error_query
         return {} if proven else {RESET: "neither upstreams nor error_query"}
-
-    @model_validator(mode="after")
-    def _probes_fit(self) -> Self:
-        if self.probe_gap * (self.clean_probes - 1) > LONGEST_PAUSES:
-            raise ValueError("the pauses between the probes are longer than 12 s together")
-        return self
 
 
 class CircuitBreakerOpen(Playbook[BreakerParameters]):
@@ -147,13 +113,20 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
         if listing is None or listing.many(self.parameters.multi_threshold):
             return findings
         proofs: dict[str, Awaitable[Finding]] = {}
+        if self.parameters.sees_deadlocks(context):
+            proofs["deadlocks"] = self.parameters.deadlocks(context)
         for breaker in self._meant(context, listing):
             if breaker.state is BreakerState.OPEN and not _moving(findings, breaker):
                 proofs |= self._proofs(context, breaker.name, self.parameters.clean_probes)
-        return Findings(findings | await context.gather(proofs, within=PROBING))
+        return Findings(findings | await context.gather(proofs, within=BreakerParameters.probing))
 
     def propose(self, context: Context, findings: Findings) -> Proposal:
         """Stop one migration or reset one breaker, if everything speaks for it; else wait or not."""
+        watched = self.parameters.watched(context, findings)
+        proposal = self._choose(context, findings, watched)
+        return proposal.model_copy(update={"noted": watched.noted})
+
+    def _choose(self, context: Context, findings: Findings, watched: Watched) -> Proposal:
         listing = findings.evidence("breakers", BreakerList)
         if listing is None:
             reason = "; ".join(findings.unknown("breakers"))
@@ -170,7 +143,7 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
             return Proposal(reason=f"{reason}; nothing is reset.")
         plans, hindrances, meant = [], [], self._meant(context, listing)
         for breaker in meant:
-            judged = self._judge(context, findings, breaker)
+            judged = self._judge(context, findings, breaker, watched)
             if isinstance(judged, Mitigation):
                 plans.append(judged)
             else:
@@ -222,26 +195,10 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
         """Return the checks that can prove that the cause is gone; none where none is configured."""
         proofs: dict[str, Awaitable[Finding]] = {}
         if name in self.parameters.upstreams:
-            proofs[f"upstream {name}"] = self._upstream(context, name, probes)
+            proofs[f"upstream {name}"] = self.parameters.upstream(context, name, probes)
         if self.parameters.error_query:
             proofs[f"calls {name}"] = self.parameters.calls(context, name, now_only=now_only)
         return proofs
-
-    async def _upstream(self, context: Context, breaker: str, probes: int) -> Finding:
-        """Probe until one probe fails; an upstream that does not answer is a problem, not a gap."""
-        upstream = self.parameters.upstreams[breaker]
-        endpoint = _endpoint(context, upstream)
-        name, status = f"upstream {breaker}", FindingStatus.FINE
-        where = f"the upstream of {breaker} ({upstream.role}{upstream.path})"
-        summary = f"Healthy in {probes} of {probes} probes: {where}."
-        for number in range(probes):
-            if number:
-                await asyncio.sleep(self.parameters.probe_gap.total_seconds())
-            problem = await _unhealthy(endpoint, upstream.path)
-            if problem:
-                status, summary = FindingStatus.PROBLEM, f"Not healthy: {where}: {problem}."
-                break
-        return Finding(name=name, status=status, summary=summary)
 
     # --- choosing ------------------------------------------------------------------------------
 
@@ -257,7 +214,9 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
         wait = self.parameters.look_again if passes else None
         return Proposal(reason=" ".join(said), wait=wait)
 
-    def _judge(self, context: Context, findings: Findings, breaker: Breaker) -> _Judged:
+    def _judge(
+        self, context: Context, findings: Findings, breaker: Breaker, watched: Watched
+    ) -> _Judged:
         """Say what is to be done about ``breaker``, or why nothing is."""
         name, tried = breaker.name, _tried(context)
         if (RESET, name) in tried and breaker.state in _TRIPPED:
@@ -282,7 +241,23 @@ class CircuitBreakerOpen(Playbook[BreakerParameters]):
             return Hindrance(said=f"{said} Somebody is at work on it; nothing is changed.")
         if moving:
             return _stop(context, moving)
-        return self._cause(context, findings, name) or self._reset(context, findings, breaker)
+        hindrance = self._cause(context, findings, name) or self._locked(findings, name)
+        return (
+            hindrance
+            or self._early(context, watched, name)
+            or self._reset(context, findings, breaker)
+        )
+
+    def _locked(self, findings: Findings, name: str) -> Hindrance | None:
+        said, passes = self.parameters.locked(findings)
+        if not said:
+            return None
+        return Hindrance(said=f"Breaker {name} is open, and not reset: {said}", passes=passes)
+
+    def _early(self, context: Context, watched: Watched, name: str) -> Hindrance | None:
+        half_opens = context.breakers().half_opens
+        said = self.parameters.early(watched, name, half_opens=half_opens)
+        return Hindrance(said=said, passes=True) if said else None
 
     def _reset(self, context: Context, findings: Findings, breaker: Breaker) -> Mitigation:
         name = breaker.name
@@ -347,28 +322,6 @@ async def _closed(context: Context, name: str) -> Finding:
 
 async def _stopped(context: Context, name: str) -> Finding:
     return MigrationList(migrations=await context.migrations().migrations()).stopped(name)
-
-
-async def _unhealthy(endpoint: Endpoint, path: str) -> str:
-    """Probe once; say what is wrong, or nothing. ``BackendRefused`` proves neither."""
-    try:
-        answer: Any = await endpoint.get_json(path)
-    except BackendUnavailable as error:
-        return str(error)
-    except BackendRefused as error:
-        raise PermanentError(f"the probe itself was refused, correct it: {error}") from error
-    status = answer.get("status") if isinstance(answer, dict) else None
-    if status is not None and str(status).upper() not in _HEALTHY:
-        return f"its status is {str(status)[:40]!r}"
-    return ""
-
-
-def _endpoint(context: Context, upstream: Upstream) -> Endpoint:
-    endpoint = context.endpoint(upstream.role)
-    target = context.targets.get(upstream.role)
-    if endpoint is None or target is None or target.kind != "http":
-        raise PermanentError(f"the service has no http target in the role {upstream.role!r}")
-    return endpoint
 
 
 def _firing(context: Context) -> list[Alert]:

@@ -42,6 +42,7 @@ from remediator.diagnostics.memory import (
     whole_mebibytes,
 )
 from remediator.diagnostics.pool import POOL_ALERTS, PoolSource, PoolUse
+from remediator.diagnostics.proof import BreakerProof
 from remediator.diagnostics.releases import (
     RELEASE_MAX_AGE,
     Release,
@@ -65,6 +66,7 @@ from remediator.diagnostics.sessions import (
     sessions_listed,
     sessions_that,
 )
+from remediator.diagnostics.watched import Watched
 from remediator.errors import BackendRefused, BackendUnavailable, PermanentError, TemporaryError
 from remediator.keyspace import KeyCount, MemoryUse, SlowCommand
 from remediator.model import (
@@ -133,6 +135,7 @@ __all__ = [
     "Blocking",
     "Breaker",
     "BreakerList",
+    "BreakerProof",
     "BreakerState",
     "Breakers",
     "CacheBounds",
@@ -205,6 +208,7 @@ __all__ = [
     "Termination",
     "Value",
     "Verification",
+    "Watched",
     "Workload",
     "WorkloadEvent",
     "Workloads",

@@ -439,6 +439,8 @@ class Proposal(Value):
     """Why these, or why nothing."""
     wait: Duration | None = None
     """With no mitigation: look again after this time, for what passes by itself. Not for ever."""
+    noted: dict[str, JsonValue] = Field(default_factory=dict)
+    """What the playbook wants to know at its next look at the same incident: ``Context.noted``."""
     impaired: tuple[str, ...] = ()
     """Filled by the engine: senses that could not be trusted when this was proposed."""
 

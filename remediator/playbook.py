@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 import structlog
-from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, JsonValue, ValidationError, model_validator
 
 from remediator.errors import ConfigError, PermanentError, TemporaryError
 from remediator.mistakes import mistakes
@@ -165,6 +165,8 @@ class Context:
     """Mitigations of this incident whose lever was pulled in earlier rounds, oldest first."""
     beside: tuple[Alert, ...] = ()
     """Alerts of the same service that fire now, but belong to other recent incidents."""
+    noted: Mapping[str, JsonValue] = field(default_factory=dict)
+    """What the playbook's last proposal for this incident noted for this look."""
 
     @property
     def metrics(self) -> Metrics | None:

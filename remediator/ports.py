@@ -185,6 +185,11 @@ class Breaker(Value):
 class Breakers(Protocol):
     """Reads the circuit breakers of one HTTP service of the catalogue."""
 
+    @property
+    def half_opens(self) -> bool:
+        """Whether an open breaker tries again by itself after a time: it is half-open then."""
+        ...
+
     async def probe(self) -> Sense:
         """Say whether the breakers can be read."""
         ...

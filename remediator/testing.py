@@ -234,7 +234,7 @@ def context_for(
     )
 
 
-async def run_playbook(
+async def run_playbook(  # noqa: PLR0913 - by keyword, each with a meaning of its own
     playbook: Playbook[Any],
     *,
     alert: Alert,
@@ -242,9 +242,13 @@ async def run_playbook(
     ports: Mapping[str, Port],
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     tried: tuple[Mitigation, ...] = (),
+    noted: Mapping[str, JsonValue] | None = None,
 ) -> PlaybookRun:
-    """Diagnose and propose once, as the engine would; nothing is changed."""
+    """Diagnose and propose once, as the engine would; nothing is changed.
+
+    ``noted`` is what the proposal of the last look says.
+    """
     seen = context_for(playbook, targets=targets, ports=ports, now=now(), alerts=(alert,))
-    context = replace(seen, tried=tried)
+    context = replace(seen, tried=tried, noted=noted or {})
     findings = await playbook.diagnose(context)
     return PlaybookRun(findings=findings, proposal=playbook.propose(context, findings))

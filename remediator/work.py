@@ -87,13 +87,10 @@ class Surroundings:
     """The read ports of a service, by role."""
     levers: Levers
     ledger: Ledger
-<<<<<<< HEAD
     frame: Frame = field(default_factory=Frame)
     """Of what is said to humans."""
-=======
     kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
     """What each kind of mitigation may do at most."""
->>>>>>> dd69e80 (Declare every kind of mitigation once, with bounds that configuration cannot widen)
     monotonic: Callable[[], float] = time.monotonic
 
     async def paused(
@@ -142,6 +139,7 @@ class Work:
             now=self.claim.now,
             tried=tuple(entry.mitigation for entry in self.made),
             beside=self.claim.neighbours,
+            noted={} if self.claim.proposal is None else self.claim.proposal.noted,
         )
 
     @property

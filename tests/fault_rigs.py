@@ -173,7 +173,9 @@ def open_breaker(
             backends = {"admin": admin, "bank": {"url": url}}
             targets: dict[str, Any] = {"admin": "admin", "bank": "bank"}
             config = configuration("CircuitBreakerOpen", targets, http=backends)
-            parameters(config, upstreams={"payments": {"role": "bank"}}, probe_gap="10ms")
+            quick = {"probe_gap": "100ms", "look_again": "1s"}
+            quick |= {"wait_duration": "1s", "clean_for": "1s"}
+            parameters(config, upstreams={"payments": {"role": "bank"}}, **quick)
             labels = {"alertname": "CircuitBreakerOpen", "breaker": "payments"}
             environ = {"READER": READER, "WRITER": WRITER}
             times = breakers.posted_at

@@ -50,6 +50,8 @@ class Shape:
     reset: Callable[[str], str]
     """Path of the reset of a breaker, its name already quoted."""
     body: JsonValue = None
+    half_opens: bool = False
+    """Whether an open breaker tries again by itself; ``/admin/circuit-breaker`` does not tell."""
 
 
 NO_REASON = "no reason is given"
@@ -85,6 +87,7 @@ SHAPES: Mapping[ShapeName, Shape] = {
         read=_actuator,
         reset="/actuator/circuitbreakers/{}".format,
         body={"updateState": "CLOSE"},
+        half_opens=True,
     ),
     "admin": Shape(
         path="/admin/circuit-breaker/status",
@@ -101,6 +104,11 @@ class HttpBreakers(HttpEndpoint):
         """Keep the base ``url`` of one instance; raises ``ConfigError`` as ``HttpEndpoint``."""
         super().__init__(url, name=name, token=token)
         self._shape = SHAPES[shape]
+
+    @property
+    def half_opens(self) -> bool:
+        """Whether an open breaker tries again by itself after a time."""
+        return self._shape.half_opens
 
     async def probe(self) -> Sense:
         """Say whether the breakers can be read."""

@@ -27,6 +27,8 @@ LAST_CALLS = 10
 """Calls that the breaker judges."""
 RATE = 20.0
 """Orders a second."""
+WAIT = "3s"
+"""The breaker's own time until it would try again."""
 CALM, OUTAGE = 2.5, 2.0
 """Seconds until the payments go down, and that they are down."""
 
@@ -51,7 +53,8 @@ class Payments:
 class Breaker:
     """A circuit breaker that opens when half of its last calls failed, and stays open.
 
-    As so many are configured: it may try again by itself only after minutes.
+    As many do: it would try again at the first call after ``WAIT``, but its service turns all orders
+    away before they reach it, so that no call ever comes.
     """
 
     calls: deque[bool] = field(default_factory=lambda: deque(maxlen=LAST_CALLS))
@@ -168,7 +171,10 @@ class BreakerLook:
                 style=BAD,
             )
         if "down" in told and not self.down and told.first("up"):
-            yield Fact("The payments service is well again, but the breaker stays open")
+            yield Fact(
+                "The payments service is well again, but the breaker stays open: the remediator"
+                f" waits for twice its wait duration of {WAIT}, to see whether it closes by itself"
+            )
         if "open" in told and not self.is_open and told.first("closed"):
             yield Fact(f"The breaker {NAME} is closed: {self.resets} reset call so far", style=GOOD)
 
@@ -262,6 +268,9 @@ def _settings(site: Site, orders_url: str, payments_url: str) -> Settings:
         "mode": "auto",
         "upstreams": {NAME: {"role": "upstream", "path": "/health"}},
         "probe_gap": "500ms",
+        "look_again": "1s",
+        "wait_duration": WAIT,
+        "clean_for": WAIT,
         "verification": VERIFICATION,
     }
     return site.configure(

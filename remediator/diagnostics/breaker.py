@@ -152,9 +152,9 @@ class CallsGate(Parameters):
 
     error_query: str | None = None
     """PromQL for the share of failed calls, one series; `{breaker}` is the quoted name."""
-    error_limit: float = Field(default=0.01, ge=0, lt=1)
+    error_limit: float = Field(default=0.01, ge=0, le=0.01)
     """Share of failed calls up to which the cause is gone (runbooks: 0.01)."""
-    error_for: Duration = Field(default=timedelta(minutes=5), ge=timedelta(minutes=1))
+    error_for: Duration = Field(default=timedelta(minutes=5), ge=timedelta(minutes=5))
     """Time over which every sample must keep it (runbooks: 5 minutes)."""
 
     @model_validator(mode="after")

@@ -118,7 +118,7 @@ async def test_nothing_is_waited_for_beyond_the_patience(open_bench: OpenBench) 
     service = a_service(target_limits=cooling(5 * MINUTE))
     async with open_bench(World(things={"lamp"}), services=[service]) as bench:
         await changed_before(bench, MINUTE)
-        await bench.store.commands.pause("shop/orders", "ann", "a look")
+        bench.eyes.impaired = "no data"
         await bench.receive(bench.alert(pod="now"))
         await bench.settle(60)
         cooldown = PATIENCE + 3 * MINUTE  # whose rest would be short enough, but ends too late
@@ -126,8 +126,8 @@ async def test_nothing_is_waited_for_beyond_the_patience(open_bench: OpenBench) 
         await bench.settle((PATIENCE - 3 * MINUTE).total_seconds())
         catalogue = bench.around.catalogue.model_copy(update={"services": (longer,)})
         bench.around = replace(bench.around, catalogue=catalogue)
-        await bench.store.commands.resume("shop/orders", "ann")
-        await bench.settle(5)
+        bench.eyes.impaired = ""
+        await bench.settle(15)
         denied = await latest(bench)
         assert denied.outcome is IncidentOutcome.DENIED
         assert denied.reason.startswith("cooldown: ")
@@ -274,6 +274,7 @@ async def test_a_replay_and_its_resolve_in_one_batch_are_told_in_their_order(
         inbox = bench.store.inbox
         again = a_delivery(bench.clock, source=alert.source, replay_of="dlv-1")
         await inbox.put(again, [alert], [])
+        bench.clock.advance(timedelta(seconds=1))
         await inbox.put(a_delivery(bench.clock), [resolved(alert, bench.clock)], [])
         await bench.triage()
         await bench.settle(1)

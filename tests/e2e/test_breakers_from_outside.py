@@ -22,7 +22,9 @@ def configuration(url: str) -> dict[str, Any]:
     playbook = {
         "mode": "auto",
         "upstreams": {"payments": {"role": "bank"}},
-        "probe_gap": "10ms",
+        "probe_gap": "100ms",
+        "wait_duration": "1s",
+        "clean_for": "1s",
         "look_again": "1s",
         "verification": FAST,
     }

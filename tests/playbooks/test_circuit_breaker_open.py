@@ -31,6 +31,7 @@ from remediator.model import (
 from remediator.playbook import load_playbooks
 from remediator.ports import Lever, Point, Port
 from remediator.testing import PlaybookRun, context_for, firing_alert, run_playbook
+from remediator.workloads import PodLog
 from tests.breaker_fixtures import READER, WRITER, BreakerService, breaker_service
 from tests.monitoring_fixtures import Start
 
@@ -45,7 +46,7 @@ FIVE: dict[str, Any] = dict.fromkeys(("a", "b", "c", "d", "e"), "OPEN")
 
 
 def playbook_of(**parameters: Any) -> CircuitBreakerOpen:
-    quick = {"upstreams": {"payments": {}, "search": {}}, "probe_gap": "1ms"}
+    quick = {"upstreams": {"payments": {}, "search": {}}, "probe_gap": "100ms"}
     return CircuitBreakerOpen(BreakerParameters.model_validate(quick | parameters))
 
 
@@ -91,15 +92,26 @@ class Scene:
     ports: dict[str, Port]
     labels: dict[str, str] = field(default_factory=dict)
     tried: tuple[Mitigation, ...] = ()
+    targets: dict[str, Target] = field(default_factory=lambda: TARGETS)
+    watched_for: timedelta = timedelta(minutes=5)
+    """Time over which the last looks saw all breakers open and their upstreams healthy."""
+
+    def noted(self, now: datetime) -> dict[str, Any]:
+        """What they noted, the last of them half a minute ago."""
+        last, since = now - timedelta(seconds=30), now - self.watched_for
+        times = {"since": since.isoformat(), "last": last.isoformat()}
+        seen = [f"{what} {name}" for name in self.service.breakers for what in ("open", "clean")]
+        return {"watched": {"seen": dict.fromkeys(seen, times)}}
 
     async def look(self, now: datetime = NOW, **parameters: Any) -> PlaybookRun:
         return await run_playbook(
             playbook_of(**parameters),
             alert=firing_alert("CircuitBreakerOpen", self.labels, NOW),
-            targets=TARGETS,
+            targets=self.targets,
             ports=self.ports,
             now=lambda: now,
             tried=self.tried,
+            noted=self.noted(now),
         )
 
     async def refused(self, **parameters: Any) -> str:
@@ -180,6 +192,112 @@ async def test_upstream_that_is_not_clean_every_time_means_no_reset(
     async with scene_of(shape, payments="OPEN") as scene:
         scene.service.health = list(health)
         assert "wait for the upstream" in await scene.waits()
+
+
+@pytest.mark.parametrize(
+    ("shape", "seconds", "said"),
+    [
+        ("actuator", 119, "may close by itself: it is open for 119 s of 120 s"),
+        ("actuator", 299, "its upstream is healthy for 299 s of 300 s"),
+        ("admin", 299, "its upstream is healthy for 299 s of 300 s"),
+        ("actuator", 300, ""),
+        ("admin", 300, ""),
+    ],
+)
+async def test_breaker_is_reset_only_once_its_cause_has_been_gone_for_long_enough(
+    shape: ShapeName, seconds: int, said: str
+) -> None:
+    async with scene_of(shape, payments="OPEN") as scene:
+        scene.watched_for = timedelta(seconds=seconds)
+        if said:
+            assert said in await scene.waits()
+        else:
+            assert len((await scene.look()).proposal.mitigations) == 1
+
+
+async def test_what_the_last_look_noted_counts_only_if_it_can_be_read_and_is_recent() -> None:
+    async with scene_of(payments="OPEN") as scene:
+        for noted in ({}, {"watched": "nonsense"}, {"watched": {"seen": {"open payments": 1}}}):
+            scene.noted = lambda now, noted=noted: noted  # type: ignore[method-assign, misc]
+            assert "0 s of 120 s" in await scene.waits()
+
+
+async def test_five_minutes_of_calls_that_succeed_do_not_replace_the_wait_for_half_open() -> None:
+    async with scene_of(BTCUSDT="OPEN") as scene:
+        scene.ports["prometheus"] = Shares()
+        scene.watched_for = timedelta(seconds=60)
+        assert "may close by itself" in await scene.waits(**GATE)
+        scene.watched_for = timedelta(seconds=120)
+        assert len((await scene.look(**GATE)).proposal.mitigations) == 1
+
+
+# --- deadlocks --------------------------------------------------------------------------------
+
+
+@dataclass
+class Deadlocks(Shares):
+    """A Prometheus that also counts deadlocks."""
+
+    count: float | None = 0
+
+    async def scalar(self, query: str) -> float:
+        self.asked.append(query)
+        if self.count is None:
+            raise BackendUnavailable("no data")
+        return self.count
+
+
+@pytest.mark.parametrize("query", ["sum(increase(pg_stat_database_deadlocks[5m]))"])
+async def test_deadlocks_that_are_counted_mean_no_reset(query: str) -> None:
+    async with scene_of("admin", payments="OPEN") as scene:
+        scene.ports["prometheus"] = seen = Deadlocks(count=1)
+        assert "1 deadlocks" in await scene.refused(deadlock_query=query)
+        seen.count = None
+        said = "whether there are deadlocks is not known: no data"
+        assert said in await scene.waits(deadlock_query=query)
+        seen.count = 0
+        assert len((await scene.look(deadlock_query=query)).proposal.mitigations) == 1
+        assert set(seen.asked) == {query}
+
+
+@dataclass
+class Logs:
+    """The logs of the service's pods."""
+
+    written: tuple[PodLog, ...]
+
+    async def probe(self) -> Sense:
+        return Sense(name="workload", state=SenseState.OK)
+
+    async def logs(self, target: Target, lines: int = 50) -> tuple[PodLog, ...]:
+        return self.written
+
+
+def wrote(*lines: str, previous: bool = False, missing: str = "") -> PodLog:
+    return PodLog(pod="p", container="c", previous=previous, lines=lines, missing=missing)
+
+
+@pytest.mark.parametrize(
+    ("logs", "said"),
+    [
+        ((wrote("ERROR: Deadlock detected"),), "Deadlocks are in the log of p"),
+        ((wrote(missing="forbidden"),), "not known: the logs cannot be read: p/c: forbidden"),
+        ((), "not known: the logs cannot be read: no pods"),
+        ((wrote("all is well"), wrote("deadlock", previous=True)), ""),
+    ],
+)
+async def test_deadlocks_in_the_logs_of_the_workload_mean_no_reset(
+    logs: tuple[PodLog, ...], said: str
+) -> None:
+    workload = Target(system="shop", service="pay", role="workload", kind="kubernetes", name="k")
+    async with scene_of("admin", payments="OPEN") as scene:
+        reader = Logs(logs)
+        pods: Any = reader
+        scene.ports["workload"] = pods
+        scene.targets = TARGETS | {"workload": workload}
+        run = await scene.look()
+    assert (run.proposal.mitigations == ()) is bool(said)
+    assert said in run.proposal.reason
 
 
 @BOTH
@@ -392,10 +510,12 @@ async def test_where_both_proofs_are_configured_both_must_hold() -> None:
 
 async def test_limit_and_time_can_be_set() -> None:
     async with scene_of(BTCUSDT="OPEN") as scene:
-        scene.ports["prometheus"] = Shares(lambda n: 0.05)
-        looser = GATE | {"error_limit": 0.05, "error_for": "90s"}
-        (plan,) = (await scene.look(**looser)).proposal.mitigations
-    assert "in the last 1m32s" in plan.reason, "whole steps, never less than was asked for"
+        scene.ports["prometheus"] = Shares(lambda n: 0.004)
+        stricter = GATE | {"error_limit": 0.005, "error_for": "5m10s"}
+        (plan,) = (await scene.look(**stricter)).proposal.mitigations
+        assert "in the last 5m15s" in plan.reason, "whole steps, never less than was asked for"
+        scene.ports["prometheus"] = Shares(lambda n: 0.006)
+        assert "wait until at most 0.5% of the calls fail" in await scene.waits(**stricter)
 
 
 @pytest.mark.parametrize(
@@ -646,8 +766,12 @@ async def test_finding_tells_which_are_open_and_how_many_calls_failed() -> None:
         {"force": True},
         {"look_again": "0s"},
         {"manual_reasons": ["("]},
-        {"error_for": "10s"},
-        {"error_limit": 1},
+        {"error_for": "4m59s"},
+        {"error_limit": 0.011},
+        {"probe_gap": "0s"},
+        {"wait_duration": "0s"},
+        {"wait_duration": "5m"},
+        {"clean_for": "0s"},
         {"error_query": 'x{pair="{breaker}"}'},
         {"error_query": "x{pair='{breaker}'}"},
         {"error_query": "x{pair=~{breaker}}"},

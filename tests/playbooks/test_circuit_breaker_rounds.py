@@ -29,12 +29,14 @@ TARGETS = {
     role: Target(system="shop", service="pay", role=role, kind="http", name=f"pay-{role}")
     for role in ("admin", "upstream")
 }
-PARAMETERS = {"upstreams": {"payments": {}}, "probe_gap": "1ms"}
+PARAMETERS = {"upstreams": {"payments": {}}, "probe_gap": "100ms"}
 
 
-def pay() -> Service:
+def pay(parameters: dict[str, Any]) -> Service:
     enabled = EnabledPlaybook(
-        name="CircuitBreakerOpen", modes=dict.fromkeys(Risk, Mode.AUTO), parameters=PARAMETERS
+        name="CircuitBreakerOpen",
+        modes=dict.fromkeys(Risk, Mode.AUTO),
+        parameters=PARAMETERS | parameters,
     )
     return Service(
         system="shop",
@@ -51,7 +53,11 @@ def pay() -> Service:
 
 @asynccontextmanager
 async def running(
-    open_bench: OpenBench, shape: ShapeName = "actuator", **breakers: str
+    open_bench: OpenBench,
+    shape: ShapeName = "actuator",
+    *,
+    parameters: dict[str, Any] | None = None,
+    **breakers: str,
 ) -> AsyncIterator[tuple[Bench, BreakerService, Alert]]:
     """Run the engine beside a service whose alert has just come in."""
     async with (
@@ -65,7 +71,7 @@ async def running(
         ports: dict[str, Port] = {"admin": admin, "upstream": upstream}
         bench.around = dataclasses.replace(
             bench.around,
-            catalogue=Catalogue(services=(pay(),), limits=WIDE),
+            catalogue=Catalogue(services=(pay(parameters or {}),), limits=WIDE),
             playbooks=PlaybookSet([CircuitBreakerOpen]),
             ports=lambda service: ports,
             levers=Levers({("http", "pay-admin"): (resets, moves)}),
@@ -107,6 +113,8 @@ async def test_upstream_that_comes_back_while_we_wait_leads_to_exactly_one_reset
         await bench.settle(minutes(4))
         assert service.posts == []
         service.health = [200]
+        await bench.settle(minutes(4.9))
+        assert service.posts == [], "it has to be healthy for five minutes"
         await bench.settle(minutes(12))
         assert (await bench.incident()).phase is Phase.SETTLE
         await bench.receive(resolved(alert, bench.clock))
@@ -114,6 +122,51 @@ async def test_upstream_that_comes_back_while_we_wait_leads_to_exactly_one_reset
         assert (await bench.incident()).outcome is IncidentOutcome.MITIGATED
     assert len(service.posts) == 1
     assert service.breakers == {"payments": "CLOSED", "search": "CLOSED"}
+
+
+@BOTH
+async def test_look_that_fails_begins_the_five_minutes_anew(
+    open_bench: OpenBench, shape: ShapeName
+) -> None:
+    async with running(open_bench, shape, payments="OPEN") as (bench, service, _):
+        await bench.settle(minutes(3))
+        service.health = [503, 200]
+        await bench.settle(minutes(4.5))
+        assert service.posts == []
+        await bench.settle(minutes(1.5))
+    assert len(service.posts) == 1
+
+
+async def test_breaker_that_may_close_by_itself_gets_twice_its_wait_duration(
+    open_bench: OpenBench,
+) -> None:
+    own = {"wait_duration": "2m", "clean_for": "1s"}
+    async with running(open_bench, parameters=own, payments="OPEN") as (bench, service, _):
+        await bench.settle(minutes(3.9))
+        assert service.posts == []
+        assert "may close by itself" in (await bench.incident()).reason
+        await bench.settle(minutes(0.7))
+    assert len(service.posts) == 1
+
+
+async def test_no_parameter_shortens_the_five_minutes_where_no_breaker_is_ever_half_open(
+    open_bench: OpenBench,
+) -> None:
+    own = {"wait_duration": "1s", "clean_for": "1s"}
+    async with running(open_bench, "admin", parameters=own, payments="OPEN") as parts:
+        bench, service, _ = parts
+        await bench.settle(minutes(4.9))
+        assert service.posts == []
+        await bench.settle(minutes(0.7))
+    assert len(service.posts) == 1
+
+
+async def test_time_in_which_nobody_looked_proves_nothing(open_bench: OpenBench) -> None:
+    async with running(open_bench, payments="OPEN") as (bench, service, _):
+        await bench.settle(minutes(2))
+        bench.clock.advance(timedelta(minutes=4))
+        await bench.settle(1)
+        assert service.posts == []
 
 
 async def test_half_open_breaker_that_closes_by_itself_needs_no_human(
@@ -135,7 +188,7 @@ async def test_reset_whose_answer_is_lost_is_looked_at_and_not_repeated(
 ) -> None:
     async with running(open_bench, shape, payments="OPEN") as (bench, service, _):
         service.drop = True
-        await bench.settle(minutes(12))
+        await bench.settle(minutes(17))
         incident = await bench.incident()
     assert incident.phase is Phase.SETTLE
     assert len(service.posts) == 1
@@ -156,7 +209,7 @@ async def test_breaker_that_opens_again_is_told_to_a_human_and_not_reset_again(
     open_bench: OpenBench,
 ) -> None:
     async with running(open_bench, payments="OPEN") as (bench, service, _):
-        await bench.settle(minutes(2))
+        await bench.settle(minutes(6))
         assert len(service.posts) == 1
         service.breakers["payments"] = "OPEN"
         await bench.settle(minutes(11))
@@ -175,7 +228,7 @@ async def test_migration_is_stopped_first_and_the_reset_follows_in_a_later_round
         await bench.settle(minutes(10))
         assert service.moved == [{"pair": "payments", "percentage": 0}]
         assert service.posts == [], "the stop is judged first"
-        await bench.settle(minutes(14))
+        await bench.settle(minutes(20))
         assert len(service.posts) == 1
         assert (await bench.incident()).phase is Phase.SETTLE
         await bench.receive(resolved(alert, bench.clock))
