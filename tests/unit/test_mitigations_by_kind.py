@@ -10,7 +10,7 @@ import yaml
 
 from remediator.app.backends import open_backends
 from remediator.app.checked import load, views
-from remediator.app.possible import possible
+from remediator.app.possible import Reached, possible
 from remediator.app.rbac import levers_by_namespace
 from remediator.catalogue import Service
 from remediator.cli.playbook_page import _use
@@ -118,7 +118,8 @@ async def test_check_says_what_is_forbidden_and_what_is_asked(tmp_path: Path) ->
     _, playbooks = load(settings)
     playbook = playbooks.build("OOM", {"memory_max": "1Gi"})
     async with open_backends(settings, {}) as backends:
-        said = str(possible(orders(settings), playbook, backends, writes=True))
+        reached = Reached(backends, frozenset())
+        said = str(possible(orders(settings), playbook, reached, writes=True))
     assert said == (
         "could evict_pod (needs 1 to approve), restart_rollout; never set_memory (mitigations says"
         " never)"
