@@ -18,10 +18,12 @@ from remediator.catalogue import Catalogue, EnabledPlaybook, Service
 from remediator.intake.alertmanager import parse
 from remediator.kinds import KINDS, Kind
 from remediator.mitigation.holding import take_back
+from remediator.mitigation.limits import judge
 from remediator.model import (
     FINAL,
     Alert,
     Assessment,
+    Bound,
     Delivery,
     DeliveryId,
     Duration,
@@ -30,7 +32,9 @@ from remediator.model import (
     IncidentId,
     Limits,
     Mitigation,
+    MitigationState,
     Mode,
+    Preparation,
     Proposal,
     Risk,
     Sample,
@@ -43,14 +47,14 @@ from remediator.model import (
 )
 from remediator.pipeline import take_step
 from remediator.playbook import Context, Findings, Parameters, Playbook, PlaybookSet, alertnames
-from remediator.safeguards import Safeguards
+from remediator.safeguards import Allowance, Safeguards, Spread
 from remediator.store import Store, open_store, tables
 from remediator.store.claimed import Claim
 from remediator.store.queue import Transition
 from remediator.testing import FrozenClock, World, WorldLever, firing_alert, items
 from remediator.triage.incidents import correlate
 from remediator.triage.match import Match, match
-from remediator.work import Levers, Surroundings
+from remediator.work import Levers, Surroundings, Work
 
 SEALED = Keys(Key(b"a key that only tests use"))
 WIDE = Limits(budget=100, window=timedelta(hours=1), cooldown=timedelta(0), concurrency=100)
@@ -192,7 +196,9 @@ class Bench:
                 return
             async with self.store.database.read() as connection:
                 dues = [
-                    await connection.scalar(select(func.min(table.c.due_at)))
+                    await connection.scalar(
+                        select(func.min(table.c.due_at)).where(table.c.due_at.is_not(None))
+                    )
                     for table in (tables.incidents, tables.obligations)
                 ]
             soon = self.clock.now + timedelta(seconds=1)
@@ -297,6 +303,35 @@ def surroundings(
     return around, eyes
 
 
+ALL_AT_ONCE = Safeguards(spread=Spread(services=1))
+
+
+def allowing(scope: str = "global", **limits: Any) -> Allowance:
+    """Nothing but one bound, and that wide but for ``limits``."""
+    given = WIDE.model_copy(update=limits)
+    bounds = (Bound(scope=scope, limits=given),)
+    return Allowance(bounds=bounds, safeguards=ALL_AT_ONCE, services=12)
+
+
+async def reserve(
+    bench: Bench, claim: Claim, name: str, bounds: Allowance | None = None
+) -> tuple[Any, Any]:
+    """Reserve the switching off of ``name``; return the decision and the row, if any."""
+    service = bench.around.catalogue.service(claim.incident.system, claim.incident.service)
+    assert service is not None
+    enabled = service.playbooks["SwitchOff"]
+    playbook = bench.around.playbooks.build("SwitchOff", {})
+    work = Work(bench.around, claim, service, enabled, playbook, 0.0)
+    mitigation = Mitigation(
+        kind="switch_off", target=service.targets["world"], reason=name, items=items(name)
+    )
+    entry = work.entry(Preparation(mitigation=mitigation), MitigationState.RESERVED, name)
+    using = bounds if bounds is not None else allowing()
+    return await bench.store.ledger.reserve(
+        claim.incident, entry, using, lambda standing: judge(standing, using, mitigation)
+    )
+
+
 OpenBench = Callable[..., contextlib.AbstractAsyncContextManager[Bench]]
 
 
@@ -332,7 +367,7 @@ def open_bench(store_url: str, clock: FrozenClock) -> OpenBench:
             owner=owner,
             changed=lambda: None,
             clock=clock,
-            scopes=("global", "shop/orders"),
+            scopes=("global", "shop", "shop/orders"),
             keys=keys,
         ) as store:
             around, eyes = surroundings(

@@ -74,6 +74,11 @@ _DRIVER = (
 _log = structlog.get_logger(__name__)
 
 
+def utc_now() -> datetime:
+    """Return the time of this machine."""
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True)
 class _Job:
     done: asyncio.Future[Any]
@@ -87,7 +92,11 @@ class Database:
     """Opens connections and owns the writer. Use ``open_database``."""
 
     def __init__(
-        self, url: str, clock: Callable[[], datetime] | None, keys: Keys | None = None
+        self,
+        url: str,
+        clock: Callable[[], datetime] | None,
+        keys: Keys | None = None,
+        wall: Callable[[], datetime] = utc_now,
     ) -> None:
         self._url = url
         self._pooled = False
@@ -96,7 +105,7 @@ class Database:
         self._clock = clock
         self._keys = keys
         self._memory = journal.Memory()
-        self._started, self._monotonic = datetime.now(UTC), time.monotonic()
+        self._started, self._monotonic = wall(), time.monotonic()
         self._closed = False
         self._waiting: deque[_Job] = deque()
         self._orders: deque[_Job] = deque()
@@ -333,14 +342,19 @@ async def patiently(write: Callable[[], Awaitable[T]]) -> T:
 
 @contextlib.asynccontextmanager
 async def open_database(
-    url: str, *, clock: Callable[[], datetime] | None = None, keys: Keys | None = None
+    url: str,
+    *,
+    clock: Callable[[], datetime] | None = None,
+    keys: Keys | None = None,
+    wall: Callable[[], datetime] = utc_now,
 ) -> AsyncIterator[Database]:
     """Open ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN) and run its writer until exit.
 
     ``clock`` replaces the database's clock, for tests in which time is an argument; ``keys`` seal
-    the journal, which is written without seals where there are none.
+    the journal, which is written without seals where there are none; ``wall`` is the machine's clock,
+    from which the time of SQLite begins and which it does not follow.
     """
-    database = Database(url, clock, keys)
+    database = Database(url, clock, keys, wall)
     task = asyncio.create_task(database.run_writer(), name="store-writer")
     try:
         yield database

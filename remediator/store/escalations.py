@@ -135,7 +135,10 @@ class Escalations:
         """Say what there is to do; reads only, and little where nobody is called."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
-            first = select(func.min(t.escalations.c.due_at))
+            # the condition is what lets the index of what is due serve it
+            first = select(func.min(t.escalations.c.due_at)).where(
+                t.escalations.c.due_at.is_not(None)
+            )
             at = (await connection.execute(first)).scalar()
             channels = select(t.tellings.c.channel).where(t.tellings.c.due_at <= now).distinct()
             return Due(
@@ -303,17 +306,13 @@ def _latest_of(incident: Incident) -> Select[Any]:
     """Read the latest episode of each alert that fires in ``incident``, and who has it."""
     mine, latest = t.alerts.alias("mine"), t.alerts.alias("latest")
     of_it = and_(latest.c.fingerprint == mine.c.fingerprint, latest.c.latest)
-    escalated = exists().where(
-        t.escalations.c.incident_id == latest.c.incident_id, t.escalations.c.since.is_not(None)
-    )
+    escalated = t.escalations.c.since.is_not(None).label("escalated")
     return (
-        select(
-            latest.c.status, latest.c.incident_id, t.incidents.c.state, escalated.label("escalated")
-        )
+        select(latest.c.status, latest.c.incident_id, t.incidents.c.state, escalated)
         .select_from(
-            mine.outerjoin(latest, of_it).outerjoin(
-                t.incidents, t.incidents.c.id == latest.c.incident_id
-            )
+            mine.outerjoin(latest, of_it)
+            .outerjoin(t.incidents, t.incidents.c.id == latest.c.incident_id)
+            .outerjoin(t.escalations, t.escalations.c.incident_id == latest.c.incident_id)
         )
         .where(mine.c.incident_id == incident.id, mine.c.status == AlertStatus.FIRING)
         .limit(_MOST_ALERTS)
@@ -357,12 +356,12 @@ async def _ask(
 def _drop(channel: str, now: datetime) -> Any:
     """Return what takes out levels of ``channel`` that are due and not wanted any more."""
     over = or_(t.escalations.c.ended_at.is_not(None), t.escalations.c.acknowledged_at.is_not(None))
-    settled = select(t.escalations.c.incident_id).where(over)
+    settled = exists().where(t.escalations.c.incident_id == t.tellings.c.incident_id, over)
     idle = ~is_held(t.tellings.c.lease_until, now, LEASE)
     return (
         update(t.tellings)
         .where(t.tellings.c.channel == channel, t.tellings.c.word == Word.LEVEL)
-        .where(t.tellings.c.due_at <= now, idle, t.tellings.c.incident_id.in_(settled))
+        .where(t.tellings.c.due_at <= now, idle, settled)
         .values(due_at=None, state="dropped", epoch=t.tellings.c.epoch + 1)
     )
 

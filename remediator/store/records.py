@@ -205,7 +205,8 @@ class Records:
             now = await self._database.now(connection)
             is_open = t.incidents.c.state == IncidentState.OPEN
             waiting = t.deliveries.c.triaged_at.is_(None)
-            oldest: datetime | None = await _scalar(connection, func.min(t.incidents.c.due_at))
+            due = select(func.min(t.incidents.c.due_at)).where(t.incidents.c.due_at.is_not(None))
+            oldest: datetime | None = (await connection.execute(due)).scalar_one()
             late = max((now - oldest).total_seconds(), 0.0) if oldest is not None else 0.0
             return Backlog(
                 open_incidents=await _count(connection, t.incidents, is_open),
@@ -213,10 +214,6 @@ class Records:
                 paused=await _count(connection, t.pauses),
                 oldest_due=late,
             )
-
-
-async def _scalar(connection: AsyncConnection, expression: Any) -> Any:
-    return (await connection.execute(select(expression))).scalar_one()
 
 
 async def _count(connection: AsyncConnection, table: Table, *where: Any) -> int:

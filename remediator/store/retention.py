@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import ColumnElement, Delete, Table, delete, exists, or_, select
+from sqlalchemy import ColumnElement, Delete, Table, delete, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.audit import Entry, Head, Keys, Part
@@ -118,14 +118,14 @@ def _over(before: datetime) -> ColumnElement[bool]:
     """Say that an incident was closed ``before``, and that nothing of it is still to be done."""
     mine = t.incidents.c.id
     firing = (t.alerts.c.status == AlertStatus.FIRING) & t.alerts.c.latest
-    owed = select(t.obligations.c.mitigation_id)
-    busy = or_(t.mitigations.c.in_flight, t.mitigations.c.id.in_(owed))
+    owed = t.mitigations.c.id == t.obligations.c.mitigation_id
     return (
         (t.incidents.c.state == IncidentState.CLOSED)
         & (t.incidents.c.closed_at < before)
         & (t.incidents.c.opened_at < before)  # is always so, and has an index
         & ~exists().where(t.alerts.c.incident_id == mine, firing)
-        & ~exists().where(t.mitigations.c.incident_id == mine, busy)
+        & ~exists().where(t.mitigations.c.incident_id == mine, t.mitigations.c.in_flight)
+        & ~exists().where(t.mitigations.c.incident_id == mine, owed)
         & ~_due(t.notices)
         & ~_due(t.tellings)
         & ~_due(t.escalations)
@@ -154,7 +154,10 @@ async def _delete_incidents(
     reason = f"{many} closed more than {format_duration(age)} ago: deleted by retention"
     await remove(connection, gone, now, reason)
     changes = select(t.mitigations.c.id).where(t.mitigations.c.incident_id.in_(gone))
-    await connection.execute(delete(t.samples).where(t.samples.c.mitigation_id.in_(changes)))
+    made = list(await connection.scalars(changes))
+    for start in range(0, len(made), BATCH):
+        some = t.samples.c.mitigation_id.in_(made[start : start + BATCH])
+        await connection.execute(delete(t.samples).where(some))
     for table in _OF_INCIDENT:
         await connection.execute(_of(table, gone))
     await connection.execute(delete(t.incidents).where(t.incidents.c.id.in_(gone)))

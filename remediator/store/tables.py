@@ -41,6 +41,17 @@ def _partial(name: str, *columns: str, where: str, unique: bool = False) -> Inde
     return Index(name, *columns, unique=unique, sqlite_where=clause, postgresql_where=clause)
 
 
+def _flagged(name: str, *columns: str, flag: str, unique: bool = False) -> Index:
+    """Index the rows in which a boolean is set, as each database has to be asked for them."""
+    return Index(
+        name,
+        *columns,
+        unique=unique,
+        sqlite_where=text(f"{flag} = 1"),  # a bare column would serve no statement of ours there
+        postgresql_where=text(flag),
+    )
+
+
 def _incident_id(**options: Any) -> Column[Any]:
     return Column("incident_id", String(40), ForeignKey("incidents.id"), nullable=False, **options)
 
@@ -176,7 +187,7 @@ alerts = Table(
     Column("resolved_at", Instant),
     Column("notifications", Integer, nullable=False),
     Column("latest", Boolean, nullable=False),
-    _partial("ux_alerts_latest", "fingerprint", where="latest", unique=True),
+    _flagged("ux_alerts_latest", "fingerprint", flag="latest", unique=True),
     _partial("ix_alerts_reported", "group_key", where="source = 'pagerduty'"),
 )
 
@@ -224,7 +235,8 @@ mitigations = Table(
     Column("verdict", String(20)),
     Column("evidence", Words, nullable=False),
     UniqueConstraint("effect_key"),
-    _partial("ux_mitigations_in_flight", "target_key", where="in_flight", unique=True),
+    _flagged("ux_mitigations_in_flight", "target_key", flag="in_flight", unique=True),
+    Index("ix_mitigations_target", "target_key", "reserved_at"),
     _partial("ix_mitigations_reserved", "reserved_at", where="reserved_at IS NOT NULL"),
 )
 

@@ -50,14 +50,18 @@ class Slow(WorldLever):
     seconds: float
     world: World = field(default_factory=lambda: World(things={"lamp"}))
     begun: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         super().__init__(self.world)
 
     async def apply(self, preparation: Preparation, effect_key: str) -> Outcome:
         self.begun.set()
-        await asyncio.sleep(self.seconds)
-        return await super().apply(preparation, effect_key)
+        try:
+            await asyncio.sleep(self.seconds)
+            return await super().apply(preparation, effect_key)
+        finally:
+            self.ended.set()
 
 
 class Skipping(asyncio.SelectorEventLoop):
@@ -140,7 +144,7 @@ async def _working(bench: Bench, lever: Slow, queue: Queue) -> AsyncIterator[Wor
     try:
         yield worker
     finally:
-        await worker.drain(1.0)
+        await worker.drain(10.0)
         await running
 
 
@@ -191,3 +195,17 @@ async def test_a_step_whose_lease_is_renewed_takes_as_long_as_it_needs(
 
             await eventually(is_applied, "the change is made", within=20)
             assert lever.world.things == set()
+
+
+async def test_a_step_ends_in_the_middle_of_its_call_when_its_claim_was_taken_over(
+    open_bench: OpenBench,
+) -> None:
+    lever = Slow(seconds=60)
+    async with open_bench(lever.world) as bench:
+        await _decided(bench)
+        async with _working(bench, lever, Queue(bench.store.database, "one", LEASE)):
+            await asyncio.wait_for(lever.begun.wait(), 20)
+            bench.clock.advance(timedelta(hours=1))
+            assert await Queue(bench.store.database, "two").claim(1)
+            await asyncio.wait_for(lever.ended.wait(), 20)
+            assert lever.world.things == {"lamp"}

@@ -4,35 +4,38 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
 from remediator.errors import OwnershipLost, Refused
-from remediator.mitigation.limits import judge
 from remediator.model import (
     AlertStatus,
     Assessment,
-    Bound,
     DeadLetter,
     Effect,
     IncidentOutcome,
     IncidentState,
     Limits,
-    Mitigation,
     MitigationState,
     Mode,
     Phase,
-    Preparation,
     Risk,
 )
 from remediator.pipeline import take_step
-from remediator.safeguards import Allowance, Safeguards, Spread
-from remediator.store.claimed import LEASE, Claim
+from remediator.store.claimed import LEASE
 from remediator.store.queue import Transition
-from remediator.testing import FrozenClock, World, items
-from remediator.work import Work
-from tests.store_fixtures import WIDE, Bench, OpenBench, a_delivery, a_service, resolved
+from remediator.testing import FrozenClock, World
+from tests.store_fixtures import (
+    ALL_AT_ONCE,
+    WIDE,
+    Bench,
+    OpenBench,
+    a_delivery,
+    a_service,
+    allowing,
+    reserve,
+    resolved,
+)
 
 HOUR = timedelta(hours=1)
 
@@ -203,7 +206,7 @@ async def test_a_stale_owner_writes_nothing(open_bench: OpenBench) -> None:
         with pytest.raises(OwnershipLost):
             await one.store.queue.finish(stale, Transition(phase=Phase.ACT))
         with pytest.raises(OwnershipLost):
-            await _reserve(one, stale, "late")
+            await reserve(one, stale, "late")
         await two.store.queue.finish(fresh, Transition(phase=Phase.DECIDE))
         incident = await one.incident()
         assert (incident.phase, incident.mitigations) == (Phase.DECIDE, [])
@@ -255,33 +258,6 @@ async def test_claims_last_longer_while_the_store_is_too_slow_for_them_and_ease_
 # --- the ledger -------------------------------------------------------------------------------
 
 
-ALL_AT_ONCE = Safeguards(spread=Spread(services=1))
-
-
-def _bounds(**limits: Any) -> Allowance:
-    given = WIDE.model_copy(update=limits)
-    bounds = (Bound(scope="global", limits=given),)
-    return Allowance(bounds=bounds, safeguards=ALL_AT_ONCE, services=12)
-
-
-async def _reserve(
-    bench: Bench, claim: Claim, name: str, bounds: Allowance | None = None
-) -> tuple[Any, Any]:
-    service = bench.around.catalogue.service(claim.incident.system, claim.incident.service)
-    assert service is not None
-    enabled = service.playbooks["SwitchOff"]
-    playbook = bench.around.playbooks.build("SwitchOff", {})
-    work = Work(bench.around, claim, service, enabled, playbook, 0.0)
-    mitigation = Mitigation(
-        kind="switch_off", target=service.targets["world"], reason=name, items=items(name)
-    )
-    entry = work.entry(Preparation(mitigation=mitigation), MitigationState.RESERVED, name)
-    using = bounds if bounds is not None else _bounds()
-    return await bench.store.ledger.reserve(
-        claim.incident, entry, using, lambda standing: judge(standing, using, mitigation)
-    )
-
-
 @pytest.mark.parametrize("processes", [1, 3])
 async def test_twelve_racing_for_a_budget_of_five_get_exactly_five(
     open_bench: OpenBench, store_url: str, processes: int
@@ -297,10 +273,10 @@ async def test_twelve_racing_for_a_budget_of_five_get_exactly_five(
         await one.receive(*(one.alert(service=f"s{n}") for n in range(12)))
         claims = await one.claim()
         benches = [one, two, three][:processes]
-        bounds = _bounds(budget=5)
+        bounds = allowing(budget=5)
         results = await asyncio.gather(
             *(
-                _reserve(benches[n % processes], claim, f"thing {n}", bounds)
+                reserve(benches[n % processes], claim, f"thing {n}", bounds)
                 for n, claim in enumerate(claims)
             )
         )
@@ -331,8 +307,8 @@ async def test_a_target_has_one_mitigation_in_flight(open_bench: OpenBench) -> N
     async with open_bench() as bench:
         await bench.receive(bench.alert())
         (claim,) = await bench.claim()
-        await _reserve(bench, claim, "first")
-        decision, entry = await _reserve(bench, claim, "second")
+        await reserve(bench, claim, "first")
+        decision, entry = await reserve(bench, claim, "second")
         assert entry is None
         assert (decision.effect, decision.code) == (Effect.WAIT, "target_busy")
 
@@ -346,14 +322,14 @@ async def test_another_incident_waits_out_the_cooldown_of_a_target(bench: Bench)
     bench.world.things.add("lamp")
     await bench.receive(bench.alert(pod="next"))
     (claim,) = await bench.claim()
-    bounds = _bounds(cooldown=timedelta(minutes=5))
-    decision, entry = await _reserve(bench, claim, "lamp", bounds)
+    bounds = allowing(cooldown=timedelta(minutes=5))
+    decision, entry = await reserve(bench, claim, "lamp", bounds)
     assert entry is None
     assert (decision.effect, decision.code) == (Effect.WAIT, "cooldown")
     assert timedelta(0) < decision.again_in < timedelta(minutes=5)
     bench.clock.advance(timedelta(minutes=5))
     (claim,) = await bench.claim()
-    _, entry = await _reserve(bench, claim, "lamp", bounds)
+    _, entry = await reserve(bench, claim, "lamp", bounds)
     assert entry is not None
 
 
@@ -362,12 +338,12 @@ async def test_nothing_is_reserved_after_a_pause_returned(open_bench: OpenBench)
         await one.receive(one.alert())
         (claim,) = await one.claim()
         await two.store.commands.pause("shop/orders", "ann", "release")
-        decision, entry = await _reserve(one, claim, "thing")
+        decision, entry = await reserve(one, claim, "thing")
         assert entry is None
         assert (decision.effect, decision.code) == (Effect.WAIT, "paused")
         assert "ann: release" in decision.reason
         await two.store.commands.resume("shop/orders", "ann")
-        _, entry = await _reserve(one, claim, "thing")
+        _, entry = await reserve(one, claim, "thing")
         assert entry is not None
 
 
@@ -604,7 +580,7 @@ async def test_an_unconditional_change_that_is_not_seen_goes_to_a_human(
         await dying.step()
         await dying.step()
         (claim,) = await dying.claim()
-        await _reserve(dying, claim, "lamp")  # and dies before the call
+        await reserve(dying, claim, "lamp")  # and dies before the call
     async with open_bench(world, owner="successor", conditional=False) as successor:
         await successor.settle(25)
         incident = await successor.incident()
@@ -622,7 +598,7 @@ async def test_a_conditional_change_that_is_not_seen_is_made_afresh(
         await dying.step()
         await dying.step()
         (claim,) = await dying.claim()
-        await _reserve(dying, claim, "lamp")  # and dies before the call
+        await reserve(dying, claim, "lamp")  # and dies before the call
     async with open_bench(world, owner="successor") as successor:
         await successor.settle(25)
         states = [m.state for m in (await successor.incident()).mitigations]
