@@ -25,7 +25,7 @@ from remediator.model import (
     Target,
     Value,
 )
-from remediator.views import Report
+from remediator.views import IncidentView, Report
 from remediator.workloads import (
     Autoscaler,
     Pod,
@@ -399,6 +399,10 @@ class Notifier(Protocol):
         At most one message is new in each call: with ``more`` in the result, the caller keeps it
         and calls again, so that a crash repeats one message at most.
         """
+        ...
+
+    def channel(self, incident: IncidentView) -> str:
+        """Name where the incident is told: each channel has a pace of its own."""
         ...
 
     async def call(self, report: Report) -> None:

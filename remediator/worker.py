@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
@@ -30,6 +31,7 @@ from remediator.pipeline import take_step
 from remediator.ports import Notifier
 from remediator.report.deliver import Telling, deliver
 from remediator.report.escalating import Escalating
+from remediator.report.pace import Pace
 from remediator.report.summary import summarise
 from remediator.store import Store
 from remediator.store.claimed import Claim
@@ -43,8 +45,6 @@ from remediator.work import Surroundings, close
 
 POLL = 1.0
 """Seconds between two looks at the store when nobody rings."""
-PACE = 1.0
-"""Seconds between two messages to humans: Slack takes about one a second in a channel."""
 STEPS_AT_ONCE = 16
 """Incidents that one process works on at the same time."""
 FAILURES = 5
@@ -118,6 +118,7 @@ class Worker:
         self._silencing = tuple(silencing)
         self._escalating = escalating
         self._fetching = fetching
+        self._pace = Pace(time.monotonic)
         self._stopping = asyncio.Event()
         self._steps: set[asyncio.Task[None]] = set()
         self._running: asyncio.Task[Any] | None = None
@@ -332,12 +333,8 @@ class Worker:
     async def _tell(self) -> bool:
         note = None if self._escalating is None else self._escalating.note
         compose = functools.partial(summarise, frame=self._around.frame)
-        telling = Telling(self._notifier, self._watcher.notice_sent, compose, note)
-        told = await deliver(self._store, telling)
-        if told:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), PACE)
-        return told
+        telling = Telling(self._notifier, self._watcher.notice_sent, compose, note, self._pace)
+        return await deliver(self._store, telling)
 
 
 def _ends(lease: asyncio.Timeout, at: float) -> None:

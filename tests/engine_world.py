@@ -16,7 +16,7 @@ from remediator.model import Bound, Finding, FindingStatus, Limits, Mode, Propos
 from remediator.playbook import Context, Findings, PlaybookSet
 from remediator.ports import Handle
 from remediator.testing import FrozenClock, World
-from remediator.views import Report
+from remediator.views import IncidentView, Report
 from tests.store_fixtures import WIDE, Dim, Eyes, SwitchOff, a_service
 
 SERVICES = ("orders", "cart", "search", "pay")
@@ -136,6 +136,9 @@ class Chat:
         self.said[report.incident.id] = report
         self.posts[report.incident.id] += handle is None
         return handle or Handle(channel="ops", message=report.incident.id, detailed=True)
+
+    def channel(self, incident: IncidentView) -> str:
+        return incident.service or ""
 
     async def call(self, report: Report) -> None:
         await self.send(report, None)

@@ -152,6 +152,10 @@ class SlackBot:
                 return await self._reply(draft, report, known)
         return known
 
+    def channel(self, incident: IncidentView) -> str:
+        """Name the channel that its place says."""
+        return self._place(incident).channel
+
     async def call(self, report: Report) -> None:
         """Post a new message that mentions those who are to come."""
         place = self._place(report.incident)
@@ -273,6 +277,10 @@ class SlackWebhook:
                 told = {"more": True, "detailed": known.detailed or draft.key == _DETAIL}
                 return known.model_copy(update=told).having(_post_of(draft, ""))
         return known.model_copy(update={"more": False})
+
+    def channel(self, incident: IncidentView) -> str:
+        """A webhook has one channel, whatever it is called."""
+        return _WEBHOOK
 
     async def call(self, report: Report) -> None:
         """Post a new message that mentions those who are to come."""

@@ -7,14 +7,16 @@ messages late and nothing else.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 import structlog
 
 from remediator.errors import OwnershipLost, PermanentError, StoreUnavailable, TemporaryError
 from remediator.ports import Handle, Notifier, Post, request_key
+from remediator.report.pace import Pace
 from remediator.report.summary import summarise
 from remediator.store import Store
 from remediator.store.claims import given_back
@@ -44,11 +46,13 @@ class Telling:
     compose: Callable[[IncidentView], Report] = summarise
     note: Callable[[IncidentView], Awaitable[None]] | None = None
     """Sees every incident of which humans are told, whatever becomes of the message."""
+    pace: Pace = field(default_factory=lambda: Pace(time.monotonic, 0.0))
+    """Keeps a channel from being written to too often; by default as often as there is something."""
 
 
 async def deliver(store: Store, telling: Telling) -> bool:
-    """Send what is due; return whether there may be more."""
-    notices = await store.notices.claim(1)
+    """Send the first message that is due to a channel that is free; return whether there was one."""
+    notices = await store.notices.claim(1, telling.pace.busy)
     for notice in notices:
         try:
             async with given_back(store.notices.release, notice):
@@ -61,14 +65,13 @@ async def deliver(store: Store, telling: Telling) -> bool:
 async def _deliver(store: Store, telling: Telling, notice: Notice) -> None:
     note, count = telling.note, telling.count
     try:
-        view = await store.records.incident(notice.incident_id)
+        view = await _ready(store, telling, notice)
         if view is None:
-            await store.notices.sent(notice, notice.handle)
             return
         noted = note is None or await _noted(note, view)
         async with asyncio.timeout(SEND_TIMEOUT):
             report = telling.compose(view)
-            handle = await _send(store, telling.notifier, notice, report)
+            handle = await _send(store, telling, notice, report)
     except TimeoutError:
         await _later(store, notice, f"no answer within {SEND_TIMEOUT:g} s", None)
         count("delayed")
@@ -91,12 +94,36 @@ async def _deliver(store: Store, telling: Telling, notice: Notice) -> None:
         count("sent")
 
 
-async def _send(store: Store, notifier: Notifier, notice: Notice, report: Report) -> Handle | None:
-    """Send ``report``, keeping where each new message is before the next one is posted."""
-    handle = await notifier.send(report, notice.handle)
-    while handle is not None and handle.more:
-        await store.notices.keep(notice, handle)
-        handle = await notifier.send(report, handle)
+async def _ready(store: Store, telling: Telling, notice: Notice) -> IncidentView | None:
+    """Return what is to be told now; None where it is gone, or its channel is busy."""
+    view = await store.records.incident(notice.incident_id)
+    if view is None:
+        await store.notices.sent(notice, notice.handle)
+        return None
+    channel = telling.notifier.channel(view)
+    if channel in telling.pace.busy:
+        await store.notices.put_back(notice, channel)
+        return None
+    telling.pace.used(channel)
+    return view
+
+
+async def _send(store: Store, telling: Telling, notice: Notice, report: Report) -> Handle | None:
+    """Send ``report``, keeping where each new message is before the next one is posted.
+
+    A channel that asks for a pause is left alone for it, whatever is to be told there.
+    """
+    notifier = telling.notifier
+    try:
+        handle = await notifier.send(report, notice.handle)
+        while handle is not None and handle.more:
+            await store.notices.keep(notice, handle)
+            handle = await notifier.send(report, handle)
+    except TemporaryError as error:
+        if error.retry_after is not None:
+            pause = min(error.retry_after, _LONGEST)
+            telling.pace.used(notifier.channel(report.incident), pause)
+        raise
     return handle
 
 
@@ -131,6 +158,10 @@ class LogNotifier:
                 handle = handle.having(Post(key=key, message="", digest=""))
         self._tell(report, report.headline)
         return handle
+
+    def channel(self, incident: IncidentView) -> str:
+        """Everything is written to the same log."""
+        return _LOG
 
     async def call(self, report: Report) -> None:
         """Write it as a line."""

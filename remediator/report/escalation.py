@@ -32,6 +32,8 @@ NOTES = "pagerduty/notes"
 LOOK_AGAIN = timedelta(seconds=30)
 """Time between two looks at whether the alert still fires, when nothing else is due."""
 _LONGEST_HEADLINE = 1024
+_NAMED = 10
+"""Incidents that a page names besides its own."""
 
 
 def next_step(standing: Standing, plan: Escalation, window: Window | None) -> Step:
@@ -198,13 +200,13 @@ def compose(
     report = summarise(view, frame)
     headline = report.headline
     if telling.word is Word.LEVEL:
-        headline = f"{_stage(int(telling.subject), plan)}. {headline}"
+        headline = f"{_stage(int(telling.subject), plan)}. {_count(telling)}{headline}"
     return Summons(
         word=telling.word,
         subject=telling.subject,
         report=report,
         headline=headline[:_LONGEST_HEADLINE],
-        text="\n".join(_lines(report, telling.word)),
+        text="\n".join([*_lines(report, telling.word), *_others(telling)]),
         severity=severity(view, severities),
         links=_links(report.incident.alerts),
     )
@@ -218,6 +220,20 @@ def _lines(report: Report, word: Word) -> Iterable[str]:
         return (*report.done, *end)
     take = f"If you have it: `remediator acknowledge {report.incident.id}`."
     return (*report.happened, *report.found, *report.done, *end, take)
+
+
+def _count(telling: Telling) -> str:
+    """Say for how many incidents the page is, where it is not for one."""
+    return f"{len(telling.all)} incidents of one kind, such as: " if telling.others else ""
+
+
+def _others(telling: Telling) -> Iterable[str]:
+    """Name the other incidents that the page is for."""
+    ids = [other.incident_id for other in telling.others]
+    if ids:
+        more = f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else ""
+        named = ", ".join(ids[:_NAMED]) + more
+        yield f"This page is also for {named}. Who acknowledges this one has all of them."
 
 
 def _stage(number: int, plan: Escalation) -> str:

@@ -89,6 +89,15 @@ async def _put(connection: AsyncConnection, incident: str, values: dict[str, Any
         await connection.execute(insert(t.escalations).values(**fresh | values))
 
 
+def _with_it(incident: str, values: dict[str, Any]) -> Any:
+    """Return what lets the same person have what was told in one page with ``incident``."""
+    told = select(t.tellings.c.incident_id).where(t.tellings.c.told_with == incident)
+    nobody = t.escalations.c.acknowledged_at.is_(None) & t.escalations.c.ended_at.is_(None)
+    return (
+        update(t.escalations).where(t.escalations.c.incident_id.in_(told), nobody).values(**values)
+    )
+
+
 async def acknowledge(
     connection: AsyncConnection, incident_id: str, by: str, now: datetime, *, echo: bool
 ) -> Acknowledged:
@@ -113,4 +122,5 @@ async def acknowledge(
     who = by[:_LONGEST]
     values = {"acknowledged_at": now, "acknowledged_by": who, "echoed": echo}
     await _put(connection, incident_id, values | ({} if is_open else {"due_at": now}))
+    await connection.execute(_with_it(incident_id, values | {"due_at": now}))
     return Acknowledged(incident_id=IncidentId(incident_id), by=who, at=now, anew=True)

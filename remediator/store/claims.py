@@ -22,6 +22,8 @@ from remediator.errors import OwnershipLost, StoreUnavailable
 
 T = TypeVar("T")
 
+AGED = 4
+"""One in so many claims goes to what has been due longest, whatever its rank."""
 GIVEN_BACK_WITHIN = 2.0
 """Seconds in which the store has to take a claim back; after them its lease runs out."""
 
@@ -35,10 +37,11 @@ def claim_due(  # noqa: PLR0913 - by keyword, each with a meaning of its own
     skip_locked: bool,
     where: ColumnElement[bool] | None = None,
     longest: timedelta | None = None,
+    ranked: bool = False,
 ) -> Update:
     """Return the statement that claims up to ``limit`` due rows ``where``, oldest first.
 
-    ``longest`` is the longest lease that anybody is given, unless all are given ``lease``.
+    ``ranked``: by their rank, and the oldest first of the same one. ``longest`` is the longest lease that anybody is given, unless all are given ``lease``.
     """
     key, until = _key(table), table.c.lease_until
     is_due = (table.c.due_at <= now) & or_(until.is_(None), until <= now)
@@ -47,7 +50,7 @@ def claim_due(  # noqa: PLR0913 - by keyword, each with a meaning of its own
         select(key)
         .where(table.c.due_at.is_not(None), or_(is_due, was_due))
         .where(true() if where is None else where)
-        .order_by(table.c.due_at)
+        .order_by(*([table.c.rank] if ranked else []), table.c.due_at)
         .limit(limit)
     )
     if skip_locked:
@@ -57,6 +60,22 @@ def claim_due(  # noqa: PLR0913 - by keyword, each with a meaning of its own
         .where(key.in_(due.scalar_subquery()))
         .values(epoch=table.c.epoch + 1, lease_until=now + lease)
     )
+
+
+class Turns:
+    """Shares claims out between rank and age, so that nothing of a low rank waits for ever."""
+
+    def __init__(self) -> None:
+        self._given = 0
+
+    def share(self, limit: int) -> list[tuple[int, bool]]:
+        """Return how many of the next ``limit`` claims go by rank (True), and how many by age."""
+        aged = (self._given + limit) // AGED - self._given // AGED
+        return [(n, ranked) for n, ranked in ((limit - aged, True), (aged, False)) if n]
+
+    def took(self, count: int) -> None:
+        """Count claims that were made; those that found nothing use up nobody's turn."""
+        self._given += count
 
 
 def is_held(

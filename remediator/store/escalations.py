@@ -7,7 +7,7 @@ claimed and fenced as notices are: a channel that fails holds up no other one.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -29,9 +29,10 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.acknowledging import HOLD, NOT_TAKEN_BACK
 from remediator.store.claimed import incident_of
-from remediator.store.claims import claim_due, is_held, release_claimed, write_claimed
+from remediator.store.claims import Turns, claim_due, is_held, release_claimed, write_claimed
 from remediator.store.database import Database
 from remediator.store.journal import append
+from remediator.store.pages import TOGETHER, place_of, told_again, told_lately, what_it_is
 from remediator.store.unreadable import stand_in
 from remediator.store.windows import windows_over
 from remediator.summons import Word
@@ -112,6 +113,15 @@ class Reported(Value):
     """Whether no alert of another sender fires."""
 
 
+class Companion(Value):
+    """A page that is told with another one of its kind, claimed as that is."""
+
+    id: str
+    incident_id: IncidentId
+    epoch: int
+    attempts: int
+
+
 class Telling(Value):
     """One message, claimed to be sent."""
 
@@ -123,6 +133,15 @@ class Telling(Value):
     epoch: int
     attempts: int
     last_error: str = ""
+    kind: str = ""
+    """Equal for pages that say the same of several incidents; empty for what is no page."""
+    others: tuple[Companion, ...] = ()
+    """Pages of the same kind that this one stands for as well."""
+
+    @property
+    def all(self) -> tuple[Telling | Companion, ...]:
+        """The rows that are claimed with it, its own first."""
+        return (self, *self.others)
 
 
 class Escalations:
@@ -130,6 +149,7 @@ class Escalations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._turns: defaultdict[str, Turns] = defaultdict(Turns)
 
     async def due(self) -> Due:
         """Say what there is to do; reads only, and little where nobody is called."""
@@ -187,27 +207,58 @@ class Escalations:
         await self._database.write(operation)
 
     async def claim(self, channel: str) -> Telling | None:
-        """Claim the oldest message that is due to ``channel``, of incidents with none under way.
+        """Claim what comes next to ``channel``, of incidents with nothing under way to it.
 
-        What nobody needs to be told any more, because somebody has the incident, is dropped.
+        Pages by severity, then age, then all else; one in four is the oldest. A page takes those of
+        its kind along. What nobody needs to be told any more, because somebody has the incident, is
+        dropped.
         """
+        turns = self._turns[channel]
 
         async def operation(connection: AsyncConnection) -> Telling | None:
             now = await self._database.now(connection)
             await connection.execute(_drop(channel, now))
             postgres = self._database.is_postgres
             free = (t.tellings.c.channel == channel) & ~_under_way(now)
-            claim = claim_due(t.tellings, now, LEASE, 1, skip_locked=postgres, where=free)
-            columns = (t.tellings.c[name] for name in Telling.model_fields)
+            said = list(await connection.scalars(told_lately(channel, now)))
+            fresh = t.tellings.c.kind.not_in(said)
+            ((_, ranked),) = turns.share(1)
+            claim = claim_due(
+                t.tellings, now, LEASE, 1, skip_locked=postgres, where=free & fresh, ranked=ranked
+            )
+            columns = (t.tellings.c[name] for name in _COLUMNS)
             row = (await connection.execute(claim.returning(*columns))).mappings().first()
-            return None if row is None else Telling.model_validate(dict(row))
+            if row is None:
+                return None
+            telling = Telling.model_validate(dict(row))
+            if not telling.kind:
+                return telling
+            like = free & (t.tellings.c.kind == telling.kind)
+            along = claim_due(
+                t.tellings, now, LEASE, TOGETHER - 1, skip_locked=postgres, where=like
+            ).returning(*(t.tellings.c[name] for name in Companion.model_fields))
+            rows = (await connection.execute(along)).mappings()
+            others = tuple(Companion.model_validate(dict(other)) for other in rows)
+            return telling.model_copy(update={"others": others})
 
-        return await self._database.write(operation)
+        telling = await self._database.write(operation)
+        turns.took(telling is not None)
+        return telling
 
     async def told(self, telling: Telling) -> None:
-        """Record that it was sent."""
-        event = _event(telling, "told to" if telling.word is Word.LEVEL else "sent to")
-        await self._finish(telling, {"state": "told", "last_error": ""}, event, "")
+        """Record that it was sent, and with it those that it stands for."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            now = await self._database.now(connection)
+            sent = {"state": "told", "last_error": "", "due_at": None, "told_at": now}
+            event = _event(telling, "told to" if telling.word is Word.LEVEL else "sent to")
+            for row in telling.all:
+                with_it = None if row is telling else telling.incident_id
+                await _write(connection, row, sent | {"told_with": with_it})
+                reason = "" if row is telling else f"in one page with that of {telling.incident_id}"
+                _journal(connection, row.incident_id, [(event, reason)], now)
+
+        await self._database.write(operation)
 
     async def given_up(self, telling: Telling, reason: str) -> None:
         """Record that it cannot be sent, for humans to see where they look anyway."""
@@ -225,10 +276,11 @@ class Escalations:
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
             values = {"last_error": reason, "due_at": now + again_in}
-            await _write(connection, telling, values | {"attempts": telling.attempts + 1})
-            if loudly and reason != telling.last_error:
-                lines = [(_event(telling, "not told to"), reason)]
-                _journal(connection, telling.incident_id, lines, now)
+            for row in telling.all:
+                await _write(connection, row, values | {"attempts": row.attempts + 1})
+                if loudly and reason != telling.last_error:
+                    lines = [(_event(telling, "not told to"), reason)]
+                    _journal(connection, row.incident_id, lines, now)
 
         await self._database.write(operation)
 
@@ -236,7 +288,8 @@ class Escalations:
         """Give a message back at once, for whoever comes next."""
 
         async def operation(connection: AsyncConnection) -> None:
-            await release_claimed(connection, t.tellings, telling.id, telling.epoch)
+            for row in telling.all:
+                await release_claimed(connection, t.tellings, row.id, row.epoch)
 
         await self._database.write(operation)
 
@@ -245,10 +298,14 @@ class Escalations:
     ) -> None:
         async def operation(connection: AsyncConnection) -> None:
             now = await self._database.now(connection)
-            await _write(connection, telling, values | {"due_at": None})
-            _journal(connection, telling.incident_id, [(event, reason)], now)
+            for row in telling.all:
+                await _write(connection, row, values | {"due_at": None})
+                _journal(connection, row.incident_id, [(event, reason)], now)
 
         await self._database.write(operation)
+
+
+_COLUMNS = tuple(name for name in Telling.model_fields if name != "others")
 
 
 def _event(telling: Telling, how: str) -> str:
@@ -269,7 +326,9 @@ async def _standing(connection: AsyncConnection, row: Any, now: datetime) -> Sta
         incident = stand_in(found, now)
     fires, successor = await _alerts(connection, incident)
     told = select(t.tellings.c.channel).where(
-        t.tellings.c.incident_id == incident.id, t.tellings.c.word == Word.LEVEL
+        t.tellings.c.incident_id == incident.id,
+        t.tellings.c.word == Word.LEVEL,
+        t.tellings.c.told_with.is_(None),
     )
     given_up = t.journal.c.incident_id == incident.id, t.journal.c.step == HOLD
     stays = select(exists().where(*given_up, t.journal.c.event == NOT_TAKEN_BACK))
@@ -327,6 +386,7 @@ async def _write_step(
         values |= {"acknowledged_at": None, "acknowledged_by": None, "echoed": False}
     if step.ended:
         values |= {"ended_at": now, "due_at": None}
+        await connection.execute(told_again(incident, now))
     row = update(t.escalations).where(t.escalations.c.incident_id == incident)
     await connection.execute(row.values(**values))
     await _ask(connection, incident, step.messages, now)
@@ -340,6 +400,7 @@ async def _ask(
     connection: AsyncConnection, incident: str, messages: Iterable[Message], now: datetime
 ) -> None:
     places: Counter[str] = Counter()
+    about = (await connection.execute(what_it_is(incident))).mappings().first()
     for message in messages:
         key = f"{incident}/{message.channel}/{message.word}/{message.subject}"
         known = select(t.tellings.c.id).where(t.tellings.c.id == key)
@@ -350,6 +411,7 @@ async def _ask(
         due = now + timedelta(microseconds=places[message.channel])
         places[message.channel] += 1
         row |= {"due_at": due, "epoch": 0, "attempts": 0, "last_error": ""}
+        row |= place_of(message.word, message.subject, about)
         await connection.execute(insert(t.tellings), row)
 
 
@@ -377,7 +439,9 @@ def _under_way(now: datetime) -> Any:
     )
 
 
-async def _write(connection: AsyncConnection, telling: Telling, values: dict[str, Any]) -> None:
+async def _write(
+    connection: AsyncConnection, telling: Telling | Companion, values: dict[str, Any]
+) -> None:
     # a higher epoch: a write whose answer was lost is not made twice
     finished = values | {"lease_until": None, "epoch": telling.epoch + 1}
     await write_claimed(connection, t.tellings, telling.id, telling.epoch, finished)

@@ -6,16 +6,17 @@ incident stands when it is sent, so a slow chat skips states and never shows a s
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import case, literal
+from sqlalchemy import case, literal, or_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model import IncidentId, Value
 from remediator.ports import Handle
 from remediator.store import tables as t
-from remediator.store.claims import claim_due, release_claimed, write_claimed
+from remediator.store.claims import Turns, claim_due, release_claimed, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 
@@ -32,6 +33,8 @@ class Notice(Value):
     attempts: int
     handle: Handle | None
     """With all its posts."""
+    channel: str | None = None
+    """Where it is told, by the last one who looked; None where nobody did."""
 
 
 class Notices:
@@ -39,19 +42,39 @@ class Notices:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._turns = Turns()
 
-    async def claim(self, limit: int) -> list[Notice]:
-        """Claim up to ``limit`` due notices, oldest first."""
+    async def claim(self, limit: int, busy: Collection[str] = ()) -> list[Notice]:
+        """Claim up to ``limit`` due notices: requests for an approval, then by severity, then age.
+
+        One in four is the oldest. Those of the channels that are ``busy`` are left.
+        """
+        channel = t.notices.c.channel
+        free = or_(channel.is_(None), channel.not_in(sorted(busy))) if busy else None
 
         async def operation(connection: AsyncConnection) -> list[Notice]:
             now = await self._database.now(connection)
             postgres = self._database.is_postgres
-            claim = claim_due(t.notices, now, LEASE, limit, skip_locked=postgres)
-            columns = (t.notices.c[name] for name in (*Notice.model_fields, "posts"))
-            rows = await connection.execute(claim.returning(*columns))
-            return [_notice(dict(row)) for row in rows.mappings()]
+            columns = [t.notices.c[name] for name in (*Notice.model_fields, "posts")]
+            found: list[Any] = []
+            for some, ranked in self._turns.share(limit):
+                claim = claim_due(
+                    t.notices, now, LEASE, some, skip_locked=postgres, where=free, ranked=ranked
+                )
+                found += (await connection.execute(claim.returning(*columns))).mappings().all()
+            return [_notice(dict(row)) for row in found]
 
-        return await self._database.write(operation)
+        claimed = await self._database.write(operation)
+        self._turns.took(len(claimed))
+        return claimed
+
+    async def put_back(self, notice: Notice, channel: str) -> None:
+        """Give a notice back for when its ``channel`` is free again; it keeps its place."""
+
+        async def operation(connection: AsyncConnection) -> None:
+            await _write(connection, notice, {"channel": channel})
+
+        await self._database.write(operation)
 
     async def keep(self, notice: Notice, handle: Handle) -> None:
         """Record where the messages are by now; the claim goes on."""

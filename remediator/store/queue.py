@@ -37,7 +37,13 @@ from remediator.store import tables as t
 from remediator.store.acknowledging import begin_escalation
 from remediator.store.asking import asked_elsewhere
 from remediator.store.claimed import LEASE, Claim, read_claim
-from remediator.store.claims import claim_due, release_claimed, require_claimed, write_claimed
+from remediator.store.claims import (
+    Turns,
+    claim_due,
+    release_claimed,
+    require_claimed,
+    write_claimed,
+)
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
@@ -49,6 +55,7 @@ from remediator.store.ledger import (
     lands_in,
     settle,
 )
+from remediator.store.notifying import correct_notice, request_notice
 from remediator.views import TimelineEvent
 
 _GOOD_ENDS = (
@@ -109,19 +116,31 @@ class Queue:
         self._owner = owner
         self._lease = lease
         self._stretch = 1.0
+        self._turns = Turns()
 
     async def claim(self, limit: int) -> list[Claim]:
-        """Claim up to ``limit`` due incidents, oldest first; each for one step."""
+        """Claim up to ``limit`` due incidents, each for one step: the most severe first.
+
+        What may act or asks comes before what is only recorded; one in four is the oldest.
+        """
         unread: list[tuple[str, int]] = []
 
         async def operation(connection: AsyncConnection) -> list[Claim]:
             unread.clear()
             now, lease = await self._database.now(connection), self._lease * self._stretch
             postgres = self._database.is_postgres
-            longest = self._lease * LONGEST
-            claim = claim_due(t.incidents, now, lease, limit, skip_locked=postgres, longest=longest)
-            claim = claim.values(owner=self._owner, poked=False)
-            rows = (await connection.execute(claim.returning(t.incidents))).mappings().all()
+            rows: list[Any] = []
+            for some, ranked in self._turns.share(limit):
+                claim = claim_due(
+                    t.incidents,
+                    now,
+                    lease,
+                    some,
+                    skip_locked=postgres,
+                    longest=self._lease * LONGEST,
+                    ranked=ranked,
+                ).values(owner=self._owner, poked=False)
+                rows += (await connection.execute(claim.returning(t.incidents))).mappings().all()
             claims = []
             for row in rows:
                 try:
@@ -133,6 +152,7 @@ class Queue:
             return claims
 
         claims = await self._database.write(operation)
+        self._turns.took(len(claims) + len(unread))
         for incident, epoch in unread:
             await self._close_unread(incident, epoch)
         return claims
@@ -331,34 +351,6 @@ async def _write_details(
     for event in result.events:
         line = event.model_dump(exclude={"unsealed"}) | {"at": now}
         append(connection, incident.id, **line)
-
-
-async def correct_notice(connection: AsyncConnection, incident: str, now: datetime) -> bool:
-    """Ask for those who were told of the incident to be told how it stands, if there are any."""
-    wanted = {
-        "wanted": t.notices.c.wanted + 1,
-        "due_at": func.coalesce(t.notices.c.due_at, literal(now, Instant)),
-    }
-    found = await connection.execute(
-        update(t.notices).where(t.notices.c.incident_id == incident).values(**wanted)
-    )
-    return bool(found.rowcount)
-
-
-async def request_notice(connection: AsyncConnection, incident: str, now: datetime) -> None:
-    """Ask for humans to be told how the incident stands; never waits for any of them."""
-    if not await correct_notice(connection, incident, now):
-        await connection.execute(
-            insert(t.notices).values(
-                incident_id=incident,
-                wanted=1,
-                sent=0,
-                due_at=now,
-                epoch=0,
-                attempts=0,
-                last_error="",
-            )
-        )
 
 
 CLOSED_FOR_HUMANS = f"closed as {IncidentOutcome.ESCALATED}"

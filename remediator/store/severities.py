@@ -45,6 +45,8 @@ async def _raise(
     raised = {"severity": rating.severity, "severity_word": rating.word}
     place = rank(rating.severity, handling)
     await connection.execute(row.values(**raised, rank=place))
+    waits = (t.notices.c.incident_id == incident) & (t.notices.c.rank > place)
+    await connection.execute(update(t.notices).where(waits).values(rank=place))
 
 
 def _say(

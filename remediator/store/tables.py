@@ -161,6 +161,7 @@ incidents = Table(
         unique=True,
     ),
     _partial("ix_incidents_due", "due_at", where="due_at IS NOT NULL"),
+    _partial("ix_incidents_ranked", "rank", "due_at", where="due_at IS NOT NULL"),
     _partial("ix_incidents_still_open", "opened_at", where="state = 'open'"),
     _partial(
         "ix_incidents_replayed", "opened_at", where="state = 'open' AND replay_of IS NOT NULL"
@@ -329,7 +330,10 @@ notices = Table(
     Column("handle", Json),
     Column("posts", Json),
     Column("last_error", Words, nullable=False),
+    Column("rank", Integer, nullable=False, server_default=text("6")),
+    Column("channel", String(200)),
     _partial("ix_notices_due", "due_at", where="due_at IS NOT NULL"),
+    _partial("ix_notices_ranked", "rank", "due_at", where="due_at IS NOT NULL"),
 )
 
 escalations = Table(
@@ -360,5 +364,12 @@ tellings = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("last_error", Words, nullable=False),
+    Column("rank", Integer, nullable=False, server_default=text("3")),
+    Column("kind", Text, nullable=False, server_default=text("''")),
+    Column("told_at", Instant),
+    Column("told_with", String(40)),
     _partial("ix_tellings_due", "channel", "due_at", where="due_at IS NOT NULL"),
+    _partial("ix_tellings_ranked", "channel", "rank", "due_at", where="due_at IS NOT NULL"),
+    _partial("ix_tellings_told", "channel", "told_at", where="told_at IS NOT NULL"),
+    _partial("ix_tellings_told_with", "told_with", where="told_with IS NOT NULL"),
 )

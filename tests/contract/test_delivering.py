@@ -42,6 +42,9 @@ class Heard:
         self.said.append(report.incident.service or "")
         return handle
 
+    def channel(self, incident: IncidentView) -> str:
+        return incident.service or ""
+
     async def call(self, report: Report) -> None:
         await self.send(report, None)
 
@@ -139,6 +142,9 @@ class Dying:
             raise asyncio.CancelledError
         post = Post(key=request_key("mit-1"), message="2", digest="d")
         return handle.having(post).model_copy(update={"more": False})
+
+    def channel(self, incident: IncidentView) -> str:
+        return incident.service or ""
 
     async def call(self, report: Report) -> None:
         raise NotImplementedError
