@@ -251,7 +251,7 @@ async def test_who_acknowledges_one_page_has_all_that_it_was_for(bench: Bench) -
 
 async def escalated(bench: Bench, count: int) -> list[str]:
     """Have ``count`` incidents of one kind whose levels have begun."""
-    found = []
+    found: list[str] = []
     for number in range(count):
         await bench.receive(bench.alert(pod=str(number), severity="critical"))
         (claim,) = await bench.claim()
