@@ -26,10 +26,10 @@ from remediator.model import (
 from remediator.store import tables as t
 from remediator.store.acknowledging import Acknowledged, acknowledge, begin_escalation
 from remediator.store.approvals import agree, open_incident, said_of, turn_down, waiting_plan
-from remediator.store.notifying import correct_notice, request_notice
 from remediator.store.database import Database, Operation
 from remediator.store.journal import append
 from remediator.store.ledger import close_entries, under_way
+from remediator.store.notifying import correct_notice, request_notice
 from remediator.store.windows import view_of
 from remediator.views import PauseView, WindowView
 

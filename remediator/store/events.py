@@ -30,10 +30,10 @@ from remediator.model import (
     new_id,
 )
 from remediator.store import tables as t
-from remediator.store.notifying import request_notice
 from remediator.store.claims import claim_due, release_claimed, write_claimed
 from remediator.store.database import TAKEN_WITHIN, Database
 from remediator.store.journal import append
+from remediator.store.notifying import request_notice
 from remediator.store.queue import CLOSED_FOR_HUMANS
 
 LEASE = timedelta(seconds=12)

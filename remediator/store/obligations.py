@@ -29,13 +29,13 @@ from remediator.model import (
 )
 from remediator.store import tables as t
 from remediator.store.acknowledging import HOLD, NOT_TAKEN_BACK, begin_for_what_stays
-from remediator.store.notifying import request_notice
 from remediator.store.claimed import incident_of
 from remediator.store.claims import claim_due, require_claimed, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
 from remediator.store.journal import append
 from remediator.store.ledger import close_entries, entry_of, lands_in, under_way
+from remediator.store.notifying import request_notice
 from remediator.store.queue import close_unread
 
 _log = structlog.get_logger(__name__)
