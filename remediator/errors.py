@@ -6,6 +6,7 @@
     ├── Refused                an operator's request that cannot be met (404, 409)
     ├── TemporaryError         try again later: the world may be better by then
     │   ├── StoreUnavailable   503 to senders; the pipeline waits
+    │   │   └── DiskFull       the same, until somebody makes room
     │   └── BackendUnavailable a backend does not answer or answers nonsense: "unknown"
     ├── PermanentError         trying again is pointless: a finding or an escalation
     │   └── BackendRefused     the backend said no: a right is missing, a bound is passed
@@ -50,6 +51,10 @@ class TemporaryError(RemediatorError):
 
 class StoreUnavailable(TemporaryError):
     """The store does not take writes now."""
+
+
+class DiskFull(StoreUnavailable):
+    """The disk of the store is full."""
 
 
 class BackendUnavailable(TemporaryError):

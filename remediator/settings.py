@@ -121,9 +121,11 @@ class Log(Section):
 class Admission(Section):
     """How much is taken of one sender. What is over it is answered 503, and sent again."""
 
-    rate: Annotated[str, Field(pattern=r"^[1-9]\d{0,6}/(second|minute|hour)$")] | None = None
+    rate: Annotated[str, Field(pattern=r"^([1-9]\d{0,6}/(second|minute|hour)|unlimited)$")] = (
+        "6000/minute"
+    )
     """Webhooks of one credential, such as `600/minute`: over all replicas where they share a
-    Redis, else in each. None: no limit."""
+    Redis, else in each; or `unlimited`."""
 
 
 class Playbooks(Section):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 
-from remediator.sections import File, Period, SecretRef, Section, Variable
+from remediator.sections import File, Period, SecretRef, Section, Size, Variable
 
 
 class Store(Section):
@@ -20,9 +20,14 @@ class Store(Section):
     lease: Annotated[Period, Field(ge=timedelta(seconds=1))] = timedelta(seconds=5)
     """Time after which a silent replica's incident is taken over by another; and the time in
     which a reserved change may begin."""
-    retention: Annotated[Period, Field(ge=timedelta(days=1))] | None = None
+    retention: Annotated[Period, Field(ge=timedelta(days=1))] | Literal["never"] = timedelta(
+        days=90
+    )
     """Time after which closed incidents are deleted whole, and the deliveries that they came by;
-    what limits still count stays in any case. Default: nothing is ever deleted."""
+    what limits still count stays in any case. `never`: nothing is ever deleted."""
+    reserve: Size = ByteSize(16 * 1024 * 1024)
+    """Room on the disk of `state_dir` that is kept back, with SQLite, and given up when the disk is
+    full: for operators' orders and the end of what is under way. Webhooks get 503 then."""
 
 
 class Redis(Section):

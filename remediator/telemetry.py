@@ -178,6 +178,18 @@ class Telemetry:
             "shared_redis_impaired", "1 while the Redis of the replicas does not answer."
         )
 
+        self._store_full = self._gauge("store_full", "1 while the disk of the store is full.")
+        self._reserve = self._gauge(
+            "disk_reserve_bytes", "Room that is kept back for a full disk; 0 while it is in use."
+        )
+        self._free = self._gauge("disk_free_bytes", "Room on the disk of the state folder.")
+
+    def disk(self, *, full: bool, reserve: int, free: int) -> None:
+        """Set what there is of the store's disk, in bytes."""
+        self._store_full.set(full)
+        self._reserve.set(reserve)
+        self._free.set(free)
+
     def backlog(
         self,
         *,

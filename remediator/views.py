@@ -347,6 +347,15 @@ class WindowView(Value):
     """Who ordered it."""
 
 
+class Kept(StrEnum):
+    """Where a stop switch is."""
+
+    STORE = "store"
+    """For all replicas."""
+    REPLICA = "replica"
+    """In the replica that answers alone, until the store takes it."""
+
+
 class PauseView(Value):
     """A stop switch that is on."""
 
@@ -355,3 +364,4 @@ class PauseView(Value):
     by: str
     reason: str
     since: AwareDatetime
+    kept: Kept = Kept.STORE

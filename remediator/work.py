@@ -92,6 +92,8 @@ class Surroundings:
     kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)
     """What each kind of mitigation may do at most."""
     monotonic: Callable[[], float] = time.monotonic
+    stopped: Callable[[Incident], Halt | None] = lambda _incident: None
+    """Says what this process alone has paused, while the store takes no pause."""
 
     async def paused(
         self, incident: Incident, before: datetime | None = None, *, claimed: bool = True
@@ -104,11 +106,12 @@ class Surroundings:
         now, halt = await self.ledger.paused(incident, claimed=claimed)
         if before is not None and now >= before:
             return Halt(reason="the time in which it might be applied was over")
-        return longest(self._planned(incident, now), halt)
+        return longest(self._planned(incident, now), halt, self.stopped(incident))
 
     def whole(self, incident: Incident, standing: Standing) -> Standing:
         """Return ``standing`` with what the file plans for its moment."""
-        halt = longest(self._planned(incident, standing.now), standing.paused)
+        planned = self._planned(incident, standing.now)
+        halt = longest(planned, standing.paused, self.stopped(incident))
         return standing.model_copy(update={"paused": halt})
 
     def _planned(self, incident: Incident, now: datetime) -> Halt | None:

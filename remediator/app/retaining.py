@@ -10,8 +10,9 @@ import structlog
 
 from remediator.errors import StoreUnavailable
 from remediator.kinds import longest_look_back
-from remediator.model import Bound
+from remediator.model import Bound, format_duration
 from remediator.safeguards import Safeguards
+from remediator.settings import Settings
 from remediator.store import Store
 
 EVERY = 600.0
@@ -24,6 +25,16 @@ def age_of(retention: timedelta, bounds: Iterable[Bound], safeguards: Safeguards
     """Return the age from which on nothing is needed: no bound looks further back."""
     counted = (max(bound.limits.window, bound.limits.cooldown) for bound in bounds)
     return max(retention, safeguards.looks_back, longest_look_back(), *counted)
+
+
+def kept_of(settings: Settings) -> dict[str, str]:
+    """Say how much is taken, kept and held back, for the log of a start."""
+    retention = settings.store.retention
+    return {
+        "retention": format_duration(retention) if isinstance(retention, timedelta) else "never",
+        "admission": settings.admission.rate,
+        "reserve": settings.store.reserve.human_readable(),
+    }
 
 
 async def keep_within(store: Store, age: timedelta) -> None:

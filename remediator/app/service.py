@@ -17,7 +17,6 @@ from secrets import token_hex
 from urllib.parse import urlsplit
 
 import structlog
-from filelock import FileLock, Timeout
 
 from remediator.access import Access, Credential, generate_credentials
 from remediator.app.backends import (
@@ -30,6 +29,7 @@ from remediator.app.backends import (
 from remediator.app.channels import open_channels
 from remediator.app.chat import open_desk
 from remediator.app.checked import LoadedPlaybooks, every_bound, every_decider, every_scope, load
+from remediator.app.diskroom import DiskRoom, Readiness
 from remediator.app.pagerduty import (
     CountingEvents,
     incident_door,
@@ -37,9 +37,10 @@ from remediator.app.pagerduty import (
     signing_secrets,
 )
 from remediator.app.receiving import CountingInbox, decoded, foreign_to
-from remediator.app.retaining import age_of, keep_within
+from remediator.app.retaining import age_of, keep_within, kept_of
 from remediator.app.sealing import STORE_FILE, sealing_keys
 from remediator.app.shared import Place, Shared, open_shared, version_of
+from remediator.app.statefolder import state_folder
 from remediator.app.watching import Watching, watch_backlog
 from remediator.app.windows import Windows
 from remediator.bodies import BodyLimits
@@ -48,7 +49,7 @@ from remediator.console.api import api_routes
 from remediator.console.auditing import audit_routes
 from remediator.console.live import live_routes
 from remediator.credentials import spoken_for
-from remediator.errors import ConfigError, StoreUnavailable
+from remediator.errors import ConfigError
 from remediator.intake.fetching import Fetch, Fetching
 from remediator.intake.listen import ConnectionLimits, listening
 from remediator.intake.pagerduty_door import pagerduty_routes
@@ -67,6 +68,7 @@ from remediator.routing import STOPPING, Route, Watch, build_app
 from remediator.settings import Credential as ConfiguredCredential
 from remediator.settings import Settings
 from remediator.store import Store, open_store
+from remediator.store.stopping import STOP_FILE, StopFile, SureCommands
 from remediator.summons import Channel
 from remediator.telemetry import Telemetry
 from remediator.work import Levers, Surroundings
@@ -117,6 +119,9 @@ class Parts:
     """What the replicas share besides the store."""
     reader: Reader
     """Reads Alertmanager bodies."""
+    stop: StopFile
+    """The pauses that the store has not taken."""
+    room: DiskRoom
 
 
 @contextlib.asynccontextmanager
@@ -131,7 +136,9 @@ async def running(
     catalogue, playbooks = load(settings)
     bell, telemetry = Doorbell(), Telemetry()
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_state_folder(settings.state_dir))
+        stack.enter_context(state_folder(settings.state_dir))
+        stop = StopFile(settings.state_dir / STOP_FILE)
+        stack.callback(stop.close)
         access = Access(_credentials(settings, environ))
         place = Place(
             store=store_url(settings, environ),
@@ -141,6 +148,12 @@ async def running(
         shared = await stack.enter_async_context(
             open_shared(settings, environ, place, telemetry, bell.ring)
         )
+        with_sqlite = settings.store.secret("dsn") is None
+        room = DiskRoom(
+            settings.state_dir if with_sqlite else None, int(settings.store.reserve), telemetry
+        )
+        room.begin()
+        _log.info("keeps", **kept_of(settings))
         store = await stack.enter_async_context(
             open_store(
                 place.store,
@@ -154,6 +167,8 @@ async def running(
                 announce=shared.announce,
                 repeats=shared.repeats,
                 wait=STORE_COMES_WITHIN,
+                stop=stop,
+                full=room.give_way,
             )
         )
         backends = await stack.enter_async_context(open_backends(settings, environ))
@@ -178,6 +193,8 @@ async def running(
             reader=Reader(
                 settings.max_alerts, foreign_to(catalogue, spoken_for(settings.credentials))
             ),
+            stop=stop,
+            room=room,
         )
         worker = await stack.enter_async_context(_working(parts, bell))
         host, port = await stack.enter_async_context(_listening(parts, access, worker))
@@ -191,7 +208,7 @@ async def running(
 
 async def migrate(settings: Settings, environ: Mapping[str, str] = os.environ) -> str:
     """Bring the store's schema to this version; return what was done."""
-    with _state_folder(settings.state_dir):
+    with state_folder(settings.state_dir):
         url = store_url(settings, environ)
         async with open_store(url, owner="migrate", changed=lambda: None) as store:
             return store.schema
@@ -214,26 +231,6 @@ def _has_place(dsn: str) -> bool:
         return all(urlsplit(f"//{host}").port != 0 for host in hosts)
     except ValueError:
         return False
-
-
-@contextlib.contextmanager
-def _state_folder(folder: Path) -> Iterator[None]:
-    """Own the state folder: one process at a time."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ConfigError(
-            f"another process uses the state folder {folder}; stop it, or set"
-            " REMEDIATOR_STATE_DIR to another folder"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"the state folder {folder} cannot be used: {error.strerror}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _credentials(settings: Settings, environ: Mapping[str, str]) -> Sequence[Credential]:
@@ -259,6 +256,7 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
         levers=Levers(parts.backends.levers),
         ledger=parts.store.ledger,
         frame=frame_of(parts.settings),
+        stopped=parts.stop.halt,
     )
     notifier = open_notifier(parts.settings, parts.environ)
     watching = Watching(parts.telemetry)
@@ -277,8 +275,11 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
     async with asyncio.TaskGroup() as group:
         loops = group.create_task(worker.run(), name="worker")
         beside = [group.create_task(watch_backlog(parts.store, parts.telemetry), name="backlog")]
+        beside.append(group.create_task(parts.room.watch(), name="disk"))
+        if isinstance(parts.store.commands, SureCommands):
+            beside.append(group.create_task(parts.store.commands.hand_over(), name="pauses"))
         retention = parts.settings.store.retention
-        if retention is not None:
+        if isinstance(retention, timedelta):
             bounds = every_bound(parts.catalogue, parts.playbooks)
             age = age_of(retention, bounds, parts.catalogue.safeguards)
             beside.append(group.create_task(keep_within(parts.store, age), name="retention"))
@@ -360,15 +361,11 @@ def _routes(parts: Parts, worker: Worker, body: BodyLimits) -> tuple[Route, ...]
 
     def overloaded() -> str | None:
         waiting = store.database.backlog
-        return f"{waiting} writes wait for the store" if waiting > BACKLOG else None
+        if waiting > BACKLOG:
+            return f"{waiting} writes wait for the store"
+        return parts.room.problem
 
-    async def ready() -> list[str]:
-        try:
-            await store.records.ping()
-        except StoreUnavailable as error:
-            return [str(error)]
-        return []
-
+    ready = Readiness(parts.room, store.records.ping, store.probe.write).problems
     replays = Replays(
         inbox=inbox,
         stored_alerts=inbox.stored_alerts,

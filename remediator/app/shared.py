@@ -24,6 +24,8 @@ from remediator.telemetry import Telemetry
 if TYPE_CHECKING:
     from remediator.adapters.shared_redis import SharedRedis
 
+UNLIMITED = "unlimited"
+"""The admission rate of who may post as often as he likes."""
 _RINGING = frozenset({Happening.OPENED, Happening.PAUSED, Happening.RESUMED})
 """What another replica looks at the store for at once. Not for a delivery, which the replica that
 took it triages at once, nor for each step of an incident, which goes on where it is."""
@@ -141,15 +143,13 @@ def serves_what(settings: Settings) -> str:
     serves = ["live events of all replicas"]
     if settings.redis.duplicates:
         serves.append("a cache of duplicates")
-    if settings.admission.rate is not None:
+    if settings.admission.rate != UNLIMITED:
         serves.append(f"one admission limit over all ({settings.admission.rate})")
     return ", ".join(serves)
 
 
-def _waiting(
-    rate: str | None, redis: SharedRedis | None = None
-) -> Callable[[str], Awaitable[float]]:
-    if rate is None:
+def _waiting(rate: str, redis: SharedRedis | None = None) -> Callable[[str], Awaitable[float]]:
+    if rate == UNLIMITED:
         return _never
     from remediator.adapters.admission import Admission  # noqa: PLC0415 - only where configured
 

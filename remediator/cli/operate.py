@@ -122,7 +122,9 @@ def pause(
     from remediator.cli.client import Api
 
     with Api() as api:
-        api.post("/pause", {"scope": scope, "reason": reason})
+        answer = api.post("/pause", {"scope": scope, "reason": reason})
+    if answer.json().get("kept") == "replica":
+        say("The store did not take it: paused in the replica at REMEDIATOR_URL alone, for now.")
     say(f"Paused {scope}. To resume: remediator resume {scope}")
 
 

@@ -86,6 +86,10 @@ class Commands(Protocol):
         """Switch them on again."""
         ...
 
+    def held(self) -> list[PauseView]:
+        """List what is paused in this process alone, since the store did not take it."""
+        ...
+
     async def approve(self, incident_id: str, plan_hash: str | None, by: str) -> object:
         """Allow the plan that waits."""
         ...
@@ -203,14 +207,14 @@ def api_routes(
 ) -> tuple[Route, ...]:
     """Return the routes of the API."""
     return (
-        *_reading(records, playbooks),
+        *_reading(records, playbooks, commands),
         *_switches(commands),
         *_maintenance(maintenance),
         *_decisions(records, commands),
     )
 
 
-def _reading(records: Records, playbooks: Playbooks) -> tuple[Route, ...]:
+def _reading(records: Records, playbooks: Playbooks, commands: Commands) -> tuple[Route, ...]:
     async def incidents(call: Call) -> Page[IncidentSummary]:
         query: IncidentQuery = call.query
         return await records.incidents(
@@ -232,7 +236,8 @@ def _reading(records: Records, playbooks: Playbooks) -> tuple[Route, ...]:
         return await records.dead_letters(after=call.query.after, limit=call.query.limit)
 
     async def limits(_: Call) -> LimitsView:
-        return LimitsView(items=await records.limits(), paused=await records.pauses())
+        paused = [*commands.held(), *await records.pauses()]
+        return LimitsView(items=await records.limits(), paused=paused)
 
     async def loaded(_: Call) -> Page[PlaybookView]:
         return Page[PlaybookView](items=await playbooks.playbooks())

@@ -22,12 +22,14 @@ from remediator.store.inbox import Inbox
 from remediator.store.ledger import Ledger
 from remediator.store.notices import Notices
 from remediator.store.obligations import Obligations
+from remediator.store.probing import Probe
 from remediator.store.queue import Queue
 from remediator.store.records import Records
 from remediator.store.repeats import NoRepeats, Repeats
 from remediator.store.retention import Retention
 from remediator.store.schema import require_schema
 from remediator.store.silenced import Silenced
+from remediator.store.stopping import StopFile, SureCommands
 from remediator.store.windows import Windows
 
 __all__ = ["Store", "open_store"]
@@ -54,6 +56,7 @@ class Store:
     escalations: Escalations
     audit: Audit
     retention: Retention
+    probe: Probe
 
 
 @contextlib.asynccontextmanager
@@ -71,6 +74,8 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     announce: Announce = lambda *_: None,
     repeats: Repeats = NoRepeats(),  # noqa: B008 - it keeps nothing
     wait: timedelta = timedelta(0),
+    stop: StopFile | None = None,
+    full: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[Store]:
     """Open the store at ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN), its schema in place.
 
@@ -80,13 +85,19 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     where not everybody may. A claim, and the time in which a reserved change may
     begin, end after ``lease``. ``keys`` seal the journal, ``announce`` is told of what is durable,
     ``repeats`` may know a body that need not be stored once more. ``wait`` is the time for a store
-    that is away. Raises ``ConfigError`` for a schema of another version and ``StoreUnavailable``.
+    that is away. ``stop`` keeps a pause that the store does not take; ``full`` is called when its disk
+    is full, and says whether there is room now. Raises ``ConfigError`` for a schema of another version and ``StoreUnavailable``.
     """
-    async with open_database(url, clock=clock, keys=keys) as database:
+    async with open_database(url, clock=clock, keys=keys, full=full) as database:
         schema = await require_schema(database, wait)
         audit = Audit(database, keys)
         await audit.begin()
         ledger = Ledger(database, lease)
+        records = Records(database, ledger, bounds, sealing=keys is not None)
+        orders = (database, changed, scopes, deciders, announce)
+        commands = Commands(*orders)
+        if stop is not None:
+            commands = SureCommands(stop, records.pauses, *orders)
         yield Store(
             schema=schema,
             database=database,
@@ -96,12 +107,13 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
             ledger=ledger,
             notices=Notices(database),
             obligations=Obligations(database),
-            records=Records(database, ledger, bounds, sealing=keys is not None),
+            records=records,
             clicks=Clicks(database),
-            commands=Commands(database, changed, scopes, deciders, announce),
+            commands=commands,
             silenced=Silenced(database),
             windows=Windows(database),
             escalations=Escalations(database),
             audit=audit,
             retention=Retention(database, keys),
+            probe=Probe(database, owner),
         )

@@ -79,6 +79,10 @@ class Commands:
             who = ", ".join(sorted(named)) or "nobody"
             raise Refused(403, f"{by} may not decide about {scope}; those who may are: {who}")
 
+    def held(self) -> list[PauseView]:
+        """List the pauses that the store has not taken yet."""
+        return []
+
     async def pause(self, scope: str, by: str, reason: str) -> PauseView:
         """Stop every mutation in ``scope``; no reservation is made after this returns."""
         self._known(scope, "pause")
@@ -87,7 +91,7 @@ class Commands:
             now = await self._database.now(connection)
             await connection.execute(delete(t.pauses).where(t.pauses.c.scope == scope))
             view = PauseView(scope=scope, by=by, reason=reason, since=now)
-            await connection.execute(insert(t.pauses), view.model_dump())
+            await connection.execute(insert(t.pauses), view.model_dump(exclude={"kept"}))
             _journal(connection, None, now, f"paused {scope}", by, reason)
             return view
 

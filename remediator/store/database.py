@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.audit import Keys
-from remediator.errors import StoreUnavailable
+from remediator.errors import DiskFull, StoreUnavailable
 from remediator.store import journal
 from remediator.store.engines import (
     HELD_FOR,
@@ -40,6 +40,7 @@ from remediator.store.engines import (
     is_postgres,
     pooling_of,
 )
+from remediator.store.fullness import unavailable
 from remediator.store.tables import metadata
 
 T = TypeVar("T")
@@ -98,6 +99,8 @@ class Database:
         keys: Keys | None = None,
         wall: Callable[[], datetime] = utc_now,
     ) -> None:
+        self.full: Callable[[], bool] = lambda: False
+        """Called when the disk is full; says whether that is over."""
         self._url = url
         self._pooled = False
         self._reader = engine_of(url, read_only=True)
@@ -125,7 +128,7 @@ class Database:
         """
         if not self.is_postgres:
             return Pooling.NONE
-        with translated():
+        with translated(self._url):
             pooling = await pooling_of(self._url)
         if pooling is not Pooling.NONE:
             await self.dispose()
@@ -142,7 +145,7 @@ class Database:
         # a pooler may be there or not: whatever is done once need not be fast
         engine = engine_of(self._url, read_only=False, pooled=True, patience=MIGRATED_WITHIN)
         try:
-            with translated():
+            with self._noticing():
                 async with engine.begin() as connection:
                     await self._begin(connection, pooled=True, lock=MIGRATION_LOCK)
                     return await operation(connection)
@@ -216,9 +219,19 @@ class Database:
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """Open a read-only connection with one consistent view; ``StoreUnavailable`` if down."""
-        with translated():
+        with self._noticing():
             async with self._reader.connect() as connection:
                 yield connection
+
+    @contextlib.contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Translate, and make room for the next attempt: reading makes files too, at a start."""
+        try:
+            with translated(self._url):
+                yield
+        except DiskFull:
+            self.full()
+            raise
 
     async def now(self, connection: AsyncConnection) -> datetime:
         """Return the store's time: the database's clock, so that all replicas agree."""
@@ -264,7 +277,7 @@ class Database:
 
     async def _settle(self, batch: list[_Job]) -> None:
         try:
-            results = await self._commit(batch)
+            results = await self._commit_with_room(batch)
         except StoreUnavailable as error:
             for job in batch:
                 _fail(job, error)
@@ -278,8 +291,16 @@ class Database:
             for job, result in zip(batch, results, strict=True):
                 _answer(job, result)
 
+    async def _commit_with_room(self, batch: list[_Job]) -> list[Any]:
+        try:
+            return await self._commit(batch)
+        except DiskFull:
+            if not self.full():
+                raise
+            return await self._commit(batch)
+
     async def _commit(self, batch: list[_Job]) -> list[Any]:
-        with translated():
+        with translated(self._url):
             async with self._writer.begin() as connection:
                 journal.forget(connection)
                 serial = any(job.serial for job in batch)
@@ -313,20 +334,24 @@ def _fail(job: _Job, error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def translated() -> Any:
-    """Turn a lost or refusing database into ``StoreUnavailable``; let everything else through."""
+def translated(url: str = "") -> Any:
+    """Turn a lost or refusing database into ``StoreUnavailable``; let everything else through.
+
+    ``url`` tells where a SQLite is, whose disk may be full.
+    """
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-        raise StoreUnavailable(f"the store does not answer: {type(error).__name__}") from error
+        said = f"the store does not answer: {type(error).__name__}"
+        raise unavailable(error, said, url) from error
     except DBAPIError as error:
         state = str(getattr(error.orig, "sqlstate", None) or "")
         again = isinstance(error, IntegrityError | ProgrammingError)
         if (again or state.startswith(_OF_THE_STATEMENT)) and not error.connection_invalidated:
             raise
-        raise StoreUnavailable(f"the store cannot take it now ({state or 'lost'})") from error
+        raise unavailable(error, f"the store cannot take it now ({state or 'lost'})") from error
     except _DRIVER as error:
-        raise StoreUnavailable(f"the store cannot be reached: {type(error).__name__}") from error
+        raise unavailable(error, f"the store cannot be reached: {type(error).__name__}") from error
 
 
 async def patiently(write: Callable[[], Awaitable[T]]) -> T:
@@ -347,14 +372,17 @@ async def open_database(
     clock: Callable[[], datetime] | None = None,
     keys: Keys | None = None,
     wall: Callable[[], datetime] = utc_now,
+    full: Callable[[], bool] = lambda: False,
 ) -> AsyncIterator[Database]:
     """Open ``url`` (``sqlite:///PATH`` or a PostgreSQL DSN) and run its writer until exit.
 
     ``clock`` replaces the database's clock, for tests in which time is an argument; ``keys`` seal
     the journal, which is written without seals where there are none; ``wall`` is the machine's clock,
-    from which the time of SQLite begins and which it does not follow.
+    from which the time of SQLite begins and which it does not follow; ``full`` is called when the disk
+    is full, and says whether it is worth another attempt.
     """
     database = Database(url, clock, keys, wall)
+    database.full = full
     task = asyncio.create_task(database.run_writer(), name="store-writer")
     try:
         yield database

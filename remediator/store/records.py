@@ -184,7 +184,7 @@ class Records:
         """List the stop switches that are on."""
         async with self._database.read() as connection:
             rows = await connection.execute(select(t.pauses).order_by(t.pauses.c.since))
-            return [_view(PauseView, row) for row in rows.mappings()]
+            return [PauseView.model_validate({**row}) for row in rows.mappings()]
 
     async def limits(self) -> list[LimitView]:
         """List every bound with how much of it is used now."""

@@ -46,6 +46,7 @@ from remediator.views import (
     DeliveryView,
     IncidentSummary,
     IncidentView,
+    Kept,
     LimitView,
     Page,
     PauseView,
@@ -90,6 +91,7 @@ SUMMARY = IncidentSummary(
     closed_at=None,
 )
 VIEW = IncidentView(**SUMMARY.model_dump(), alerts=[], findings=[], mitigations=[], timeline=[])
+HELD = PauseView(scope="global", by="bob", reason="no disk", since=NOW, kept=Kept.REPLICA)
 PAUSED = PauseView(scope="shop", by="ann", reason="release", since=NOW)
 WINDOW = WindowView(
     id="mnt-1",
@@ -212,6 +214,9 @@ class Recorder:
 
     async def resume(self, scope: str, by: str) -> None:
         self.note("resume", scope, by)
+
+    def held(self) -> list[PauseView]:
+        return [HELD]
 
     async def windows(self) -> list[WindowView]:
         self.note("windows")
@@ -439,7 +444,7 @@ async def test_limits_come_with_what_is_paused(server: Server) -> None:
     answer = await server.client.get("/api/v1/limits", headers=VIEWER)
     assert answer.json() == {
         "items": [LIMIT.model_dump(mode="json")],
-        "paused": [PAUSED.model_dump(mode="json")],
+        "paused": [HELD.model_dump(mode="json"), PAUSED.model_dump(mode="json")],
     }
 
 
