@@ -330,7 +330,14 @@ async def test_a_store_that_hangs_does_not_hold_up_a_pause(bench: Bench, tmp_pat
     commands = SureCommands(
         stop, bench.store.records.pauses, bench.store.database, lambda: None, ("global",), {}
     )
-    hanging = asyncio.create_task(bench.store.database.write(lambda _: let.wait()))
+    begun = asyncio.Event()
+
+    async def hang(_: object) -> bool:
+        begun.set()
+        return await let.wait()
+
+    hanging = asyncio.create_task(bench.store.database.write(hang))
+    await begun.wait()
     began = asyncio.get_running_loop().time()
     pause = await commands.pause("global", "ann", "now")
     assert asyncio.get_running_loop().time() - began < timedelta(seconds=8).total_seconds()

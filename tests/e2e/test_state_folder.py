@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from tests.postgres_fixtures import eventually
 from tests.service_fixtures import Service, pool_alert
 
 SECONDS_UNTIL_NOTICED = 20
+ANY_PORT: dict[str, Any] = {"listen": "127.0.0.1:0"}
 
 
 @contextlib.asynccontextmanager
@@ -42,7 +44,7 @@ def modes(folder: Path) -> dict[str, int]:
 
 async def test_whatever_the_umask_nobody_else_reads_the_state(tmp_path: Path) -> None:
     with _umask(0):
-        async with running(Service(tmp_path, {})) as service:
+        async with running(Service(tmp_path, dict(ANY_PORT))) as service:
             assert (await service.post(pool_alert())).status_code == 202
             found = modes(service.state)
             assert service.state.stat().st_mode & 0o777 == 0o700
@@ -56,7 +58,7 @@ async def test_whatever_the_umask_nobody_else_reads_the_state(tmp_path: Path) ->
 async def test_a_folder_that_others_can_look_into_is_warned_of_and_its_files_are_closed(
     tmp_path: Path,
 ) -> None:
-    service = Service(tmp_path, {})
+    service = Service(tmp_path, dict(ANY_PORT))
     service.state.mkdir()
     service.state.chmod(0o755)
     (service.state / STORE_FILE).touch(mode=0o644)
@@ -68,7 +70,7 @@ async def test_a_folder_that_others_can_look_into_is_warned_of_and_its_files_are
 async def test_a_full_disk_is_not_ready_takes_no_webhook_and_leaves_the_stop_switch(
     tmp_path: Path,
 ) -> None:
-    service = Service(tmp_path, {"store": {"reserve": "256KiB"}})
+    service = Service(tmp_path, ANY_PORT | {"store": {"reserve": "256KiB"}})
     with small_disk(service.state, "4m") as disk:
         async with running(service):
             await _fills_and_frees(service, disk)
@@ -110,8 +112,10 @@ async def _fills_and_frees(service: Service, disk: SmallDisk) -> None:
 async def test_what_is_kept_and_taken_is_said_at_the_start(
     tmp_path: Path, rate: str | None
 ) -> None:
-    config = {} if rate is None else {"admission": {"rate": rate}, "store": {"retention": "never"}}
-    async with running(Service(tmp_path, config)) as service:
+    config: dict[str, Any] = (
+        {} if rate is None else {"admission": {"rate": rate}, "store": {"retention": "never"}}
+    )
+    async with running(Service(tmp_path, ANY_PORT | config)) as service:
         said = next(line for line in service.log().splitlines() if '"keeps"' in line)
     kept = ('"retention": "90d"', '"admission": "6000/minute"', '"reserve": "16.0MiB"')
     other = ('"retention": "never"', '"admission": "unlimited"')
