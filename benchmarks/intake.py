@@ -35,10 +35,7 @@ def body(alerts: int) -> bytes:
         "startsAt": "2026-01-01T00:00:00.123456789Z",
         "endsAt": "0001-01-01T00:00:00Z",
     }
-    made = [
-        alert | {"labels": labels | {"pod": f"pod-{n}"}, "fingerprint": f"{n:016x}"}
-        for n in range(alerts)
-    ]
+    made = [alert | {"labels": labels | {"pod": f"pod-{n}"}} for n in range(alerts)]
     return json.dumps({"version": "4", "status": "firing", "alerts": made}).encode()
 
 

@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from remediator.demo.slack import LocalSlack
+from remediator.fingerprints import fingerprint_of
 from tests.postgres_fixtures import Scene
 
 FAST = {
@@ -184,7 +185,7 @@ def pool_alert(status: str = "firing", **labels: str) -> dict[str, Any]:
         "startsAt": now,
         "endsAt": now if status == "resolved" else "0001-01-01T00:00:00Z",
         "generatorURL": "http://prometheus.example.com/graph",
-        "fingerprint": "-".join(f"{k}={v}" for k, v in sorted(everything.items())),
+        "fingerprint": fingerprint_of(everything),
     }
 
 

@@ -2,7 +2,7 @@
 
 A 4xx is never answered by accident: three in a row make PagerDuty switch the subscription off for
 a day. So where the fault may be ours, a secret that is missing or the wrong one, the answer is 503
-and humans are told.
+and humans are told: not at the first time, which may be anybody's, but when it goes on.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ CREDENTIAL = "pagerduty signature"
 """Credential of the deliveries: a signature has no name of its own."""
 LARGEST = 1024 * 1024
 """Bytes of a body at most: PagerDuty sends up to 256 KB, and whoever sends more is not known yet."""
+SEVERAL = 5
+"""Webhooks that could not be checked before humans are told: PagerDuty sends one again that often
+within some minutes."""
+OVER = 60.0
+"""Seconds from the first of them to the one at which humans are told, at least."""
 _SETUP = "set pagerduty.signing_secret_files to the secret of the webhook subscription"
 
 _log = structlog.get_logger(__name__)
@@ -145,6 +150,8 @@ class _Guard:
         self._door = door
         self._verified: set[str] = set()
         self._paged: set[str] = set()
+        self._unchecked: dict[str, tuple[int, float]] = {}
+        """How many could not be checked by a set of secrets, and since when."""
         self._said: dict[str, float] = {}
 
     async def signatures(self, headers: Sequence[str]) -> tuple[bytes, ...]:
@@ -176,7 +183,10 @@ class _Guard:
     async def _misconfigured(self, digest: str, wrong: str) -> None:
         """Ask the sender to come again, and humans to set it right. Always raises."""
         self._refuse("signing_secret", f"{wrong}; {_SETUP}")
-        if digest not in self._paged:
+        count, since = self._unchecked.get(digest, (0, self._door.clock()))
+        self._unchecked[digest] = count + 1, since
+        goes_on = count + 1 >= SEVERAL and self._door.clock() - since >= OVER
+        if goes_on and digest not in self._paged:
             reason = f"PagerDuty's webhooks cannot be checked: {wrong}; {_SETUP}"
             if await self._door.events.page(digest, reason):
                 _log.error("pagerduty_misconfigured", reason=reason)

@@ -29,6 +29,8 @@ LEASE = timedelta(seconds=5)
 """Time after which a silent owner's incident is taken over; renewed at a third of it."""
 RECENT = timedelta(days=1)
 """Age of an incident, at the opening of another, up to which its alerts are the other's matter."""
+MOST_ALERTS = 1000
+"""Most alerts of its own incident that a step sees: a storm's may have any number."""
 NEIGHBOURS = 50
 """Most alerts of other incidents that a step sees."""
 
@@ -118,10 +120,13 @@ def _neighbours(incident: Incident) -> Select[Any]:
 
 
 async def incident_alerts(connection: AsyncConnection, incident: str) -> tuple[Alert, ...]:
-    """Return the incident's alerts as they stand, oldest first."""
+    """Return the incident's alerts as they stand, oldest first; of many those that fire."""
+    mine = t.alerts.c.incident_id == incident
+    firing_first = (t.alerts.c.status != AlertStatus.FIRING, t.alerts.c.first_seen_at)
+    most = select(t.alerts.c.id).where(mine).order_by(*firing_first, t.alerts.c.id)
     rows = await connection.execute(
         select(t.alerts)
-        .where(t.alerts.c.incident_id == incident)
+        .where(t.alerts.c.id.in_(most.limit(MOST_ALERTS)))
         .order_by(t.alerts.c.first_seen_at, t.alerts.c.id)
     )
     return _alerts(rows)

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from remediator.fingerprints import fingerprint_of
 from tests.campaign.records import UNSEEN
 from tests.campaign.replicas import INGEST, Replica
 from tests.campaign.world import Part
@@ -113,12 +114,13 @@ async def _cured(part: Part) -> bool:
 
 def _noise(number: int) -> dict[str, Any]:
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    labels = {"alertname": "Elsewhere", "system": "elsewhere", "number": str(number)}
     return {
         "status": "firing",
-        "labels": {"alertname": "Elsewhere", "system": "elsewhere", "number": str(number)},
+        "labels": labels,
         "annotations": {},
         "startsAt": now,
         "endsAt": "0001-01-01T00:00:00Z",
         "generatorURL": "",
-        "fingerprint": f"noise-{number}",
+        "fingerprint": fingerprint_of(labels),
     }

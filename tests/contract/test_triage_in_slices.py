@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 from remediator.intake.alertmanager import MAX_ALERTS, parse
 from remediator.model import Alert, Delivery, DeliveryId, IncidentOutcome, Source
 from remediator.store import tables as t
+from remediator.store.claimed import MOST_ALERTS
 from remediator.store.turns import ATTEMPTS, SLICE
 from remediator.testing import FrozenClock
 from remediator.triage.incidents import correlate
@@ -286,6 +287,20 @@ async def test_a_pause_and_a_webhook_are_answered_between_the_slices_of_the_larg
         assert (await row_of(bench, large.id))["triaged_at"] is None
     assert await count(bench, t.incidents) == 3  # of ThingsOn, of what nothing takes, of the small
     assert await count(bench, t.alerts) == MAX_ALERTS + 1
+
+
+async def test_a_step_sees_a_bounded_number_of_its_alerts_first_those_that_fire(
+    bench: Bench,
+) -> None:
+    body = a_body(*["ThingsOn"] * (MOST_ALERTS + SLICE))
+    await put(bench, body)
+    await all_turns(bench)
+    ends = json.loads(a_body(*["ThingsOn"] * (MOST_ALERTS + SLICE), status="resolved"))
+    await put(bench, json.dumps({"alerts": ends["alerts"][:-1]}).encode())
+    await all_turns(bench)
+    (claim,) = await bench.claim()
+    assert len(claim.alerts) == MOST_ALERTS
+    assert claim.firing
 
 
 # --- identity -----------------------------------------------------------------------------------

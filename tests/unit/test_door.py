@@ -21,13 +21,17 @@ from aiohttp import web
 from structlog.testing import capture_logs
 
 from remediator.access import Access, Credential, Role
+from remediator.app.receiving import foreign_to
 from remediator.bodies import EXCERPT, BodyLimits
+from remediator.catalogue import Catalogue
 from remediator.errors import StoreUnavailable
 from remediator.intake.listen import ConnectionLimits, listening
+from remediator.intake.reading import Reader
 from remediator.intake.server import Door, health_routes, webhook_routes
 from remediator.intake.turnstile import Turnstile
 from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source
 from remediator.routing import STOPPING, Watch, build_app
+from tests.store_fixtures import a_service
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 GROUP = (SAMPLES / "am_firing_group3.json").read_bytes()
@@ -61,10 +65,17 @@ class Recorder:
     answered: list[tuple[str, str, int]] = field(default_factory=list)
     hold: asyncio.Event | None = None
     held: asyncio.Event = field(default_factory=asyncio.Event)
+    at_once: int = 0
+    most_at_once: int = 0
+    """Deliveries that were being stored at the same time."""
 
     async def put(
         self, delivery: Delivery, alerts: Sequence[Alert], dead: Sequence[DeadLetter]
     ) -> DeliveryId:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0)  # as a store that has to be waited for
+        self.at_once -= 1
         if self.hold is not None:
             self.held.set()
             await self.hold.wait()
@@ -140,10 +151,12 @@ async def serving(
     recorder: Recorder | None = None,
     bodies: BodyLimits = BODIES,
     connections: ConnectionLimits = CONNECTIONS,
+    reader: Reader | None = None,
 ) -> AsyncIterator[Server]:
     recorder = recorder or Recorder()
     turnstile = Turnstile(recorder.wait, recorder.refused.append)
-    door = Door(recorder, lambda: recorder.overload, bodies, turnstile)
+    reader = reader or Reader()
+    door = Door(recorder, lambda: recorder.overload, bodies, turnstile, reader)
     routes = (
         *webhook_routes(door),
         *health_routes(recorder.ready, lambda: (b"up 1\n", "text/plain; version=0.0.4")),
@@ -322,6 +335,49 @@ async def test_a_body_that_is_too_large_is_413_and_its_beginning_kept(
     assert delivery.body == body[:EXCERPT]
     assert len(letter.excerpt) == EXCERPT
     assert alerts == ()
+
+
+async def test_a_body_with_too_many_alerts_is_413_and_only_its_beginning_is_kept() -> None:
+    alerts = [{**json.loads(GROUP)["alerts"][0], "annotations": {"a": "x" * 100_000}}] * 3
+    body = json.dumps({"alerts": alerts}).encode()
+    async with serving(reader=Reader(max_alerts=2)) as server:
+        answer = await server.post(body)
+        ((delivery, alerts_taken, (letter,)),) = server.recorder.taken
+    assert answer.status_code == 413
+    assert "max_alerts (2)" in answer.json()["detail"]
+    assert (delivery.size, delivery.body, alerts_taken) == (len(body), body[:EXCERPT], ())
+    assert "it has 3" in letter.reason
+
+
+async def test_large_bodies_are_read_and_stored_one_after_the_other() -> None:
+    alert = {**json.loads(GROUP)["alerts"][0], "annotations": {"a": "x" * 60_000}}
+    body = json.dumps({"alerts": [alert] * 10}).encode()
+    recorder = Recorder()
+    async with serving(recorder, reader=Reader()) as server:
+        answers = await asyncio.gather(*(server.post(body) for _ in range(6)))
+    assert {answer.status_code for answer in answers} == {202}
+    assert recorder.most_at_once == 1
+
+
+async def test_an_alert_of_a_system_that_its_sender_does_not_speak_for_is_a_dead_letter() -> None:
+    shop = a_service()
+    bank = shop.model_copy(update={"system": "bank", "match": {"system": "bank"}})
+    catalogue = Catalogue(services=(shop, bank), limits=shop.limits)
+    reader = Reader(foreign=foreign_to(catalogue, {"alertmanager": frozenset({"shop"})}))
+    (known,) = json.loads(GROUP)["alerts"][:1]
+    alerts = [
+        {**known, "labels": {"alertname": "X", **labels}}
+        for labels in ({"system": "shop", "service": "orders"}, {"system": "bank"}, {"a": "b"})
+    ]
+    body = json.dumps({"alerts": alerts}).encode()
+    async with serving(reader=reader) as server:
+        answer = await server.post(body)
+        ((delivery, taken, (letter,)),) = server.recorder.taken
+    assert (answer.status_code, answer.json()["dead"]) == (202, 1)
+    assert [alert.labels.get("system") for alert in taken] == ["shop", None]
+    assert letter.position == 1
+    assert "alertmanager speaks for shop, and not for bank" in letter.reason
+    assert (await reader.again(delivery)).alerts == taken  # also after a restart
 
 
 async def test_twenty_megabytes_are_too_large_by_default() -> None:

@@ -28,7 +28,13 @@ from remediator.intake.pagerduty import (
     alertname_of,
     parse,
 )
-from remediator.intake.pagerduty_door import PATH, IncidentDoor, pagerduty_routes
+from remediator.intake.pagerduty_door import (
+    OVER,
+    PATH,
+    SEVERAL,
+    IncidentDoor,
+    pagerduty_routes,
+)
 from remediator.intake.signature import HEADER, MOST, digest_of, is_signed, sign, signatures_of
 from remediator.model import (
     Alert,
@@ -438,6 +444,8 @@ class Recorder:
     secrets: Sequence[bytes] = (OLD, NEW)
     good: set[str] = field(default_factory=set)
     paged: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    """The door's clock."""
     events: list[SenderEvent] = field(default_factory=list)
     deliveries: list[Delivery] = field(default_factory=list)
     dead: list[DeadLetter] = field(default_factory=list)
@@ -522,6 +530,7 @@ async def door() -> AsyncIterator[Door]:
         overloaded=lambda: kept.overload,
         refused=kept.refused.append,
         limits=BodyLimits(max_body=100_000, timeout=0.3),
+        clock=lambda: kept.seconds,
     )
     app = build_app(pagerduty_routes(made), Access([]))
     async with (
@@ -566,8 +575,9 @@ async def test_without_a_secret_of_ours_the_sender_comes_again_and_we_are_paged_
 ) -> None:
     door.kept.secrets = ()
     with capture_logs() as logs:
-        for _ in range(3):
+        for _ in range(SEVERAL + 2):
             answer = await door.post(BODY, OLD)
+            door.kept.seconds += OVER / (SEVERAL - 1)
             assert answer.status_code == 503
             assert int(answer.headers["Retry-After"]) > 0
     (reason,) = door.kept.paged.values()
@@ -582,11 +592,26 @@ async def test_a_wrong_signature_is_503_until_the_secrets_were_proven_and_401_fr
 ) -> None:
     assert (await door.post(BODY, b"forged")).status_code == 503
     assert (await door.post(BODY, b"forged")).status_code == 503
-    assert len(door.kept.paged) == 1
     assert (await door.post(BODY, NEW)).status_code == 202
     assert (await door.post(BODY, b"forged")).status_code == 401
     assert len(door.kept.deliveries) == 1
     assert door.kept.refused == ["signing_secret", "signing_secret", "bad_signature"]
+
+
+@pytest.mark.parametrize(
+    ("times", "seconds"), [(1, 0.0), (SEVERAL - 1, OVER), (10 * SEVERAL, OVER / 1000)]
+)
+async def test_a_bad_signature_before_the_first_good_one_calls_nobody_until_it_goes_on(
+    door: Door, times: int, seconds: float
+) -> None:
+    for _ in range(times):
+        assert (await door.post(BODY, b"forged")).status_code == 503
+        door.kept.seconds += seconds
+    assert not door.kept.paged
+    for _ in range(SEVERAL):
+        door.kept.seconds += OVER
+        assert (await door.post(BODY, b"forged")).status_code == 503
+    assert len(door.kept.paged) == 1
 
 
 async def test_a_proof_is_of_that_set_of_secrets_and_outlives_the_process(door: Door) -> None:

@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator
 from remediator.access import Role
 from remediator.app.service import store_url
 from remediator.catalogue import Service
+from remediator.credentials import spoken_for
 from remediator.errors import ConfigError
 from remediator.maintenance import Recurring, Window
 from remediator.model import Limits, Mode, Risk
@@ -483,6 +484,31 @@ def test_two_credentials_of_one_name_are_refused(load: Load) -> None:
         "credentials: [{name: a, role: viewer, token_env: A}, {name: a, role: admin, token_env: B}]"
     )
     assert "name of another credential" in refusal(load, text)[0]
+
+
+def test_a_sender_speaks_for_the_systems_that_it_names(load: Load) -> None:
+    text = """
+        systems: {shop: {}, bank: {}}
+        credentials:
+          - {name: a, role: ingest, token_env: A, systems: [shop]}
+          - {name: b, role: ingest, token_env: B}
+        """
+    assert spoken_for(load(text).credentials) == {"a": frozenset({"shop"})}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("{name: a, role: ingest, token_env: A, systems: [shop, shp]}", "there is no system 'shp'"),
+        ("{name: a, role: viewer, token_env: A, systems: [shop]}", "for those who post alerts"),
+        ("{name: a, role: ingest, token_env: A, systems: []}", "credentials[0].systems"),
+    ],
+)
+def test_systems_of_a_credential_that_mean_nothing_are_refused(
+    load: Load, entry: str, message: str
+) -> None:
+    (problem,) = refusal(load, f"systems: {{shop: {{}}}}\ncredentials: [{entry}]")
+    assert message in problem
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.8.8.8:80", "localhost:80", "'[::1]:80'"])
