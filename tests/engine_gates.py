@@ -45,14 +45,17 @@ class Door:
         return getattr(self._real, name)
 
     async def write(
-        self, operation: Any, *, serial: bool = False, within: float | None = None
+        self, operation: Any, *, serial: bool = False, within: float | None = None, cost: int = 1
     ) -> Any:
         return await self._through(
-            lambda: self._real.write(operation, serial=serial, within=within)
+            lambda: self._real.write(operation, serial=serial, within=within, cost=cost)
         )
 
-    async def insert(self, rows: Any, within: float | None = None) -> None:
-        await self._through(lambda: self._real.insert(rows, within))
+    async def order(self, operation: Any, *, serial: bool = False) -> Any:
+        return await self._through(lambda: self._real.order(operation, serial=serial))
+
+    async def insert(self, rows: Any, within: float | None = None, cost: int = 1) -> None:
+        await self._through(lambda: self._real.insert(rows, within, cost))
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[Any]:
