@@ -15,6 +15,8 @@ from remediator.workloads import PodLog, WorkloadEvent
 
 LONGEST = 400
 """Characters of one line that are kept."""
+LOOKED_AT = 4 * LONGEST
+"""Characters of one line that are looked through for secrets."""
 KEPT = 64 * 1024
 """Characters of all lines that are kept, whatever the number of pods."""
 EVENTS = 10
@@ -78,7 +80,10 @@ def _fitting(logs: Iterable[PodLog]) -> Iterator[PodLog]:
     left = KEPT
     for log in logs:
         kept: list[str] = []
-        for line in reversed(_masked(log.lines)):
+        secret = _of_keys(log.lines)
+        for number, written in reversed(list(enumerate(log.lines))):
+            # a line at a time: to mask what finds no room takes long
+            line = MASK if number in secret else redact_text(_read(written))[:LONGEST]
             if len(line) > left:
                 break
             left -= len(line)
@@ -86,9 +91,17 @@ def _fitting(logs: Iterable[PodLog]) -> Iterator[PodLog]:
         yield log.model_copy(update={"lines": tuple(reversed(kept))})
 
 
-def _masked(lines: Sequence[str]) -> list[str]:
-    """Mask secrets: a line at a time, and private keys, which go over many."""
-    masked = [redact_text(line)[:LONGEST] for line in lines]
+def _read(line: str) -> str:
+    """Return what is looked through of a line: no word is cut in two, lest a secret be missed."""
+    if len(line) <= LOOKED_AT:
+        return line
+    words = line[:LOOKED_AT].rsplit(None, 1)
+    return words[0] if words else ""
+
+
+def _of_keys(lines: Sequence[str]) -> set[int]:
+    """Return the numbers of the lines of private keys, which go over many."""
+    found: set[int] = set()
     start, inside = 0, False  # without its beginning, a key may start anywhere before
     for number, line in enumerate(lines):
         edge = _KEY.search(line)
@@ -98,11 +111,11 @@ def _masked(lines: Sequence[str]) -> list[str]:
         if inside:
             start = number
         else:
-            masked[start : number + 1] = [MASK] * (number + 1 - start)
+            found.update(range(start, number + 1))
             start = number + 1
     if inside:
-        masked[start:] = [MASK] * (len(lines) - start)
-    return masked
+        found.update(range(start, len(lines)))
+    return found
 
 
 class Events(Value):

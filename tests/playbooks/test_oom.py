@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from playbooks.oom import OOM, OOMParameters
 from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
 from remediator.adapters.kubernetes_objects import quantity, read_pod, read_workload, written
-from remediator.diagnostics.evidence import KEPT, LogEvidence
+from remediator.diagnostics.evidence import KEPT, LOOKED_AT, LogEvidence
 from remediator.errors import BackendRefused, BackendUnavailable
 from remediator.model import (
     Assessment,
@@ -553,6 +553,13 @@ async def test_many_pods_that_write_much_do_not_fill_the_store() -> None:
     )
     assert sum(len(line) for _, _, lines in kept for line in lines) <= KEPT
     assert "0 of 5000 lines" in summary
+
+
+async def test_a_secret_is_masked_also_where_a_long_line_is_cut() -> None:
+    token = "ghp_" + "a1B2" * 9
+    for words in (f"{'x ' * (LOOKED_AT // 2 - 4)}{token}", f"{' ' * 2 * LOOKED_AT}{token}"):
+        _, kept = await evidence_of(log_of("a", words))
+        assert token[:8] not in str(kept)
 
 
 async def test_logs_that_cannot_be_read_are_unknown_and_stop_nothing() -> None:
