@@ -14,6 +14,7 @@ from remediator.model import Bound
 from remediator.store.approvals import Clicks
 from remediator.store.audited import Audit
 from remediator.store.claimed import LEASE
+from remediator.store.clock import bring_forward
 from remediator.store.commands import Commands
 from remediator.store.database import Database, open_database
 from remediator.store.escalations import Escalations
@@ -92,6 +93,7 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
         schema = await require_schema(database, wait)
         audit = Audit(database, keys)
         await audit.begin()
+        await bring_forward(database)
         ledger = Ledger(database, lease)
         records = Records(database, ledger, bounds, sealing=keys is not None)
         orders = (database, changed, scopes, deciders, announce)
