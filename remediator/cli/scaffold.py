@@ -161,6 +161,6 @@ def receiver(token: Path) -> str:
     head = (
         "# A complete alertmanager.yml. In one that you have, copy the receiver and, above your other\n"
         "# routes, `- {receiver: remediator, continue: true}`. The token is there after the first\n"
-        "# `remediator serve`; the user that Alertmanager runs as must be able to read it.\n"
+        "# `remediator serve`; the user that Alertmanager runs as must be able to read it: give it a copy.\n"
     )
     return head + yaml.safe_dump(config, sort_keys=False)
