@@ -9,7 +9,7 @@ BIN := .venv/bin
 CONSTRAINTS := $(wildcard constraints.txt)
 INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=-c %) -e
 
-.PHONY: demo test check serve clean campaign campaign-mutants
+.PHONY: demo fuzz test check serve clean campaign campaign-mutants
 .NOTPARALLEL:
 
 demo: .venv/.installed-demo
@@ -17,6 +17,12 @@ demo: .venv/.installed-demo
 
 test: .venv/.installed-test
 	$(BIN)/pytest -n 2 --dist loadfile
+
+# Mutated bodies for each of the three doors; SEED=N makes the same ones again.
+BODIES ?= 20000
+
+fuzz: .venv/.installed-test
+	FUZZ_BODIES=$(BODIES) FUZZ_SEED=$(SEED) $(BIN)/pytest -n 2 -rP tests/e2e/test_fuzzed_doors.py
 
 # Crashes, stalls and bad networks against real servers; SEEDS=0 goes on until it is stopped.
 SEEDS ?= 25

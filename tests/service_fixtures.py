@@ -108,6 +108,11 @@ class Service:
         async with self._client("operator-token") as client:
             return await client.request(method, f"/api/v1{path}", **options)
 
+    async def api_text(self, path: str) -> str:
+        """Return what one of the open routes says."""
+        async with self._client("token") as client:
+            return (await client.get(path)).text
+
     async def incidents(self) -> list[dict[str, Any]]:
         items = (await self.api("GET", "/incidents")).json()["items"]
         found = [(await self.api("GET", f"/incidents/{item['id']}")).json() for item in items]
