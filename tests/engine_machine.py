@@ -47,6 +47,7 @@ DANGERS: dict[str, dict[str, Any]] = {
         "replica": replicas,
         "point": st.sampled_from([Point.RESERVED, Point.RESERVED, *Point]),
         "service": services,
+        "scope": st.sampled_from(["global", "shop", "shop/{service}"]),
         "window": st.booleans(),
         "back": st.sampled_from([0, 2, 0, 30]),
     },
@@ -181,15 +182,16 @@ class Engine(Stage):
 
     @rule(**DANGERS["is_halted_meanwhile"])
     def is_halted_meanwhile(
-        self, replica: int, point: Point, service: str, *, window: bool, back: int
+        self, replica: int, point: Point, service: str, scope: str, *, window: bool, back: int
     ) -> None:
         """It stops for a moment, in which an operator halts it, and the clock may be put back."""
+        halted = scope.format(service=service)
         one = self.replicas[replica]
         self.stops(replica, point, service)
         if window:
-            self.maintains("global", 20)
+            self.maintains(halted, 20)
         else:
-            self.pauses("global")
+            self.pauses(halted)
         if not self.steady and not self.is_calling:
             self.clock.jump(-back * SECOND)
         if one.task is not None:

@@ -56,6 +56,16 @@ class WithoutPause(Ledger):
         return (await super().paused(incident, claimed=claimed))[0], None
 
 
+class AsksForOneScope(Ledger):
+    """Sees after the reservation only that everything was paused, and no system or service."""
+
+    async def paused(
+        self, incident: Incident, *, claimed: bool = True
+    ) -> tuple[datetime, Halt | None]:
+        everything = incident.model_copy(update={"system": None, "service": None})
+        return await super().paused(everything, claimed=claimed)
+
+
 class CallsUnowned(Ledger):
     """Does not see that another has claimed the incident after the reservation."""
 
@@ -164,6 +174,9 @@ MUTANTS = {
     ),
     "asks for no pause": Mutant(
         Build(ledger=WithoutPause), "is_halted_meanwhile", "was made in a pause"
+    ),
+    "asks for a pause of one scope": Mutant(
+        Build(ledger=AsksForOneScope), "is_halted_meanwhile", "was made in a pause"
     ),
     "reserves beside a taking back": Mutant(
         Build(ledger=Unmarked), "a_hold_ends", "was put back beside|something was put back"

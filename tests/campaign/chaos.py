@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from tests.campaign.ground import Slot
-from tests.campaign.network import Link, Span, Weather
+from tests.campaign.network import Link, Pause, Span, Weather
 from tests.campaign.plan import Happening, Plan
 from tests.campaign.replicas import OPERATOR, Replica
 from tests.campaign.world import World
@@ -42,8 +42,7 @@ class Chaos:
     did: Counter[str] = field(default_factory=Counter)
     springs: Counter[str] = field(default_factory=Counter)
     """How often each named point was reached by a process that stopped or died there."""
-    paused: list[Span] = field(default_factory=list)
-    """From the answer to an operator's pause until he asked for its end."""
+    paused: list[Pause] = field(default_factory=list)
     stopped: list[Span] = field(default_factory=list)
     """When a process stood still anywhere."""
     kept: list[Span] = field(default_factory=list)
@@ -95,7 +94,8 @@ class Chaos:
         await self.slot.shared.start()
         for replica in self.replicas:
             replica.send(signal.SIGCONT)
-        await self._order("resume", until=True)
+        for scope in {pause.scope for pause in self.paused} | {"global"}:
+            await self._order("resume", scope, until=True)
 
     # --- processes ----------------------------------------------------------------------------
 
@@ -185,29 +185,38 @@ class Chaos:
     # --- operators ----------------------------------------------------------------------------
 
     async def pause(self, happening: Happening) -> bool:
-        paused = await self._order("pause")
+        scope, kind = self._scope(happening)
+        paused = await self._order("pause", scope)
         answered = datetime.now(UTC)
         await asyncio.sleep(happening.lasts)
         if paused:
-            self.paused.append(Span(answered, datetime.now(UTC)))
-        await self._order("resume", until=True)
+            self.paused.append(Pause(scope, Span(answered, datetime.now(UTC))))
+            self.did[f"pause of {kind}"] += 1
+        await self._order("resume", scope, until=True)
         return paused
 
-    async def _order(self, what: str, *, until: bool = False) -> bool:
+    def _scope(self, happening: Happening) -> tuple[str, str]:
+        """Choose everything, the system or one of its services, and say which of them."""
+        services = sorted({part.service for part in self.world.parts})
+        one = services[self.plan.seed % len(services)]
+        scopes = (("global", "everything"), ("shop", "a system"), (f"shop/{one}", "a service"))
+        return scopes[int(10 * happening.at) % 3]
+
+    async def _order(self, what: str, scope: str, *, until: bool = False) -> bool:
         """Give an order to any replica; with ``until`` as often as it takes."""
         while True:
             for replica in (r for r in self.replicas if r.url):
-                if await self._ordered(replica, what):
+                if await self._ordered(replica, what, scope):
                     return True
             if not until:
                 return False
             await asyncio.sleep(0.3)
 
-    async def _ordered(self, replica: Replica, what: str) -> bool:
+    async def _ordered(self, replica: Replica, what: str, scope: str) -> bool:
         headers = {"Authorization": f"Bearer {OPERATOR}"}
         url = f"{replica.url}/api/v1/{what}"
         with contextlib.suppress(httpx.HTTPError):
-            answer = await self.client.post(url, json={"scope": "global"}, headers=headers)
+            answer = await self.client.post(url, json={"scope": scope}, headers=headers)
             return answer.status_code in {200, 409}
         return False
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from remediator.demo.slack import LocalSlack
 from tests.campaign.apiserver import Seen
-from tests.campaign.network import Span
+from tests.campaign.network import Pause, Span
 from tests.campaign.plan import Plan
 from tests.campaign.records import TABLES, Book
 from tests.campaign.sender import Accepted
@@ -54,7 +54,7 @@ class Facts:
     accepted: Sequence[Accepted]
     seen: Sequence[Seen] = ()
     """What the API server recorded in the namespaces of this seed."""
-    paused: Sequence[Span] = ()
+    paused: Sequence[Pause] = ()
     stopped: Sequence[Span] = ()
     kept: Sequence[Span] = ()
     """When the network kept messages."""
@@ -251,8 +251,9 @@ def _past_cooldown(facts: Facts) -> Verdicts:
 def _in_pauses(facts: Facts) -> Verdicts:
     for pause in facts.paused:
         for row in facts.tables["mitigations"]:
-            at = row["reserved_at"]
-            if at is not None and pause.begin < _instant(at) < pause.end:
+            at, span = row["reserved_at"], pause.span
+            mine = pause.covers(row["system"], row["service"])
+            if mine and at is not None and span.begin < _instant(at) < span.end:
                 yield "past a bound", f"{row['effect_key']} was reserved in a pause"
 
 

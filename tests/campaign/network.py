@@ -37,6 +37,17 @@ class Span(NamedTuple):
         return max(min(self.end, end) - max(self.begin, begin), timedelta(0))
 
 
+@dataclass(frozen=True)
+class Pause:
+    """An operator's pause, from its answer until its end was asked for."""
+
+    scope: str
+    span: Span
+
+    def covers(self, system: str, service: str) -> bool:
+        return self.scope in {"global", system, f"{system}/{service}"}
+
+
 @dataclass
 class Weather:
     """How the network is right now. Shares are of the messages, from 0 to 1."""

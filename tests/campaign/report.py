@@ -11,6 +11,8 @@ from tests.campaign.judge import KINDS
 from tests.campaign.plan import ALWAYS, WITH_HOLD, WITH_PAUSE
 from tests.campaign.run import Result
 
+SCOPES = ("everything", "a system", "a service")
+"""What an operator may pause."""
 ENOUGH, ENOUGH_FOR_CHANCE = 20, 50
 """Seeds from which on what is planned, and what comes of chance, has to have been tried."""
 OFTEN = 8
@@ -55,6 +57,8 @@ def untried(results: Sequence[Result]) -> list[str]:
             "a change that was taken back": states["reverted"] > 0,
             "a lost answer that was found by looking": found > 0,
             "a change of which nobody knows": states["unknown"] > 0,
+            "a pause of everything, a system, a service": min(did[f"pause of {k}"] for k in SCOPES)
+            > 0,
         }
     return [what for what, yes in happened.items() if not yes]
 

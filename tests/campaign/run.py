@@ -25,10 +25,9 @@ from tests.campaign.judge import Broken, Facts, excused, facts_of, judge
 from tests.campaign.network import link_to
 from tests.campaign.plan import SPAN, Plan
 from tests.campaign.records import UNSEEN, Book
-from tests.campaign.replicas import OPERATOR, Replica, Zygote
+from tests.campaign.replicas import OPERATOR, STARTED_WITHIN, Replica, Zygote
 from tests.campaign.sender import Sender
 from tests.campaign.world import World, merged, the_world
-from tests.kubernetes_fixtures import until
 
 LEASE = "1s"
 QUIET_WITHIN = 180.0
@@ -244,12 +243,20 @@ async def _trouble(seed: _Seed, result: Result) -> tuple[Sender, Chaos]:
     return sender, chaos
 
 
+_LOOKS = 450
+"""Looks, over ``STARTED_WITHIN`` seconds in which the machine runs, for a replica that listens."""
+
+
 async def _one_listens(replicas: list[Replica]) -> None:
     async def up() -> bool:
         began = [replica.url or replica.starts > 1 for replica in replicas]
         return all(began) if replicas[0].previous else any(began)
 
-    await until(up, "a replica listens", 90)
+    for _ in range(_LOOKS):  # not by the clock: a machine that stands still starts nothing
+        if await up():
+            return
+        await asyncio.sleep(STARTED_WITHIN / _LOOKS)
+    assert await up(), f"no replica listens after {_LOOKS} looks"
 
 
 @asynccontextmanager

@@ -14,7 +14,7 @@ from remediator.demo.slack import LocalSlack
 from tests.campaign.apiserver import Seen
 from tests.campaign.judge import KINDS, Facts, excused, judge
 from tests.campaign.mutants import BREAKS, MUTANTS, tree_of
-from tests.campaign.network import Span
+from tests.campaign.network import Pause, Span
 from tests.campaign.plan import ALWAYS, WITH_HOLD, WITH_PAUSE, plan_of
 from tests.campaign.replicas import ROOT
 from tests.campaign.report import untried
@@ -30,11 +30,13 @@ INCIDENT = {
     "phase": "done",
     "outcome": "no_match",
     "reason": "",
+    "system": "shop",
     "service": "orders",
 }
 ENTRY = {
     "effect_key": "k",
     "incident_id": "inc-1",
+    "system": "shop",
     "service": "orders",
     "state": "applied",
     "in_flight": False,
@@ -250,10 +252,16 @@ async def test_another_incident_that_changes_a_target_too_soon_is_called_past_a_
     assert [broken.kind for broken in found] == ["past a bound"]
 
 
-async def test_a_reservation_in_a_pause_is_called_past_a_bound() -> None:
+@pytest.mark.parametrize(
+    ("scope", "covered"),
+    [("global", True), ("shop", True), ("shop/orders", True), ("shop/billing", False)],
+)
+async def test_a_reservation_in_a_pause_of_its_scope_is_called_past_a_bound(
+    scope: str, *, covered: bool
+) -> None:
     facts = _facts(mitigations=[ENTRY | {"state": "denied", "reserved_at": _micros(5)}])
-    facts.paused = [Span(AT, AT + timedelta(seconds=10))]
-    assert [broken.kind for broken in await judge(facts)] == ["past a bound"]
+    facts.paused = [Pause(scope, Span(AT, AT + timedelta(seconds=10)))]
+    assert [broken.kind for broken in await judge(facts)] == ["past a bound"] * covered
 
 
 # --- whether enough was tried -------------------------------------------------------------------
