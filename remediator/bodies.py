@@ -1,24 +1,76 @@
 """Reads the bodies of requests within bounds of size and time, compressed or not.
 
 aiohttp has neither bound for a body that is read in pieces, and its own decompression is
-switched off, so that a small body that inflates without end is seen here.
+switched off, so that a small body that inflates without end is seen here. All large bodies together
+have a bound too: many senders at once, or one with many connections, take no more memory than that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from aiohttp import web
 
 EXCERPT = 64 * 1024
 """Bytes kept of what is too large or cannot be used."""
+LARGEST_AT_ONCE = 4
+"""Bodies of the largest size for which there is room at the same time."""
 _PIECE = 256 * 1024
 _ZLIB_OR_GZIP = 47
+
+
+class Crowded(Exception):
+    """There is no room for more of large bodies now."""
+
+
+class Room:
+    """Memory for the large bodies of all requests that are under way."""
+
+    def __init__(self, most: int) -> None:
+        """Hold ``most`` bytes; the first ``EXCERPT`` bytes of each body are not counted."""
+        self._most = most
+        self.held = 0
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Share]:
+        """Give one request a share, for as long as it may keep its body."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            share.give_back()
+
+    def take(self, size: int) -> None:
+        """Raise ``Crowded`` where there is no room for that many bytes."""
+        if self.held + size > self._most:
+            raise Crowded
+        self.held += size
+
+
+class Share:
+    """What one request holds of the room."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._held = 0
+
+    def hold(self, size: int) -> None:
+        """Have room for a body of ``size`` bytes; raises ``Crowded``."""
+        more = max(size - EXCERPT, 0) - self._held
+        if more > 0:
+            self._room.take(more)
+            self._held += more
+
+    def give_back(self) -> None:
+        """Hold nothing any more."""
+        self._room.held -= self._held
+        self._held = 0
 
 
 @dataclass(frozen=True)
@@ -29,6 +81,12 @@ class BodyLimits:
     """Bytes, after decompression."""
     timeout: float = 10.0
     """Seconds in which the whole body must arrive."""
+    room: Room = field(init=False)
+    """For the large bodies of all requests with these limits."""
+
+    def __post_init__(self) -> None:
+        """Make room for a few of the largest bodies."""
+        object.__setattr__(self, "room", Room(LARGEST_AT_ONCE * self.max_body))
 
     @property
     def max_read(self) -> int:
@@ -43,6 +101,8 @@ class Fault(StrEnum):
     SLOW = "slow"
     CUT = "cut"
     """The sender went away; there is nobody to answer."""
+    CROWDED = "crowded"
+    """Other large bodies take all the room; the sender has to come again."""
     ENCODING = "encoding"
     """The content encoding is unknown, or one of the encodings is damaged."""
 
@@ -66,9 +126,12 @@ class Damaged(Exception):
     """The compressed stream cannot be read."""
 
 
-async def receive(request: web.Request, limits: BodyLimits) -> Body:
-    """Read a request's body; what is wrong with it is in the answer's ``fault``."""
-    tally = _Tally(limits.max_body)
+async def receive(request: web.Request, limits: BodyLimits, share: Share | None = None) -> Body:
+    """Read a request's body; what is wrong with it is in the answer's ``fault``.
+
+    It is kept in ``share``, where there is one.
+    """
+    tally = _Tally(limits.max_body, share)
     try:
         async with asyncio.timeout(limits.timeout):
             await _ask_for_it(request)
@@ -81,6 +144,8 @@ async def receive(request: web.Request, limits: BodyLimits) -> Body:
         return tally.body(Fault.ENCODING, "the transfer encoding of the body is damaged")
     except Damaged as error:
         return tally.body(Fault.ENCODING, str(error))
+    except Crowded:
+        return tally.body(Fault.CROWDED, "other large bodies are being taken")
     if tally.size > limits.max_body:
         return tally.body(
             Fault.TOO_LARGE,
@@ -121,9 +186,10 @@ async def _ask_for_it(request: web.Request) -> None:
 class _Tally:
     """Counts and hashes all, and keeps what may be kept."""
 
-    def __init__(self, max_body: int) -> None:
+    def __init__(self, max_body: int, share: Share | None) -> None:
         self.size = 0
         self._max_body = max_body
+        self._share = share
         self._hash = hashlib.sha256()
         self._kept = bytearray()
 
@@ -131,9 +197,13 @@ class _Tally:
         self.size += len(piece)
         self._hash.update(piece)
         if self.size <= self._max_body:
+            if self._share is not None:
+                self._share.hold(self.size)
             self._kept += piece
         elif len(self._kept) > EXCERPT:
             del self._kept[EXCERPT:]
+            if self._share is not None:
+                self._share.give_back()
         else:
             self._kept += piece[: EXCERPT - len(self._kept)]
 

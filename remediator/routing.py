@@ -106,10 +106,10 @@ class Problem(RemediatorError):
         return response
 
 
-def unavailable(reason: str, after: float | None = None) -> Problem:
+def unavailable(reason: str, after: float | None = None, *, close: bool = False) -> Problem:
     """Return the 503 that asks the sender to come back after so many seconds."""
     seconds = math.ceil(after or RETRY_AFTER)
-    return Problem(503, reason, headers={"Retry-After": str(seconds)})
+    return Problem(503, reason, headers={"Retry-After": str(seconds)}, close=close)
 
 
 @dataclass(frozen=True)
@@ -355,6 +355,8 @@ def body_problem(fault: Fault, reason: str) -> Problem:
             return Problem(413, reason, close=True)
         case Fault.SLOW:
             return Problem(408, reason, close=True)
+        case Fault.CROWDED:
+            return unavailable(f"no more can be taken now: {reason}", close=True)
         case Fault.CUT | Fault.ENCODING:
             return Problem(400, reason, close=True)
 

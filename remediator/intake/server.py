@@ -16,7 +16,13 @@ import structlog
 from aiohttp import web
 
 from remediator.access import Permission
-from remediator.bodies import EXCERPT, Body, BodyLimits, Fault, receive
+from remediator.bodies import (
+    EXCERPT,
+    Body,
+    BodyLimits,
+    Fault,
+    receive,
+)
 from remediator.errors import RejectedDelivery
 from remediator.intake.alertmanager import TooManyAlerts, excerpt_of
 from remediator.intake.reading import Reader
@@ -149,13 +155,14 @@ async def _take(door: Door, call: Call) -> Taken:
     refuse_when_stopping(call)
     refuse_when_overloaded(door.overloaded)
     await door.turnstile.admit(call.by)
-    body = await receive(call.request, door.limits)
-    delivery = delivery_of(body, Source.ALERTMANAGER, call.by, door.now())
-    if body.fault is not None:
-        await _turn_away(door, delivery, body.fault, body.reason)
-        raise body_problem(body.fault, body.reason)
-    async with door.reader.turn(len(body.content)):
-        return await _keep(door, delivery)
+    with door.limits.room.share() as share:
+        body = await receive(call.request, door.limits, share)
+        delivery = delivery_of(body, Source.ALERTMANAGER, call.by, door.now())
+        if body.fault is not None:
+            await _turn_away(door, delivery, body.fault, body.reason)
+            raise body_problem(body.fault, body.reason)
+        async with door.reader.turn(len(body.content)):
+            return await _keep(door, delivery)
 
 
 async def _keep(door: Door, delivery: Delivery) -> Taken:

@@ -8,8 +8,8 @@ import gzip
 import hashlib
 import json
 import zlib
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from structlog.testing import capture_logs
 
 from remediator.access import Access, Credential, Role
 from remediator.app.receiving import foreign_to
-from remediator.bodies import EXCERPT, BodyLimits
+from remediator.bodies import EXCERPT, LARGEST_AT_ONCE, BodyLimits
 from remediator.catalogue import Catalogue
 from remediator.errors import StoreUnavailable
 from remediator.intake.listen import ConnectionLimits, listening
@@ -31,6 +31,7 @@ from remediator.intake.server import Door, health_routes, webhook_routes
 from remediator.intake.turnstile import Turnstile
 from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source
 from remediator.routing import STOPPING, Watch, build_app
+from tests.postgres_fixtures import eventually
 from tests.store_fixtures import a_service
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -357,6 +358,38 @@ async def test_large_bodies_are_read_and_stored_one_after_the_other() -> None:
         answers = await asyncio.gather(*(server.post(body) for _ in range(6)))
     assert {answer.status_code for answer in answers} == {202}
     assert recorder.most_at_once == 1
+
+
+async def test_all_large_bodies_together_have_a_bound_and_small_ones_are_taken_beside_them() -> (
+    None
+):
+    limits = BodyLimits(max_body=300_000, timeout=5)
+    alert = {**json.loads(GROUP)["alerts"][0], "annotations": {"a": "x" * 60_000}}
+    body = json.dumps({"alerts": [alert] * 4}).encode()
+    half = f"POST {PATH} HTTP/1.1\r\n{HEADERS}Content-Length: {len(body)}\r\n\r\n"
+    count = LARGEST_AT_ONCE * limits.max_body // (len(body) - 10 - EXCERPT)
+    async with serving(bodies=limits) as server, AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(server.connected()) for _ in range(count)]
+        for wire in wires:  # all but the end
+            wire.writer.write(half.encode() + body[:-10])
+            await wire.writer.drain()
+        await eventually(_is_held(limits, count * (len(body) - 10 - EXCERPT)), "all of it is held")
+        crowded = await server.post(body)
+        assert crowded.status_code == 503
+        assert int(crowded.headers["Retry-After"]) > 0
+        assert (await server.post(GROUP)).status_code == 202
+        for wire in wires:
+            wire.writer.write(body[-10:])
+            assert await wire.status() == 202
+        await eventually(_is_held(limits, 0), "nothing is held")
+        assert (await server.post(body)).status_code == 202
+
+
+def _is_held(limits: BodyLimits, size: int) -> Callable[[], Awaitable[bool]]:
+    async def look() -> bool:
+        return limits.room.held == size
+
+    return look
 
 
 async def test_an_alert_of_a_system_that_its_sender_does_not_speak_for_is_a_dead_letter() -> None:
