@@ -7,6 +7,7 @@ migration that is under way may be stopped while the CPU is unknown.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Mapping
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -25,6 +26,7 @@ from remediator import (
     CpuUse,
     Culprits,
     Duration,
+    EvidenceBounds,
     Finding,
     Findings,
     FindingStatus,
@@ -52,6 +54,7 @@ from remediator import (
     rolled_out,
     rollout_data,
     sessions_that,
+    traces_read,
 )
 
 AGAIN = timedelta(seconds=30)
@@ -61,7 +64,7 @@ SHOWN = 10
 Checks = dict[str, Awaitable[Finding]]
 
 
-class LatencyParameters(ConnectionBounds, ReleaseBounds, ScaleBounds, CacheBounds):
+class LatencyParameters(ConnectionBounds, ReleaseBounds, ScaleBounds, CacheBounds, EvidenceBounds):
     """What a service may set."""
 
     lock_wait_s: float = Field(default=5, ge=0)
@@ -144,7 +147,11 @@ class HighLatency(Playbook[LatencyParameters]):
             checks["migrations"] = _migrations(context)
         if parameters.cache_prefix and "cache" in context.targets:
             checks["cache"] = parameters.cache_finding(context)
-        return await self._look(context, views, checks)
+        looking = self._look(context, views, checks)
+        if "release" not in checks:  # then no pod is ever replaced
+            return await looking
+        found, traces = await asyncio.gather(looking, traces_read(context))
+        return Findings(found | traces)
 
     def propose(self, context: Context, findings: Findings) -> Proposal:
         """Rule one bottleneck out after the other, until one is proven or cannot be seen."""
@@ -164,7 +171,8 @@ class HighLatency(Playbook[LatencyParameters]):
             if answer.plan or answer.ends:
                 plans = (answer.plan,) if answer.plan else ()
                 reason = " ".join([answer.said, *said])
-                return Proposal(mitigations=plans, reason=reason, wait=answer.wait)
+                proposal = Proposal(mitigations=plans, reason=reason, wait=answer.wait)
+                return self.parameters.kept_first(proposal, findings)
             said += [answer.said] if answer.said else []
         return Proposal(reason=" ".join(["No bottleneck is proven.", *said]))
 

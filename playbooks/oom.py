@@ -19,6 +19,7 @@ from remediator import (
     BackendUnavailable,
     Context,
     Duration,
+    EvidenceBounds,
     Finding,
     Findings,
     FindingStatus,
@@ -28,7 +29,6 @@ from remediator import (
     Memory,
     MemoryOfPods,
     Mitigation,
-    Parameters,
     PermanentError,
     Playbook,
     PodMemory,
@@ -42,11 +42,9 @@ from remediator import (
     Workload,
     alertnames,
     cramped,
-    events_finding,
     hindrance,
     in_mebibytes,
     limit_to_raise,
-    log_evidence,
     memory_of,
     memory_was_raised,
     points_of,
@@ -56,6 +54,7 @@ from remediator import (
     rollout_data,
     room_finding,
     standing,
+    traces_read,
     troubles_since,
     whole_mebibytes,
 )
@@ -68,13 +67,10 @@ ROLLING = 2
 """Pods that must be ready for a restart in turn."""
 SHARE = 0.25
 """Of the pods that one incident may recycle; one at least."""
-LINES = 50
-LOGS_WITHIN = 15.0
-"""Seconds for all logs, of as many pods as there are."""
 SHOWN = 10
 
 
-class OOMParameters(Parameters):
+class OOMParameters(EvidenceBounds):
     """What a service may set."""
 
     usage_limit: float = Field(default=0.85, gt=0, le=1)
@@ -140,17 +136,15 @@ class OOM(Playbook[OOMParameters]):
             "pods": _pods(context),
             "kills": self._kills(context),
             "memory": self._memory(context),
-            "events": events_finding(context),
             "room": room_finding(context),
         }
-        seen, written = await asyncio.gather(
-            context.gather(checks), context.gather({"logs": _logs(context)}, LOGS_WITHIN)
-        )
+        seen, written = await asyncio.gather(context.gather(checks), traces_read(context))
         return Findings(seen | written)
 
     def propose(self, context: Context, findings: Findings) -> Proposal:
         """Raise the limit where something was killed at it, else recycle what is full."""
-        proposal = self._choose(context, findings)
+        chosen = self._choose(context, findings)
+        proposal = self.parameters.kept_first(chosen, findings)
         beside = sorted({alert.name for alert in context.beside})
         if not beside:
             return proposal
@@ -356,16 +350,6 @@ async def _pods(context: Context) -> Finding:
     seen = standing(pods)
     status = _judged(problem=bool(seen.unready) or not pods)
     return Finding(name="pods", status=status, summary=seen.summary, value=seen)
-
-
-async def _logs(context: Context) -> Finding:
-    """Keep what the containers wrote, above all those that were killed: a restart deletes it."""
-    logs = await context.pods().logs(context.targets["workload"], lines=LINES)
-    if not logs:
-        raise BackendUnavailable("no container's log can be read")
-    kept = log_evidence(logs)
-    status = _judged(problem=kept.telling > 0)
-    return Finding(name="logs", status=status, summary=kept.summary, value=kept)
 
 
 async def _since(context: Context, mitigation: Mitigation, since: datetime) -> Finding:

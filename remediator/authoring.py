@@ -42,6 +42,7 @@ from remediator.diagnostics.memory import (
     whole_mebibytes,
 )
 from remediator.diagnostics.pool import POOL_ALERTS, PoolSource, PoolUse
+from remediator.diagnostics.preserved import EvidenceBounds, traces_read
 from remediator.diagnostics.proof import BreakerProof
 from remediator.diagnostics.releases import (
     RELEASE_MAX_AGE,
@@ -150,6 +151,7 @@ __all__ = [
     "Duration",
     "Endpoint",
     "Events",
+    "EvidenceBounds",
     "Finding",
     "FindingStatus",
     "Findings",
@@ -242,6 +244,7 @@ __all__ = [
     "sessions_listed",
     "sessions_that",
     "standing",
+    "traces_read",
     "troubles_since",
     "undoable_release",
     "whole_mebibytes",

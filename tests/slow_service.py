@@ -140,6 +140,8 @@ class Cluster(Fake):
     limit: int | None = 1000
     measured: int | None = None
     age: timedelta = timedelta(seconds=30)
+    silent: bool = False
+    """Whether no log can be read."""
 
     async def workload(self, target: Target) -> Workload:
         ready = self.replicas if self.ready is None else self.ready
@@ -188,7 +190,10 @@ class Cluster(Fake):
         return (use,) * number
 
     async def logs(self, target: Target, lines: int = 50) -> tuple[PodLog, ...]:
-        return ()
+        if self.silent:
+            raise BackendRefused("main: no right to get pods/log")
+        line = PodLog(pod="orders-7-a", container="app", previous=False, lines=("it works",))
+        return (line,)
 
 
 @dataclass

@@ -134,6 +134,12 @@ def pod_of(
     )
 
 
+def wrote(pod: str, missing: str = "") -> PodLog:
+    """The log of one container, or why it is missing."""
+    lines = () if missing else ("it works",)
+    return PodLog(pod=pod, container="app", previous=False, lines=lines, missing=missing)
+
+
 @dataclass
 class Given:
     """A deployment that is given, behind the port of a cluster."""
@@ -144,7 +150,9 @@ class Given:
     measured: dict[str, float] | None = None
     """Bytes by pod, as the cluster measures them; None where it measures nothing."""
     written: tuple[PodLog, ...] | None = ()
-    """None where logs cannot be read."""
+    """None where logs cannot be read; nothing given: every container wrote a line."""
+    eventful: bool = True
+    """Whether events can be read."""
     place: Room | None = field(default_factory=lambda: Room(quota=None, nodes=3))
     """None where nodes cannot be read."""
 
@@ -170,7 +178,7 @@ class Given:
     async def logs(self, target: Target, lines: int = 50) -> tuple[PodLog, ...]:
         if self.written is None:
             raise BackendRefused("main: no right to get pods/log")
-        return self.written
+        return self.written or tuple(wrote(pod.name) for pod in self.seen)
 
     async def room(self, target: Target) -> Room:
         if self.place is None:
@@ -181,6 +189,8 @@ class Given:
         return None
 
     async def events(self, target: Target) -> tuple[WorkloadEvent, ...]:
+        if not self.eventful:
+            raise BackendRefused("main: no right to list events")
         return ()
 
     async def revisions(self, target: Target) -> tuple[Revision, ...]:
@@ -562,12 +572,37 @@ async def test_a_secret_is_masked_also_where_a_long_line_is_cut() -> None:
         assert token[:8] not in str(kept)
 
 
-async def test_logs_that_cannot_be_read_are_unknown_and_stop_nothing() -> None:
-    pods = Given((pod_of("a", killed=RECENT), pod_of("b")), written=None)
+@pytest.mark.parametrize(
+    ("traces", "lost"),
+    [
+        ({"written": None}, "logs: main: no right to get pods/log"),
+        ({"written": (wrote("a", "gone"),)}, "logs: no container's log can be read"),
+        ({"eventful": False}, "events: main: no right to list events"),
+    ],
+)
+async def test_nothing_is_replaced_before_its_logs_and_events_were_read(
+    traces: dict[str, Any], lost: str
+) -> None:
+    pods = Given((pod_of("a", killed=RECENT), pod_of("b")), **traces)
     context = context_of(workload=pods, prometheus=Samples({}))
     findings = await playbook_of().diagnose(context)
-    assert findings["logs"].status is FindingStatus.UNKNOWN
-    assert playbook_of().propose(context, findings).mitigations
+    proposal = playbook_of().propose(context, findings)
+    assert (proposal.mitigations, proposal.wait) == ((), timedelta(seconds=30))
+    assert f"Nothing is replaced before its logs and events were read: {lost}" in proposal.reason
+    without = playbook_of(evidence="optional").propose(context, findings)
+    assert [plan.kind for plan in without.mitigations] == ["set_memory"]
+
+
+async def test_the_log_of_a_pod_that_is_evicted_must_have_been_read_itself() -> None:
+    full = {name: flat(0.95) for name in ("a", "b", "c", "d")}
+    for lost, evicted in (("a", 0), ("d", 1)):
+        seen = tuple(pod_of(name) for name in full)
+        logs = tuple(wrote(name, "timed out" if name == lost else "") for name in full)
+        worst = full | {"a": flat(0.99)}
+        context = context_of(workload=Given(seen, written=logs), prometheus=Samples(worst))
+        proposal = playbook_of().propose(context, await playbook_of().diagnose(context))
+        assert len(proposal.mitigations) == evicted, proposal.reason
+        assert ("no log of a could be read" in proposal.reason) is (evicted == 0)
 
 
 # --- what is left alone ---------------------------------------------------------------------------

@@ -26,6 +26,19 @@ async def test_a_revision_that_had_ready_pods_is_gone_back_to() -> None:
     assert "revision 6 had ready pods" in proposal.reason
 
 
+@pytest.mark.parametrize("evidence", ["required", "optional"])
+async def test_a_release_is_undone_only_after_the_logs_of_its_pods_were_read(evidence: str) -> None:
+    """They go with the pods: a rollback would leave nobody anything to look at."""
+    slow = Slow(
+        workload=Cluster(cpu=300, kept=RELEASED, silent=True),
+        prometheus=Prometheus({"latency": 0.9}, WELL, ready=4),
+        parameters={"evidence": evidence},
+    )
+    proposal = await slow.proposed()
+    assert bool(proposal.mitigations) is (evidence == "optional")
+    assert ("logs: main: no right to get pods/log" in proposal.reason) is (evidence == "required")
+
+
 async def test_a_revision_that_never_was_ready_is_not_gone_back_to() -> None:
     """Its image may not even exist: going back to it would be the outage."""
     proposal = await proposed(ready=0)
