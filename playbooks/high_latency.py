@@ -300,15 +300,16 @@ class HighLatency(Playbook[LatencyParameters]):
             return Answer(f"{unknown}: set cpu_query, or scale: false for what is never scaled.")
         if use.share < parameters.cpu_gate:
             return Answer(findings["cpu"].summary)
-        hot = f"The CPU is the bottleneck. {findings['cpu'].summary}"
+        busy = f"The CPU is busy. {findings['cpu'].summary}"
         if _tried(context, "scale"):
-            return Answer(f"{hot} More replicas were tried before.")
+            return Answer(f"{busy} More replicas were tried before.")
         grounds = parameters.grounds(findings)
         if isinstance(grounds, Hindrance):
-            return _hindered(hot, grounds)
+            return _hindered(busy, grounds)
         found = parameters.scale_hindrance(grounds)
         if found:
-            return _hindered(hot, found)
+            return _hindered(busy, found)
+        hot = f"The CPU is the bottleneck. {findings['cpu'].summary}"
         plan = parameters.scale_plan(context.targets["workload"], grounds, hot)
         return Answer(plan.reason, plan)
 

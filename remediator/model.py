@@ -500,6 +500,10 @@ class Figure(Value):
     was: int
     will: int
 
+    def written(self, amount: int) -> str:
+        """Write an amount of it for a human: memory is in bytes, which nobody reads."""
+        return f"{amount / 1024**2:.0f} MiB" if self.name.startswith("memory of ") else str(amount)
+
     @classmethod
     def of(cls, before: Mapping[str, JsonValue]) -> Self | None:
         """Read it; None where none is noted that can be read."""

@@ -55,6 +55,7 @@ from remediator.sections import (
     SecretRef,
     Section,
     Size,
+    WebUrl,
 )
 from remediator.storage import Audit, Redis, Store
 from remediator.systems import (
@@ -166,6 +167,8 @@ class Settings(Section):
     """Where incidents are told."""
     timezone: Annotated[str, AfterValidator(parse_zone)] = "UTC"
     """Time zone of the times in messages, such as `Europe/Berlin`."""
+    public_url: WebUrl | None = None
+    """Address at which people reach this service; messages link incidents below it."""
     pagerduty: PagerDuty | None = None
     """PagerDuty, as a sender and as the way to wake a person."""
     channels: dict[Name, ChannelEntry] = Field(default_factory=dict)

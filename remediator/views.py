@@ -176,6 +176,8 @@ class Frame(Value):
 
     timezone: str = "UTC"
     """IANA name of the time zone that times are given in."""
+    public_url: str | None = None
+    """Address at which people reach this service; None where it has none for them."""
 
     def local(self, moment: datetime, form: str = "%Y-%m-%d %H:%M:%S") -> str:
         """Write ``moment`` in the time zone, with its name."""
@@ -204,6 +206,10 @@ class Report(Value):
     """A human is needed now."""
     final: bool
     """The incident is closed; nothing follows but corrections."""
+    brief: tuple[str, ...] = ()
+    """The same in a few short lines."""
+    links: dict[str, str] = Field(default_factory=dict)
+    """Web addresses worth a look, by their name; shown, never fetched."""
     requests: tuple[ApprovalRequest, ...] = ()
     """What people were asked to approve, the oldest first."""
 

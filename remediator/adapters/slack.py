@@ -28,6 +28,7 @@ from remediator.adapters.slack_blocks import (
     Message,
     draw,
     draw_detail,
+    draw_report,
     draw_request,
 )
 from remediator.errors import PermanentError, TemporaryError
@@ -39,8 +40,9 @@ EVENT_TYPE = "remediator_incident"
 """Message metadata by which an incident's message can be found."""
 TIMEOUT = 8.0
 """Seconds for one call."""
-_INCIDENT, _DETAIL = "incident", "detail"
-"""Keys of posts: the incident's own message, and its detail or, of a webhook, its end."""
+_INCIDENT, _REPORT, _DETAIL = "incident", "report", "detail"
+"""Keys of posts: the incident's own message, the whole report and the detail of a closed incident or,
+of a webhook, its end."""
 _WEBHOOK = "webhook"
 """The channel of a webhook's handle."""
 
@@ -110,7 +112,7 @@ class SlackBot:
     """Implements ``ports.Notifier`` with a bot token: one message an incident, edited in place.
 
     Requests for an approval are new messages in its thread, shown in the channel as well and edited
-    once they are decided; the detail is another one, once the incident is closed.
+    once they are decided. The whole report is in the thread too, and the detail once it is closed.
     """
 
     def __init__(
@@ -163,9 +165,11 @@ class SlackBot:
 
     def _drafts(self, report: Report) -> list[_Draft]:
         mention = self._place(report.incident).mention
+        looked = bool(report.incident.findings)
         return [
             _Draft(_INCIDENT, draw(report), wanted=True, threaded=False),
             *_requests(report, mention, buttons=self._buttons),
+            _Draft(_REPORT, draw_report(report), wanted=looked or report.final),
             _Draft(_DETAIL, draw_detail(report), wanted=report.final),
         ]
 

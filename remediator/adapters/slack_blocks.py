@@ -49,6 +49,8 @@ _ROOMS = {
 }
 """Bytes for each part. Slack refuses blocks that sum up to more than some undocumented 11,000
 characters (msg_blocks_too_long), so the parts share 8,000."""
+_BRIEF = 700
+"""Bytes for the lines of a short message; all of them take about 400 characters."""
 _LABELS = (
     (Button.APPROVE, "Approve", "primary"),
     (Button.REJECT, "Reject", "danger"),
@@ -90,18 +92,40 @@ def fit(text: str, limit: int) -> str:
 
 
 def draw(report: Report, *, mention: str = "") -> Message:
-    """Draw the message that is edited while the incident lives; ``mention`` calls people."""
+    """Draw the message that is edited while the incident lives; ``mention`` calls people.
+
+    It is short: ``draw_report`` has the rest.
+    """
+    lines = _packed([fit(line, _BRIEF) for line in report.brief if line.strip()], _BRIEF)
+    links = " · ".join(_link(name, url) for name, url in report.links.items())
     blocks: list[Block] = [
         HeaderBlock(text=_plain(fit(report.headline, HEADER_LIMIT))),
         *([_ours(mention)] if mention else ()),
-        *_part("What happened", report.happened, _ROOMS["happened"]),
-        *_part("What was found", report.found, _ROOMS["found"]),
-        *_part("What was done", report.done, _ROOMS["done"]),
-        *_part("Did it help", (report.helped,), _ROOMS["helped"]),
-        *_part("What to do next", (report.next_step,), _ROOMS["next"]),
+        *(SectionBlock(text=_plain(text)) for text in lines),
+        *([_ours(links)] if links else ()),
     ]
     text = fit(f"{report.headline}\n{report.next_step}", TEXT_LIMIT)
     return Message(text=text, blocks=tuple(blocks))
+
+
+def draw_report(report: Report) -> Message:
+    """Draw all that is said of the incident, for the message's thread."""
+    return Message(
+        text=fit(f"Report on incident {report.incident.id}", TEXT_LIMIT),
+        blocks=(
+            *_part("What happened", report.happened, _ROOMS["happened"]),
+            *_part("What was found", report.found, _ROOMS["found"]),
+            *_part("What was done", report.done, _ROOMS["done"]),
+            *_part("Did it help", (report.helped,), _ROOMS["helped"]),
+            *_part("What to do next", (report.next_step,), _ROOMS["next"]),
+        ),
+    )
+
+
+def _link(name: str, url: str) -> str:
+    """Link a web address; what would end the link is written as a URL has it."""
+    inert = url.replace("|", "%7C").replace("<", "%3C").replace(">", "%3E")
+    return f"<{escape(inert)}|{escape(name.capitalize())}>"
 
 
 def draw_detail(report: Report) -> Message:

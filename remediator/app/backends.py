@@ -313,7 +313,7 @@ def open_notifier(settings: Settings, environ: Mapping[str, str]) -> Notifier:
 
 def frame_of(settings: Settings) -> Frame:
     """Return what all texts for humans have in common."""
-    return Frame(timezone=settings.timezone)
+    return Frame(timezone=settings.timezone, public_url=settings.public_url)
 
 
 def _user(backend: Section, environ: Mapping[str, str]) -> tuple[str, str] | None:

@@ -150,7 +150,7 @@ def _prove(incident: IncidentView, lever: str) -> None:
 
 
 def _told(slack: LocalSlack) -> bool:
-    return any("mitigated" in line for message in slack.posted for line in message.lines)
+    return any("Mitigated" in line for message in slack.posted for line in message.lines)
 
 
 async def _newest(http: httpx.AsyncClient) -> IncidentView | None:
@@ -193,6 +193,9 @@ async def _run(screen: Screen, scenario: Scenario) -> int:
     if posted:
         screen.title(f"Slack shows one message, edited {posted[-1].edits} times:")
         screen.console.print(draw_message(CHANNEL, posted[-1].blocks))
+        for reply in site.slack.replies(posted[-1])[:1]:
+            screen.title("and in its thread:")
+            screen.console.print(draw_message(CHANNEL, reply.blocks))
     if problem is not None or not posted:
         _explain(performance, problem or "Slack got no message", log.getvalue())
         return 1

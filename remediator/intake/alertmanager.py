@@ -85,6 +85,7 @@ class _Notice(msgspec.Struct):
     startsAt: str  # noqa: N815 - the wire's name
     annotations: _Texts | None = None
     endsAt: str | None = None  # noqa: N815 - the wire's name
+    generatorURL: Any = None  # noqa: N815 - the wire's name; what is no address is left out
 
 
 class _Group(msgspec.Struct):
@@ -277,6 +278,7 @@ def _notice(item: object) -> _Notice:
         startsAt=starts,
         annotations=_shortened(_texts(item, "annotations") or {}),
         endsAt=_text(item, "endsAt"),
+        generatorURL=item.get("generatorURL"),
     )
 
 
@@ -312,11 +314,17 @@ def _alert(notice: _Notice, group_key: str | None, received_at: datetime) -> Ale
         fingerprint=fingerprint_of(notice.labels),
         status=notice.status,
         labels=notice.labels,
-        annotations=notice.annotations or {},
+        annotations={**_source(notice.generatorURL), **(notice.annotations or {})},
         starts_at=min(starts or received_at, received_at),
         ends_at=None if ends is None else min(ends, received_at),
         group_key=group_key,
     )
+
+
+def _source(url: object) -> dict[str, str]:
+    """Keep the address of what made the alert, to be shown to humans; it is never fetched."""
+    usable = isinstance(url, str) and re.fullmatch(r"https?://[\x21-\x7e]{1,1000}", url)
+    return {"generatorURL": str(url)} if usable else {}
 
 
 def _shortened(texts: Mapping[str, str]) -> dict[str, str]:

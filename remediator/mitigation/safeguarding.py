@@ -90,7 +90,7 @@ def _undoes(plan: Plan, past: Past, allowance: Allowance) -> str | None:
         return None
     if (ours.will - ours.was) * (other.will - other.was) >= 0:
         return None
-    return f"set {other.name} from {other.was} to {other.will}"
+    return f"set {other.name} from {other.written(other.was)} to {other.written(other.will)}"
 
 
 # --- for ever more ------------------------------------------------------------------------------
@@ -119,8 +119,8 @@ def _growing(standing: Standing, allowance: Allowance, plan: Plan) -> Decision |
         return None
     reason = (
         f"our changes of {ours.name} in {format_duration(rule.window)} would together raise"
-        f" {first} to {sum_of_all}, which is more than {factor:g} times; it may not grow for"
-        " ever, so the next step is a human's"
+        f" {ours.written(first)} to {ours.written(sum_of_all)}, which is more than {factor:g}"
+        " times; it may not grow for ever, so the next step is a human's"
     )
     return _denied("cumulative", reason)
 

@@ -7,7 +7,6 @@ where a temporary change stays in production, when somebody has it as well.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
@@ -23,7 +22,7 @@ from remediator.report.summary import summarise
 from remediator.severity import Severities
 from remediator.store.escalations import Message, Standing, Step, Telling
 from remediator.summons import Summons, Word
-from remediator.views import AlertView, Frame, IncidentView, Report
+from remediator.views import Frame, IncidentView, Report
 
 PAGERDUTY = "pagerduty"
 """The channel that is also told when somebody has the incident, and when it is over."""
@@ -208,7 +207,7 @@ def compose(
         headline=headline[:_LONGEST_HEADLINE],
         text="\n".join([*_lines(report, telling.word), *_others(telling)]),
         severity=severity(view, severities),
-        links=_links(report.incident.alerts),
+        links=report.links,
     )
 
 
@@ -256,14 +255,3 @@ def severity(view: IncidentView, severities: Severities) -> str:
 
 _ERROR = 2
 _SEVERITIES = {1: "critical", _ERROR: "error", 3: "warning", 4: "info"}
-
-
-def _links(alerts: Iterable[AlertView]) -> dict[str, str]:
-    """Return the web addresses that the alerts' annotations name for humans."""
-    found: dict[str, str] = {}
-    for alert in alerts:
-        for name in ("runbook_url", "dashboard_url", "dashboard"):
-            url = alert.annotations.get(name, "")
-            if re.fullmatch(r"https?://[\x21-\x7e]{1,1000}", url):
-                found.setdefault(name.removesuffix("_url"), url)
-    return found

@@ -22,6 +22,8 @@ from remediator.plaintext import flat
 from remediator.redaction import redact
 from remediator.report import wording
 from remediator.report.asking import requests
+from remediator.report.brief import brief
+from remediator.report.links import links
 from remediator.views import (
     AlertView,
     FindingView,
@@ -56,6 +58,8 @@ def summarise(view: IncidentView, frame: Frame = Frame()) -> Report:  # noqa: B0
         next_step=wording.next_step(view, frame),
         urgent=_urgent(view),
         final=view.state is IncidentState.CLOSED,
+        brief=tuple(brief(view, frame)),
+        links=links(view, frame),
         requests=tuple(requests(view, frame)),
     )
 
@@ -72,10 +76,9 @@ def _headline(view: IncidentView) -> str:
     place = "/".join(part for part in (view.system, view.service) if part)
     subject = place or (view.alerts[0].labels.get("alertname") if view.alerts else None)
     words = [
-        f"{wording.symbol(view, urgent=_urgent(view))} {view.state.value.capitalize()}:",
+        f"{wording.symbol(view, urgent=_urgent(view))} {wording.standing(view)}:",
         f"{subject or 'unknown service'},",
-        f"{view.playbook or 'no playbook'}:",
-        wording.standing(view) + (" (dry run)" if view.dry_run else ""),
+        f"{view.playbook or 'no playbook'}" + (" (dry run)" if view.dry_run else ""),
     ]
     return " ".join(" ".join(words).split())
 
@@ -86,7 +89,7 @@ def _headline(view: IncidentView) -> str:
 def _happened(view: IncidentView, frame: Frame) -> Iterable[str]:
     yield from (_alert(alert, frame) for alert in view.alerts[:_SHOWN_ALERTS])
     if not view.alerts:
-        yield f"No alert is left in the record. The incident was opened at {frame.local(view.opened_at)}."
+        yield f"The record has no alert. The incident was opened at {frame.local(view.opened_at)}."
     yield from _crowd(view.alerts)
     yield from _said(view.alerts)
     yield _where(view)
@@ -105,10 +108,10 @@ def _alert(alert: AlertView, frame: Frame) -> str:
     name = alert.labels.get("alertname", "An unnamed alert")
     since = frame.local(alert.starts_at)
     if alert.status is AlertStatus.FIRING:
-        return f"{name} is firing since {since}."
+        return f"{name} has been firing since {since}."
     at = alert.resolved_at
     until = f"resolved at {frame.local(at)}" if at is not None else "has resolved"
-    return f"{name} was firing since {since} and {until}."
+    return f"{name} started firing at {since} and {until}."
 
 
 def _crowd(alerts: list[AlertView]) -> Iterable[str]:
@@ -116,8 +119,8 @@ def _crowd(alerts: list[AlertView]) -> Iterable[str]:
     if len(alerts) > 1 or notifications > 1:
         firing = sum(alert.status is AlertStatus.FIRING for alert in alerts)
         yield (
-            f"{_count(len(alerts), 'alert')} in all, {firing} still firing,"
-            f" from {_count(notifications, 'notification')}."
+            f"{_count(len(alerts), 'alert')} in total, {firing} still firing,"
+            f" in {_count(notifications, 'notification')}."
         )
 
 
@@ -131,7 +134,7 @@ def _said(alerts: list[AlertView]) -> Iterable[str]:
 
 def _where(view: IncidentView) -> str:
     if view.service is None:
-        return "No service of the catalogue carries its labels."
+        return "No service in the catalogue matches its labels."
     place = f"Service {view.service} of system {view.system}"
     return f"{place}, playbook {view.playbook}." if view.playbook else f"{place}, no playbook."
 
@@ -148,9 +151,9 @@ def _found(view: IncidentView) -> Iterable[str]:
     if fine:
         yield f"Fine: {', '.join(fine)}."
     if len(findings) < len(view.findings):
-        yield f"This is the latest diagnosis, number {latest}; earlier ones are in the record."
+        yield f"This is diagnosis {latest}, the latest; the record has the earlier ones."
     if not findings:
-        yield "Nothing has been looked at." if view.closed_at else "Nothing has been looked at yet."
+        yield "Nothing was checked." if view.closed_at else "Nothing has been checked yet."
 
 
 def _of(findings: list[FindingView], status: FindingStatus) -> list[FindingView]:
@@ -167,7 +170,7 @@ def _done(view: IncidentView) -> tuple[str, ...]:
     if not lines:
         lines.append(wording.nothing_done(view))
     elif view.reason and view.reason not in {m.evidence for m in view.mitigations}:
-        lines.append(f"In all: {wording.sentence(view.reason)}")
+        lines.append(f"Result: {wording.sentence(view.reason)}")
     return tuple(lines)
 
 
@@ -220,13 +223,13 @@ def _helped(view: IncidentView) -> str:
     if judged:
         return wording.verdict(max(judged, key=lambda m: m.created_at))
     if view.outcome is IncidentOutcome.RESOLVED_BY_ITSELF:
-        return "The alert resolved by itself; nothing was judged."
+        return "The alert resolved without intervention; there was nothing to verify."
     if any(m.state in wording.TOUCHED for m in view.mitigations):
-        known = "was never judged" if view.state is IncidentState.CLOSED else "is not known yet"
-        return f"Whether it helped {known}."
+        closed = view.state is IncidentState.CLOSED
+        return "It was never verified whether it helped." if closed else "Not known yet."
     if any(m.state is MitigationState.UNKNOWN for m in view.mitigations):
-        return "Cannot tell: it is not even known whether the change was made."
-    return "Nothing was changed, so there is nothing to judge."
+        return "Cannot tell: it is not known whether the change was applied."
+    return "Nothing was changed, so there was nothing to verify."
 
 
 def _whole(start: datetime, end: datetime) -> timedelta:

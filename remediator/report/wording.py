@@ -20,17 +20,17 @@ TOUCHED = frozenset({MitigationState.APPLIED, MitigationState.REVERTED})
 """States of a mitigation that has changed the world, if only for a while."""
 
 ITEM_STATES: dict[MitigationState, str] = {
-    MitigationState.SHADOWED: "would have been touched",
-    MitigationState.DENIED: "denied",
-    MitigationState.AWAITING_APPROVAL: "awaiting approval",
+    MitigationState.SHADOWED: "would have been changed",
+    MitigationState.DENIED: "not allowed",
+    MitigationState.AWAITING_APPROVAL: "waiting for approval",
     MitigationState.APPROVED: "approved",
     MitigationState.REJECTED: "rejected",
     MitigationState.EXPIRED: "not approved in time",
-    MitigationState.RESERVED: "about to be touched",
-    MitigationState.APPLIED: "done",
-    MitigationState.NOT_APPLIED: "not done",
+    MitigationState.RESERVED: "about to be changed",
+    MitigationState.APPLIED: "changed",
+    MitigationState.NOT_APPLIED: "not changed",
     MitigationState.UNKNOWN: "with an unknown outcome",
-    MitigationState.REVERTED: "put back",
+    MitigationState.REVERTED: "reverted",
 }
 
 
@@ -57,10 +57,10 @@ def standing(view: IncidentView) -> str:
         return _OPEN[view.phase]
     by = _rejected_by(view)
     if by is not None and view.outcome is IncidentOutcome.DENIED:
-        return f"rejected by {by}, nothing changed"
+        return f"Rejected by {by}, nothing changed"
     if _unplanned(view):
-        return f"shadow mode, nothing {'could be' if _unseen(view) else 'was'} planned"
-    return _CLOSED[view.outcome] if view.outcome else "closed without an outcome"
+        return f"Shadow mode: nothing {'could be' if _unseen(view) else 'was'} proposed"
+    return _CLOSED[view.outcome] if view.outcome else "Closed without an outcome"
 
 
 def _unplanned(view: IncidentView) -> bool:
@@ -83,24 +83,24 @@ def _rejected_by(view: IncidentView) -> str | None:
 
 
 _OPEN: dict[Phase, str] = {
-    Phase.DIAGNOSE: "being diagnosed",
-    Phase.DECIDE: "being decided",
-    Phase.APPROVAL: "waiting for your approval",
-    Phase.ACT: "being mitigated",
-    Phase.VERIFY: "changed, being watched",
-    Phase.REVERT: "being put back",
-    Phase.SETTLE: "better, waiting for the alert to resolve",
-    Phase.DONE: "being closed",
+    Phase.DIAGNOSE: "Diagnosing",
+    Phase.DECIDE: "Deciding what may be done",
+    Phase.APPROVAL: "Approval needed",
+    Phase.ACT: "Applying a change",
+    Phase.VERIFY: "Applied, verifying",
+    Phase.REVERT: "Reverting",
+    Phase.SETTLE: "Improved, waiting for the alert to resolve",
+    Phase.DONE: "Closing",
 }
 _CLOSED: dict[IncidentOutcome, str] = {
-    IncidentOutcome.MITIGATED: "mitigated",
-    IncidentOutcome.RESOLVED_BY_ITSELF: "resolved by itself",
-    IncidentOutcome.REVERTED: "did not help, put back",
-    IncidentOutcome.ESCALATED: "escalated, a human must take over",
-    IncidentOutcome.SHADOWED: "shadow mode, nothing changed",
-    IncidentOutcome.DENIED: "denied, nothing changed",
-    IncidentOutcome.NO_MATCH: "nothing matches, nothing done",
-    IncidentOutcome.SUPPRESSED: "suppressed, nothing done",
+    IncidentOutcome.MITIGATED: "Mitigated",
+    IncidentOutcome.RESOLVED_BY_ITSELF: "Resolved without intervention",
+    IncidentOutcome.REVERTED: "Reverted, the change did not help",
+    IncidentOutcome.ESCALATED: "Escalated, a human must take over",
+    IncidentOutcome.SHADOWED: "Shadow mode: recorded only, nothing changed",
+    IncidentOutcome.DENIED: "Not allowed, nothing changed",
+    IncidentOutcome.NO_MATCH: "No playbook matches, nothing changed",
+    IncidentOutcome.SUPPRESSED: "Suppressed, nothing changed",
 }
 
 
@@ -121,18 +121,40 @@ def attempt(mitigation: MitigationView) -> str:
 
 
 _FATES: dict[MitigationState, str] = {
-    MitigationState.SHADOWED: "Nothing was changed. In mode auto this would have been done: {what}.",
-    MitigationState.DENIED: "Denied, so not done: {what}.",
-    MitigationState.AWAITING_APPROVAL: "Not done, it needs an approval: {what}, risk {risk}.",
-    MitigationState.APPROVED: "Approved{by}, not done yet: {what}.",
-    MitigationState.REJECTED: "Rejected{by}, so not done: {what}.",
-    MitigationState.EXPIRED: "Nobody approved in time, so not done: {what}.",
-    MitigationState.RESERVED: "Being done{approved}: {what}.",
-    MitigationState.APPLIED: "Done{approved}: {what}.",
-    MitigationState.NOT_APPLIED: "Tried, but not done: {what}.",
-    MitigationState.UNKNOWN: "Tried, and it is unknown whether it was done: {what}.",
-    MitigationState.REVERTED: "Done and put back{approved}: {what}.",
+    MitigationState.SHADOWED: (
+        "Shadow mode: recorded only, nothing changed. Mode auto would have applied: {what}."
+    ),
+    MitigationState.DENIED: "Not allowed: {what}.",
+    MitigationState.AWAITING_APPROVAL: "Approval needed: {what}, {risk} risk.",
+    MitigationState.APPROVED: "Approved{by}, not applied yet: {what}.",
+    MitigationState.REJECTED: "Rejected{by}, not applied: {what}.",
+    MitigationState.EXPIRED: "Not approved in time, not applied: {what}.",
+    MitigationState.RESERVED: "Being applied{approved}: {what}.",
+    MitigationState.APPLIED: "Applied{approved}: {what}.",
+    MitigationState.NOT_APPLIED: "Not applied: {what}.",
+    MitigationState.UNKNOWN: "Outcome unknown: {what}.",
+    MitigationState.REVERTED: "Applied and reverted{approved}: {what}.",
 }
+_SHORTLY: dict[MitigationState, str] = {
+    MitigationState.SHADOWED: "Shadow mode, not applied",
+    MitigationState.DENIED: "Not allowed",
+    MitigationState.AWAITING_APPROVAL: "Not approved in time",
+    MitigationState.APPROVED: "Approved{by}, not applied yet",
+    MitigationState.REJECTED: "Rejected{by}",
+    MitigationState.EXPIRED: "Not approved in time",
+    MitigationState.RESERVED: "Being applied{approved}",
+    MitigationState.APPLIED: "Applied{approved}",
+    MitigationState.NOT_APPLIED: "Not applied",
+    MitigationState.UNKNOWN: "Outcome unknown",
+    MitigationState.REVERTED: "Applied and reverted{approved}",
+}
+
+
+def fate(mitigation: MitigationView) -> str:
+    """Say in a few words what became of one mitigation, and who decided it."""
+    by = f" by {mitigation.decided_by}" if mitigation.decided_by else ""
+    approved = f", approved{by}" if by else ""
+    return _SHORTLY[mitigation.state].format(by=by, approved=approved)
 
 
 def nothing_done(view: IncidentView) -> str:
@@ -140,10 +162,11 @@ def nothing_done(view: IncidentView) -> str:
     if view.reason:
         why = sentence(view.reason)
     elif view.state is IncidentState.OPEN:
-        why = f"the incident is {standing(view)}."
+        why = f"{standing(view).lower()}."
     else:
-        why = "no reason was recorded, which is a fault of this service."
-    yet = "Nothing has been done yet" if view.state is IncidentState.OPEN else "Nothing was done"
+        why = "no reason was recorded, which is a bug in this service."
+    is_open = view.state is IncidentState.OPEN
+    yet = "Nothing has been changed yet" if is_open else "Nothing was changed"
     return f"{yet}: {why}"
 
 
@@ -156,7 +179,7 @@ def verdict(mitigation: MitigationView) -> str:
 _VERDICTS: dict[Assessment, str] = {
     Assessment.BETTER: "Yes",
     Assessment.NOT_BETTER: "No",
-    Assessment.CANNOT_TELL: "Cannot tell, which does not count as success",
+    Assessment.CANNOT_TELL: "Cannot tell, which is not a success",
 }
 
 
@@ -175,7 +198,7 @@ def next_step(view: IncidentView, frame: Frame) -> str:
 def _while_open(view: IncidentView, frame: Frame) -> str:
     if view.phase is Phase.APPROVAL:
         return _ask(view, frame)
-    return f"Nothing for now: the incident is {standing(view)}, and this message will follow it."
+    return f"Nothing for now: {standing(view).lower()}. This message is updated as it goes on."
 
 
 def _ask(view: IncidentView, frame: Frame) -> str:
@@ -192,7 +215,7 @@ def _ask(view: IncidentView, frame: Frame) -> str:
 
 def _once_closed(view: IncidentView) -> str:
     if view.outcome is None:
-        return "Look at the timeline: it was closed without an outcome, which is a fault."
+        return "Look at the timeline: it was closed without an outcome, which is a bug."
     if _unplanned(view):
         return _by_hand(_unseen(view))
     step = _STEPS[view.outcome].format(
@@ -205,7 +228,7 @@ def _once_closed(view: IncidentView) -> str:
     if view.outcome not in _TRY_AGAIN:
         return step
     return (
-        f"{step} To have it tried again under today's mode and limits:"
+        f"{step} To try again under the current mode and limits:"
         f" `remediator replay {view.id} --for-real`."
     )
 
@@ -213,10 +236,10 @@ def _once_closed(view: IncidentView) -> str:
 def _by_hand(unseen: list[str]) -> str:
     """Say what to do where nothing was planned: a wider mode would not have changed that."""
     if not unseen:
-        return "Handle the alert by hand: in no mode would anything have been done about it."
+        return "Handle the alert manually: no mode would have changed anything."
     return (
-        "Handle the alert by hand: in no mode could anything have been done. Mend what could not"
-        f" be seen: {sentence('; '.join(unseen))}"
+        "Handle the alert manually: no mode could have changed anything. Fix what could not be"
+        f" read: {sentence('; '.join(unseen))}"
     )
 
 
@@ -227,19 +250,20 @@ _TRY_AGAIN = frozenset(
 
 _STEPS: dict[IncidentOutcome, str] = {
     IncidentOutcome.MITIGATED: (
-        "Nothing now. The symptom is gone, the cause may not be: look in working hours. {start}"
+        "Nothing now. The symptom is gone, the cause may not be: investigate in working hours."
+        " {start}"
     ),
     IncidentOutcome.RESOLVED_BY_ITSELF: "Nothing.",
     IncidentOutcome.REVERTED: (
-        "Take over: the change did not help and {service} is as it was before. {start}"
+        "Take over: the change did not help, and {service} is as it was before. {start}"
     ),
     IncidentOutcome.ESCALATED: "Take over now: {reason} {start}",
     IncidentOutcome.SHADOWED: (
-        "Handle the alert as you would without this service. If what it would have done is"
-        " right, raise the mode of {playbook} on {service}."
+        "Handle the alert as you would without this service. If the proposed change is right,"
+        " raise the mode of {playbook} on {service}."
     ),
-    IncidentOutcome.DENIED: "Decide by hand whether to do what was denied: {reason} {start}",
-    IncidentOutcome.NO_MATCH: "Handle the alert by hand. {enable}",
+    IncidentOutcome.DENIED: "Decide whether to make the change manually: {reason} {start}",
+    IncidentOutcome.NO_MATCH: "Handle the alert manually. {enable}",
     IncidentOutcome.SUPPRESSED: "Nothing, as long as the reason above holds.",
 }
 
@@ -248,7 +272,7 @@ def _start(view: IncidentView) -> str:
     """Point at the first thing worth a human's look."""
     for status, words in (
         (FindingStatus.PROBLEM, "Start with {}: {}"),
-        (FindingStatus.UNKNOWN, "Start with what could not be found out, {}: {}"),
+        (FindingStatus.UNKNOWN, "Start with what could not be checked, {}: {}"),
     ):
         for finding in reversed(view.findings):
             if finding.status is status:
@@ -258,8 +282,8 @@ def _start(view: IncidentView) -> str:
 
 def _enable(view: IncidentView) -> str:
     if view.service is None:
-        return "To have it handled next time, add its labels to a service of the catalogue."
-    return f"To have it handled next time, enable a playbook for it on {view.service}."
+        return "To automate it, add its labels to a service in the catalogue."
+    return f"To automate it, enable a playbook for it on {view.service}."
 
 
 def _loose(mitigation: MitigationView) -> list[str]:
@@ -271,4 +295,4 @@ def _loose(mitigation: MitigationView) -> list[str]:
 
 def _look_at(loose: list[str]) -> str:
     more = f" and {len(loose) - 5} more" if len(loose) > 5 else ""
-    return f"Look by hand what became of {', '.join(loose[:5])}{more}: the outcome is unknown."
+    return f"Check manually what became of {', '.join(loose[:5])}{more}: the outcome is unknown."

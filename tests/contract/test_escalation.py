@@ -137,7 +137,9 @@ async def test_level_after_level_is_told_at_its_time(calling: Calling) -> None:
 async def test_a_call_says_what_is_known_and_what_to_do(calling: Calling) -> None:
     await calling.escalate()
     (call,) = calling.slack.said
-    assert call.headline.startswith("Escalation level 1 of 3. ▲ Closed: shop/orders")
+    assert call.headline.startswith(
+        "Escalation level 1 of 3. ▲ Escalated, a human must take over: shop/orders"
+    )
     assert "nothing is on" in call.text
     assert f"`remediator acknowledge {call.report.incident.id}`" in call.text
 

@@ -431,7 +431,9 @@ async def test_any_channel_of_apprises_is_told_once(pagerduty: LocalPagerDuty) -
         await channel.tell(summons())
         await channel.tell(summons(Word.RESOLVED))
     (message,) = heard
-    assert message["title"].startswith("Escalation level 1 of 1. ▲ Closed: shop/orders")
+    assert message["title"].startswith(
+        "Escalation level 1 of 1. ▲ Escalated, a human must take over: shop/orders"
+    )
     assert "remediator acknowledge" in message["message"]
 
 
@@ -475,13 +477,16 @@ async def test_a_level_is_a_new_message_in_slack_without_a_second_detail() -> No
     async with LocalSlack() as slack:
         place = ChatPlace(channel=slack.channel, mention="<!here>")
         bot = SlackBot(slack.token, lambda _: place, slack.api_url)
-        handle = await bot.send(summons().report, None)
-        await bot.send(summons().report, handle)
+        handle = None
+        for _ in range(3):
+            handle = await bot.send(summons().report, handle)
         channel = ChatChannel(bot)
         await channel.tell(summons())
         await channel.tell(summons(Word.RESOLVED))
         told, called = slack.posted
-        assert called.lines[0].startswith("Escalation level 1 of 1. ▲ Closed: shop/orders")
+        assert called.lines[0].startswith(
+            "Escalation level 1 of 1. ▲ Escalated, a human must take over: shop/orders"
+        )
         assert called.lines[1] == "<!here>"
         assert "<!here>" not in told.lines
-        assert (len(slack.replies(told)), len(slack.replies(called))) == (1, 0)
+        assert (len(slack.replies(told)), len(slack.replies(called))) == (2, 0)

@@ -89,6 +89,6 @@ async def test_a_real_alert_is_mended_resolved_and_told_once(
     assert incident["alerts"][0]["status"] == "resolved"
     assert not await scene.is_(leak)
     assert await scene.is_(victim)
-    await slack.wait_for(lambda s: any("mitigated" in t for m in s.posted for t in m.lines), 10)
+    await slack.wait_for(lambda s: any("Mitigated" in t for m in s.posted for t in m.lines), 10)
     assert len(slack.posted) == 1
     assert slack.posted[0].edits >= 1

@@ -50,7 +50,7 @@ async def test_a_leak_is_ended_and_the_incident_closes_as_mitigated(
     (made,) = incident["mitigations"]
     assert (made["kind"], made["state"], made["verdict"]) == ("end_sessions", "applied", "better")
     assert _ended([incident]) == [f"pid {leak}"]
-    await slack.wait_for(lambda s: any("mitigated" in t for m in s.posted for t in m.lines), 10)
+    await slack.wait_for(lambda s: any("Mitigated" in t for m in s.posted for t in m.lines), 10)
     assert len(slack.posted) == 1
     assert slack.posted[0].edits >= 1
 
@@ -121,7 +121,7 @@ async def test_after_kill_9_at_any_moment_nothing_is_done_twice(
     incident = await service.incident(state="closed", outcome="mitigated", within=40)
     assert _ended([incident]) == [f"pid {leak}"]
     assert await scene.is_(victim)
-    await slack.wait_for(lambda s: any("mitigated" in t for m in s.posted for t in m.lines), 70)
+    await slack.wait_for(lambda s: any("Mitigated" in t for m in s.posted for t in m.lines), 70)
     assert len(slack.posted) <= 2, "a message whose answer the kill lost may come again, no other"
 
 

@@ -16,12 +16,14 @@ from remediator.adapters.slack_blocks import (
     Message,
     draw,
     draw_detail,
+    draw_report,
+    draw_request,
     escape,
     fit,
 )
 from remediator.model import FindingStatus, IncidentOutcome, MitigationState, Phase
 from remediator.report.summary import summarise
-from remediator.views import IncidentView
+from remediator.views import Frame, IncidentView
 from tests.incident_views import ID, alert, closed_as, event, finding, mitigation, open_in, view
 
 TITLES = {
@@ -50,7 +52,7 @@ TRICKS = (
 
 def messages(incident: IncidentView) -> list[Message]:
     report = summarise(incident)
-    return [draw(report), draw_detail(report)]
+    return [draw(report), draw_report(report), draw_detail(report)]
 
 
 def texts(message: Message) -> list[dict[str, Any]]:
@@ -144,26 +146,78 @@ def test_messages_keep_slacks_limits_for_any_text(reasons: list[str]) -> None:
 
 def test_what_is_left_out_is_counted() -> None:
     findings = [finding(f"f{n}", FindingStatus.PROBLEM, "x" * 100) for n in range(120)]
-    drawn = [text["text"] for text in texts(messages(view(findings=findings))[0])]
+    drawn = [text["text"] for text in texts(messages(view(findings=findings))[1])]
     shown = sum(text.count("Problem: f") for text in drawn)
     assert any(f"… ({120 - shown} lines left out)" in text for text in drawn)
 
 
-def test_the_message_says_everything_that_the_report_says() -> None:
+def test_the_thread_says_everything_that_the_report_says() -> None:
     report = summarise(open_in(Phase.APPROVAL))
-    message = draw(report)
-    said = "\n".join(text["text"] for text in texts(message))
-    for line in (
-        report.headline,
-        *report.happened,
-        *report.found,
-        *report.done,
-        report.helped,
-        report.next_step,
-    ):
+    said = "\n".join(text["text"] for text in texts(draw_report(report)))
+    for line in (*report.happened, *report.found, *report.done, report.helped, report.next_step):
         assert escape(line) in said
+    message = draw(report)
     assert message.text == escape(f"{report.headline}\n{report.next_step}")
     assert f"remediator approve {ID}" in message.text
+
+
+@pytest.mark.parametrize(
+    "incident", [closed_as(o) for o in IncidentOutcome] + [open_in(phase) for phase in Phase]
+)
+def test_a_message_is_short_and_says_what_fires_what_was_found_and_what_was_done(
+    incident: IncidentView,
+) -> None:
+    said = "\n".join(text["text"] for text in texts(draw(summarise(incident))))
+    assert len(said) <= 500
+    assert "PoolExhausted" in said
+    assert "Found: pool: 100 of 100 connections are in use" in said
+    assert "end_sessions on postgres/orders-db" in said
+
+
+def test_a_message_stays_short_whatever_there_is_to_say() -> None:
+    long = "word " * 400
+    incident = view(
+        alerts=[alert(annotations={"summary": long}) for _ in range(90)],
+        findings=[finding("f", FindingStatus.PROBLEM, long)],
+        mitigations=[mitigation(MitigationState.DENIED, reason=long, summary=long)],
+        reason=long,
+    )
+    waiting = mitigation(MitigationState.AWAITING_APPROVAL, summary=long, consequence=long[:150])
+    asked = summarise(open_in(Phase.APPROVAL, mitigations=[waiting]))
+    for message in (
+        draw(summarise(incident)),
+        draw_request(asked, asked.requests[0], "<!subteam^S0123ABCD>", buttons=True),
+    ):
+        said = [t["text"] for t in (b.to_dict().get("text") for b in message.blocks) if t]
+        assert len("\n".join(said)) <= 600
+
+
+LINKED = {
+    "runbook_url": "https://runbooks.example.com/pool|x><!channel>",
+    "dashboard": "https://grafana.example.com/d/orders?from=now-1h&to=now",
+    "generatorURL": "http://prometheus.example.com/graph?g0.expr=up",
+}
+
+
+def test_links_are_shown_beside_the_text_and_cannot_be_ended_by_what_is_in_them() -> None:
+    linked = view(alerts=[alert(annotations=LINKED)])
+    report = summarise(linked, Frame(public_url="https://remediator.example.com"))
+    shown = texts(draw(report))[-1]
+    assert shown["text"] == (
+        f"<https://remediator.example.com/api/v1/incidents/{ID}|Incident>"
+        " · <https://runbooks.example.com/pool%7Cx%3E%3C!channel%3E|Runbook>"
+        " · <https://grafana.example.com/d/orders?from=now-1h&amp;to=now|Dashboard>"
+        " · <http://prometheus.example.com/graph?g0.expr=up|Source>"
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["javascript:alert(1)", "ftp://x/y", "https://x/ y", "http://", "file:///etc/passwd", "x"],
+)
+def test_only_web_addresses_become_links(url: str) -> None:
+    report = summarise(view(alerts=[alert(annotations={"runbook_url": url})]))
+    assert report.links == {}
 
 
 def test_there_are_no_buttons() -> None:
@@ -172,7 +226,7 @@ def test_there_are_no_buttons() -> None:
 
 
 def test_the_detail_has_every_finding_and_event() -> None:
-    said = "\n".join(t["text"] for t in texts(messages(closed_as(IncidentOutcome.MITIGATED))[1]))
+    said = "\n".join(t["text"] for t in texts(messages(closed_as(IncidentOutcome.MITIGATED))[2]))
     assert "1. disk: fine. 40 % full" in said
     assert "03:04:16 act, applied: two sessions ended" in said
 

@@ -35,9 +35,7 @@ from tests.incident_views import (
     view,
 )
 
-AGAIN = (
-    f" To have it tried again under today's mode and limits: `remediator replay {ID} --for-real`."
-)
+AGAIN = f" To try again under the current mode and limits: `remediator replay {ID} --for-real`."
 """The way on, for those that were closed without being mended."""
 
 
@@ -94,58 +92,55 @@ def test_every_state_of_a_mitigation_has_its_sentence(
     [
         (
             IncidentOutcome.MITIGATED,
-            "✔ Closed: shop/orders, PoolExhausted: mitigated",
+            "✔ Mitigated: shop/orders, PoolExhausted",
             (
-                "Nothing now. The symptom is gone, the cause may not be: look in working hours."
+                "Nothing now. The symptom is gone, the cause may not be: investigate in working hours."
                 " Start with pool: 100 of 100 connections are in use."
             ),
         ),
         (
             IncidentOutcome.RESOLVED_BY_ITSELF,
-            "✔ Closed: shop/orders, PoolExhausted: resolved by itself",
+            "✔ Resolved without intervention: shop/orders, PoolExhausted",
             "Nothing.",
         ),
         (
             IncidentOutcome.REVERTED,
-            "● Closed: shop/orders, PoolExhausted: did not help, put back",
+            "● Reverted, the change did not help: shop/orders, PoolExhausted",
             (
-                "Take over: the change did not help and orders is as it was before."
+                "Take over: the change did not help, and orders is as it was before."
                 " Start with pool: 100 of 100 connections are in use."
             ),
         ),
         (
             IncidentOutcome.ESCALATED,
-            "▲ Closed: shop/orders, PoolExhausted: escalated, a human must take over",
+            "▲ Escalated, a human must take over: shop/orders, PoolExhausted",
             "Take over now: because. Start with pool: 100 of 100 connections are in use." + AGAIN,
         ),
         (
             IncidentOutcome.SHADOWED,
-            "● Closed: shop/orders, PoolExhausted: shadow mode, nothing could be planned",
+            "● Shadow mode: nothing could be proposed: shop/orders, PoolExhausted",
             (
-                "Handle the alert by hand: in no mode could anything have been done. Mend what"
-                " could not be seen: replication: no answer within 5 s."
+                "Handle the alert manually: no mode could have changed anything. Fix what could"
+                " not be read: replication: no answer within 5 s."
             ),
         ),
         (
             IncidentOutcome.DENIED,
-            "▲ Closed: shop/orders, PoolExhausted: denied, nothing changed",
+            "▲ Not allowed, nothing changed: shop/orders, PoolExhausted",
             (
-                "Decide by hand whether to do what was denied: because."
+                "Decide whether to make the change manually: because."
                 " Start with pool: 100 of 100 connections are in use."
             )
             + AGAIN,
         ),
         (
             IncidentOutcome.NO_MATCH,
-            "● Closed: shop/orders, PoolExhausted: nothing matches, nothing done",
-            (
-                "Handle the alert by hand."
-                " To have it handled next time, enable a playbook for it on orders."
-            ),
+            "● No playbook matches, nothing changed: shop/orders, PoolExhausted",
+            ("Handle the alert manually. To automate it, enable a playbook for it on orders."),
         ),
         (
             IncidentOutcome.SUPPRESSED,
-            "● Closed: shop/orders, PoolExhausted: suppressed, nothing done",
+            "● Suppressed, nothing changed: shop/orders, PoolExhausted",
             "Nothing, as long as the reason above holds.",
         ),
     ],
@@ -156,7 +151,7 @@ def test_each_outcome_says_where_it_stands_and_what_to_do(
     report = summarise(closed_as(outcome, reason="because", mitigations=[]))
     assert report.headline == headline
     assert report.next_step == next_step
-    assert report.done[0] == "Nothing was done: because."
+    assert report.done[0] == "Nothing was changed: because."
 
 
 # --- urgent -----------------------------------------------------------------------------------
@@ -191,12 +186,12 @@ def test_what_happened_names_alert_time_place_and_numbers() -> None:
     )
     report = summarise(closed_as(IncidentOutcome.MITIGATED, alerts=[alert(), resolved]))
     assert report.happened == (
-        "PoolExhausted is firing since 2026-01-02 03:04:05 UTC.",
+        "PoolExhausted has been firing since 2026-01-02 03:04:05 UTC.",
         (
-            "HighLatency was firing since 2026-01-02 03:04:05 UTC"
+            "HighLatency started firing at 2026-01-02 03:04:05 UTC"
             " and resolved at 2026-01-02 03:09:05 UTC."
         ),
-        "2 alerts in all, 1 still firing, from 4 notifications.",
+        "2 alerts in total, 1 still firing, in 4 notifications.",
         "The alert says: Requests wait for a connection",
         "Service orders of system shop, playbook PoolExhausted.",
         f"Closed at 2026-01-02 03:11:35 UTC, 7m30s after it was opened. Incident {ID}.",
@@ -215,12 +210,10 @@ def test_an_alert_without_a_service_says_how_it_would_get_one() -> None:
             reason="no service matches",
         )
     )
-    assert report.headline == (
-        "● Closed: PoolExhausted, no playbook: nothing matches, nothing done"
-    )
-    assert "No service of the catalogue carries its labels." in report.happened
-    assert report.found == ("Nothing has been looked at.",)
-    assert "add its labels to a service of the catalogue" in report.next_step
+    assert report.headline == ("● No playbook matches, nothing changed: PoolExhausted, no playbook")
+    assert "No service in the catalogue matches its labels." in report.happened
+    assert report.found == ("Nothing was checked.",)
+    assert "add its labels to a service in the catalogue" in report.next_step
 
 
 def test_problems_come_first_unknowns_are_named_and_the_rest_is_one_line() -> None:
@@ -238,7 +231,7 @@ def test_only_the_latest_diagnosis_is_told() -> None:
     ]
     assert summarise(view(findings=findings)).found == (
         "Fine: pool.",
-        "This is the latest diagnosis, number 2; earlier ones are in the record.",
+        "This is diagnosis 2, the latest; the record has the earlier ones.",
     )
 
 
@@ -247,14 +240,14 @@ def test_an_approval_says_who_must_do_what_by_when() -> None:
         MitigationState.AWAITING_APPROVAL, items=[], expires_at=START + timedelta(minutes=15)
     )
     report = summarise(open_in(Phase.APPROVAL, mitigations=[waiting], reason=""))
-    assert report.headline == "▲ Open: shop/orders, PoolExhausted: waiting for your approval"
+    assert report.headline == "▲ Approval needed: shop/orders, PoolExhausted"
     assert report.next_step == (
         f"An operator must run `remediator approve {ID}` before 03:19 UTC,"
         f" or `remediator reject {ID}`."
     )
     assert report.done[0] == (
-        "Not done, it needs an approval: End 2 sessions that are idle in transaction"
-        " [end_sessions on postgres/orders-db], risk medium."
+        "Approval needed: End 2 sessions that are idle in transaction"
+        " [end_sessions on postgres/orders-db], medium risk."
         " Reason: 5 sessions hold 80 % of the slots."
     )
 
@@ -267,35 +260,35 @@ def test_shadow_says_what_would_have_been_done_to_what() -> None:
     )
     assert report.done[:2] == (
         (
-            "Nothing was changed. In mode auto this would have been done: End 2 sessions that are"
-            " idle in transaction [end_sessions on postgres/orders-db]."
+            "Shadow mode: recorded only, nothing changed. Mode auto would have applied: End 2"
+            " sessions that are idle in transaction [end_sessions on postgres/orders-db]."
             " Reason: 5 sessions hold 80 % of the slots."
         ),
-        "2 items would have been touched: pid 4711, pid 4712 (gone already).",
+        "2 items would have been changed: pid 4711, pid 4712 (gone already).",
     )
-    assert report.helped == "Nothing was changed, so there is nothing to judge."
+    assert report.helped == "Nothing was changed, so there was nothing to verify."
 
 
 def test_shadow_advises_a_higher_mode_only_where_something_was_planned() -> None:
     planned = [mitigation(MitigationState.SHADOWED)]
     report = summarise(closed_as(IncidentOutcome.SHADOWED, mitigations=planned))
-    assert report.headline.endswith("shadow mode, nothing changed")
+    assert report.headline.startswith("● Shadow mode: recorded only, nothing changed: ")
     assert "raise the mode of PoolExhausted on orders" in report.next_step
     assert report.next_step.endswith(AGAIN)
     fine = [finding("locks", FindingStatus.FINE, "nobody waits")]
     report = summarise(closed_as(IncidentOutcome.SHADOWED, mitigations=[], findings=fine))
-    assert report.headline.endswith("shadow mode, nothing was planned")
+    assert report.headline.startswith("● Shadow mode: nothing was proposed: ")
     assert "mode of" not in report.next_step
     reason = "nothing would be done: no session; impaired: postgres db: cannot be reached"
     blind = closed_as(IncidentOutcome.SHADOWED, mitigations=[], findings=fine, reason=reason)
-    assert "could not be seen: postgres db: cannot be reached." in summarise(blind).next_step
+    assert "could not be read: postgres db: cannot be reached." in summarise(blind).next_step
 
 
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (MitigationState.SHADOWED, "1 item would have been touched: pid 1 (orders, idle)."),
-        (MitigationState.AWAITING_APPROVAL, "1 item awaiting approval: pid 1 (orders, idle)."),
+        (MitigationState.SHADOWED, "1 item would have been changed: pid 1 (orders, idle)."),
+        (MitigationState.AWAITING_APPROVAL, "1 item waiting for approval: pid 1 (orders, idle)."),
         (MitigationState.UNKNOWN, "1 item planned: pid 1 (orders, idle)."),
     ],
 )
@@ -309,8 +302,8 @@ def test_a_plan_without_an_outcome_names_what_it_touches(state: MitigationState,
 def test_a_rejected_plan_names_who_rejected_it() -> None:
     rejected = mitigation(MitigationState.REJECTED, decided_by="ann")
     report = summarise(closed_as(IncidentOutcome.DENIED, mitigations=[rejected]))
-    assert report.headline.endswith("rejected by ann, nothing changed")
-    assert report.done[0].startswith("Rejected by ann, so not done")
+    assert report.headline.startswith("▲ Rejected by ann, nothing changed: ")
+    assert report.done[0].startswith("Rejected by ann, not applied")
 
 
 def test_a_denied_limit_is_told_with_its_figures() -> None:
@@ -318,7 +311,7 @@ def test_a_denied_limit_is_told_with_its_figures() -> None:
         MitigationState.DENIED, items=[], reason="budget of service/shop/orders: 3 of 3 in 1h"
     )
     report = summarise(closed_as(IncidentOutcome.DENIED, mitigations=[denied], reason=""))
-    assert "Denied, so not done" in report.done[0]
+    assert "Not allowed" in report.done[0]
     assert "budget of service/shop/orders: 3 of 3 in 1h." in report.done[0]
 
 
@@ -329,7 +322,7 @@ def test_a_denied_limit_is_told_with_its_figures() -> None:
         (Assessment.NOT_BETTER, "No: wait time fell from 4 s to 20 ms."),
         (
             Assessment.CANNOT_TELL,
-            "Cannot tell, which does not count as success: wait time fell from 4 s to 20 ms.",
+            "Cannot tell, which is not a success: wait time fell from 4 s to 20 ms.",
         ),
     ],
 )
@@ -343,7 +336,7 @@ def test_the_verdict_comes_with_its_evidence(verdict: Assessment, word: str) -> 
 def test_a_change_that_is_being_watched_is_not_called_a_success() -> None:
     applied = mitigation(MitigationState.APPLIED)
     report = summarise(open_in(Phase.VERIFY, mitigations=[applied]))
-    assert report.helped == "Whether it helped is not known yet."
+    assert report.helped == "Not known yet."
 
 
 def test_an_unknown_outcome_sends_a_human_to_look() -> None:
@@ -354,13 +347,13 @@ def test_an_unknown_outcome_sends_a_human_to_look() -> None:
     partly = mitigation(MitigationState.APPLIED, items=items)
     report = summarise(closed_as(IncidentOutcome.MITIGATED, mitigations=[partly]))
     assert "1 item with an unknown outcome: pid 2 (connection lost)." in report.done
-    assert report.next_step.endswith("Look by hand what became of pid 2: the outcome is unknown.")
+    assert report.next_step.endswith("Check manually what became of pid 2: the outcome is unknown.")
 
 
 def test_many_items_are_counted_and_cut() -> None:
     items = [ItemOutcome(key=f"pid {n}", state=MitigationState.APPLIED) for n in range(500)]
     report = summarise(view(mitigations=[mitigation(MitigationState.APPLIED, items=items)]))
-    assert report.done[1].startswith("500 items done: pid 0, pid 1,")
+    assert report.done[1].startswith("500 items changed: pid 0, pid 1,")
     assert report.done[1].endswith("pid 9 and 490 more.")
 
 
