@@ -190,6 +190,21 @@ async def test_a_change_that_is_refused_for_the_same_reason_again_goes_to_a_huma
     assert len(incident.mitigations) == 1
 
 
+async def test_a_refusal_that_differs_in_its_figures_only_is_the_same(bench: Bench) -> None:
+    """Somebody set it 0 minutes ago, then 1 minute ago: a human hears at the second refusal."""
+    bench.eyes.world = World(things={"lamp"})
+    bench.world.refuse = "kubectl set it 0 min ago"
+    await bench.receive(bench.alert())
+    while not (await bench.incident()).mitigations:
+        await bench.step()
+    bench.world.refuse = "kubectl set it 1 min ago"
+    await bench.settle(5)
+    incident = await bench.incident()
+    assert incident.outcome is IncidentOutcome.ESCALATED
+    assert "kubectl set it 1 min ago" in incident.reason
+    assert len(incident.mitigations) == 1
+
+
 async def test_what_is_cancelled_after_a_change_is_a_humans_and_says_what_was_changed(
     bench: Bench,
 ) -> None:
