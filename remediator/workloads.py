@@ -116,6 +116,11 @@ class Pod(Contained):
     revision: str = ""
     """Tells pods that were made from different templates."""
 
+    @property
+    def stays(self) -> bool:
+        """Whether it is neither going nor kept as a record of what ended (evicted by its node)."""
+        return not self.terminating and self.phase not in ("Succeeded", "Failed")
+
 
 class ContainerResources(Container):
     """What the deployment asks for one container of its pods; admission may set more."""

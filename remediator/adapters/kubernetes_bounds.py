@@ -157,7 +157,7 @@ def in_turn(scene: Scene, *, cures: bool = False) -> None:
 def as_declared(scene: Scene, name: str, limit: int) -> None:
     """Refuse to raise a limit that the pods do not have: somebody else sets another one."""
     for pod in map(read_pod, scene.pods):
-        for container in () if pod.terminating else pod.containers:
+        for container in pod.containers if pod.stays else ():
             has = container.memory_limit
             if container.name == name and has != limit:
                 had = "no memory limit" if has is None else f"a memory limit of {words.memory(has)}"
@@ -174,7 +174,7 @@ def keeps_resized(scene: Scene, pods: Sequence[Object]) -> None:
         if _VERTICALLY_SCALED & (found["metadata"].get("annotations") or {}).keys():
             continue  # the autoscaler gives the new pod as much
         pod = read_pod(found)
-        for container in () if pod.terminating else pod.containers:
+        for container in pod.containers if pod.stays else ():
             limit, has = declared.get(container.name), container.memory_limit
             if limit is not None and has is not None and has > limit:
                 raise BackendRefused(

@@ -254,8 +254,7 @@ def cramped(container: ContainerResources, wanted: int, room: Room) -> str | Non
 
 def standing(pods: Iterable[Pod]) -> Standing:
     """Count the pods that are not going, nor kept as a record of what ended (evicted by a node)."""
-    ended = {"Succeeded", "Failed"}
-    staying = [pod for pod in pods if not pod.terminating and pod.phase not in ended]
+    staying = [pod for pod in pods if pod.stays]
     return Standing(
         count=len(staying),
         ready=sum(pod.ready for pod in staying),

@@ -172,6 +172,15 @@ async def test_no_limit_is_set_that_is_not_the_pods_own(tmp_path: Path) -> None:
     assert not cluster.changes
 
 
+async def test_a_pod_that_is_kept_as_a_record_only_stops_nothing(tmp_path: Path) -> None:
+    cluster = recorded("resize")  # one of both was resized
+    cluster.pods[0]["status"]["phase"] = "Failed"
+    raised = plan_of(cluster, "set_memory", container="app", limit=48 * MI, cap=64 * MI)
+    async with cluster.lever(tmp_path) as lever:
+        await lever.prepare(raised)
+    assert cluster.changes
+
+
 async def test_a_pod_that_was_resized_in_place_is_not_replaced_by_a_smaller_one(
     tmp_path: Path,
 ) -> None:
