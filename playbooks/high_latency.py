@@ -32,10 +32,12 @@ from remediator import (
     FindingStatus,
     Hindrance,
     Latency,
+    MemoryUse,
     MigrationList,
     Migrations,
     Mitigation,
     Playbook,
+    PrefixUse,
     Proposal,
     Release,
     ReleaseBounds,
@@ -53,6 +55,7 @@ from remediator import (
     read_once,
     rolled_out,
     rollout_data,
+    sessions_listed,
     sessions_that,
     traces_read,
 )
@@ -147,6 +150,7 @@ class HighLatency(Playbook[LatencyParameters]):
             checks["migrations"] = _migrations(context)
         if parameters.cache_prefix and "cache" in context.targets:
             checks["cache"] = parameters.cache_finding(context)
+            checks["prefix"] = parameters.prefix_finding(context)
         looking = self._look(context, views, checks)
         if "release" not in checks:  # then no pod is ever replaced
             return await looking
@@ -174,13 +178,17 @@ class HighLatency(Playbook[LatencyParameters]):
                 proposal = Proposal(mitigations=plans, reason=reason, wait=answer.wait)
                 return self.parameters.kept_first(proposal, findings)
             said += [answer.said] if answer.said else []
-        return Proposal(reason=" ".join(["No bottleneck is proven.", *said]))
+        reason = " ".join(["No bottleneck is proven.", *said])
+        asked = self._asked(context, findings)
+        return Proposal(mitigations=(asked,) if asked else (), reason=reason)
 
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
         """Better when the latency is within its limit, and nothing else is worse."""
         checks = Checks()
         if mitigation.kind in {"scale", "undo_rollout"}:
             checks["rollout"] = rolled_out(context, mitigation)
+        if mitigation.kind == "unlink_prefix":
+            checks["cache"] = self.parameters.cache_finding(context)
         if mitigation.kind == "set_migration":
             checks["migrations"] = _lowered(context, mitigation)
         views = {"ended": partial(ended_seen, self.parameters, mitigation)}
@@ -209,7 +217,7 @@ class HighLatency(Playbook[LatencyParameters]):
         async with AsyncExitStack() as stack:
             if "database" in context.targets:
                 database = context.sessions()
-                opened = read_once(database, parameters.app_roles)
+                opened = read_once(database, parameters)
                 reading = await stack.enter_async_context(opened)
                 checks |= {name: look_through(reading, view) for name, view in views.items()}
                 checks["server"] = parameters.server_finding(database)
@@ -262,15 +270,28 @@ class HighLatency(Playbook[LatencyParameters]):
     def _query(self, context: Context, findings: Findings) -> Answer:
         if "database" not in context.targets:
             return Answer("")
+        limit, unproven = self.parameters.kill_after_s, self.parameters.unproven(findings)
         culprits = Culprits(self.parameters, findings, context.tried)
-        database = context.targets["database"]
-        fresh, stubborn = culprits.queries()
-        plan = culprits.plan("cancel_queries", database, fresh)
-        plan = plan or culprits.plan("end_queries", database, stubborn)
+        proven = () if unproven else sessions_listed(findings, "long_queries")
+        plan = culprits.cut(context.targets["database"], proven)
         if plan:
             return Answer(f"A slow query is the bottleneck. {plan.reason}", plan)
-        limit = self.parameters.kill_after_s
-        return Answer(f"No query that may be touched runs for more than {limit:g} s.")
+        if not unproven:
+            return Answer(f"No query that may be touched runs for more than {limit:g} s.")
+        named = listed_names(f"pid {s.pid} ({s.role}, {s.text or s.statement})" for s in unproven)
+        return Answer(
+            f"{sessions_that(len(unproven), 'run', 'one query')} for more than {limit:g} s: {named};"
+            " no one waits for them, so they are not proven to be the bottleneck."
+        )
+
+    def _asked(self, context: Context, findings: Findings) -> Mitigation | None:
+        """Ask a human about long queries that are not proven to be the bottleneck."""
+        if "database" not in context.targets:
+            return None
+        asks = "no one waits for these queries, and nothing else is proven"
+        culprits = Culprits(self.parameters, findings, context.tried)
+        unproven = self.parameters.unproven(findings)
+        return culprits.cut(context.targets["database"], unproven, asks)
 
     def _connections(self, context: Context, findings: Findings) -> Answer:
         """Leave short connections to their own playbook: more replicas would open more."""
@@ -357,7 +378,13 @@ class HighLatency(Playbook[LatencyParameters]):
             return _unseen(unknown)
         if found.status is not FindingStatus.PROBLEM or _tried(context, "unlink_prefix"):
             return Answer(f"The cache is not proven to be the cause: {found.summary}")
-        why = f"The cache is the bottleneck. {found.summary}"
+        memory, use = findings.evidence("cache", MemoryUse), findings.evidence("prefix", PrefixUse)
+        if memory is None or use is None:
+            return _unseen(findings.unknown("prefix"))
+        doubt = self.parameters.prefix_doubt(memory, use)
+        if doubt:
+            return Answer(f"{found.summary} Its keys are not removed: {doubt}.")
+        why = f"The cache is the bottleneck. {found.summary} {findings['prefix'].summary}"
         plan = self.parameters.unlink_plan(context.targets["cache"], prefix, why)
         return Answer(plan.reason, plan)
 

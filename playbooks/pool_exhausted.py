@@ -14,10 +14,10 @@ from pydantic import Field
 
 from remediator import (
     POOL_ALERTS,
+    SHORT,
     Assessment,
     Blocking,
     ConnectionBounds,
-    ConnectionUsage,
     Context,
     Culprits,
     Finding,
@@ -25,7 +25,6 @@ from remediator import (
     FindingStatus,
     Mitigation,
     Playbook,
-    PoolUse,
     Proposal,
     Sample,
     Sessions,
@@ -45,8 +44,13 @@ from remediator import (
 class PoolParameters(ConnectionBounds):
     """What a service may set."""
 
-    pool_full: float = Field(default=0.9, gt=0, le=1)
+    pool_full: float = Field(default=0.9, ge=0.9, le=1)
     """Share of the connections beyond which leaked sessions are ended that block nobody."""
+
+    @property
+    def short(self) -> float:
+        """Share of the connections beyond which queries are cancelled that block nobody."""
+        return min(max(self.usage_limit, SHORT), self.pool_full)
 
 
 class PoolExhausted(Playbook[PoolParameters]):
@@ -74,18 +78,22 @@ class PoolExhausted(Playbook[PoolParameters]):
         if unknown:
             return Proposal(reason=f"The sessions cannot be read: {'; '.join(unknown)}")
         culprits = Culprits(self.parameters, findings, context.tried)
-        # leaks that block nobody only where the pool is full
-        others = sessions_listed(findings, "leaks") if self._full(findings) else ()
-        fresh, stubborn = culprits.queries()
+        # what blocks nobody is touched only where connections are short, and that was measured
+        full = self.parameters.shortage(findings, self.parameters.pool_full)
+        short = self.parameters.shortage(findings, self.parameters.short)
+        leaks = sessions_listed(findings, "leaks") if full else ()
+        fresh, stubborn = culprits.queries(
+            sessions_listed(findings, "long_queries") if short else ()
+        )
         database = context.targets["database"]
         plans = (
-            culprits.plan("end_sessions", database, culprits.holders(others)),
+            culprits.plan("end_sessions", database, culprits.holders(leaks)),
             culprits.plan("cancel_queries", database, fresh),
             culprits.plan("end_queries", database, stubborn),
         )
         chosen = tuple(plan for plan in plans if plan is not None)
-        reason = chosen[0].reason if chosen else "No session is proven to be the cause."
-        said = [reason, *self._advice(findings, chosen)]
+        reason = chosen[0].reason if chosen else self._unproven(findings, short)
+        said = [reason, *self._advice(findings, chosen, short)]
         return Proposal(mitigations=chosen, reason=" ".join(said))
 
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
@@ -94,6 +102,8 @@ class PoolExhausted(Playbook[PoolParameters]):
         findings = await self._look(context, views, connections=3)
         unknown = findings.unknown(*findings)
         problems = [f.summary for f in findings.values() if f.status is FindingStatus.PROBLEM]
+        short = self.parameters.shortage(findings, self.parameters.short)
+        problems += [f"Connections are still short: {short}."] if short else []
         if unknown:
             assessment, evidence = Assessment.CANNOT_TELL, [f"{text}." for text in unknown]
         elif problems:
@@ -107,7 +117,7 @@ class PoolExhausted(Playbook[PoolParameters]):
     ) -> Findings:
         """Check all at the same time; the sessions are read once, and every view sees the same."""
         database, parameters = context.sessions(), self.parameters
-        async with read_once(database, parameters.app_roles) as reading:
+        async with read_once(database, parameters) as reading:
             checks = {name: look_through(reading, view) for name, view in views.items()}
             checks["server"] = parameters.server_finding(database)
             checks["connectivity"] = _connectivity(database, connections)
@@ -115,28 +125,31 @@ class PoolExhausted(Playbook[PoolParameters]):
                 checks["pool"] = parameters.pool_finding(context, reading)
             return await context.gather(checks)
 
-    def _full(self, findings: Findings) -> str | None:
-        """Say what proves that connections are short, or None."""
-        server = findings.evidence("server", ConnectionUsage)
-        pool = findings.evidence("pool", PoolUse)
-        if pool and pool.ratio > self.parameters.pool_full:
-            return f"the pool is {pool.ratio:.0%} used"
-        if server and server.ratio > self.parameters.pool_full:
-            return f"the server is {server.ratio:.0%} used"
+    def _unproven(self, findings: Findings, short: str | None) -> str:
+        """Say what the measurements make of the alert where no session is to be touched."""
+        looked = [name for name in ("pool", "server", "connectivity") if name in findings]
+        calm = all(findings[name].status is FindingStatus.FINE for name in looked)
+        if short or not calm or findings["blocking"].status is not FindingStatus.FINE:
+            return "No session is proven to be the cause."
+        seen = " ".join(findings[name].summary for name in looked)
         if not self.parameters.has_pool:
-            return "no pool is configured, so the firing alert stands for the full pool"
-        return None
+            return f"The alert is not proven, so nothing is touched: no pool is measured. {seen}"
+        return f"The alert is contradicted by what is measured, so nothing is touched. {seen}"
 
-    def _advice(self, findings: Findings, chosen: Iterable[Mitigation]) -> list[str]:
+    def _advice(
+        self, findings: Findings, chosen: Iterable[Mitigation], short: str | None
+    ) -> list[str]:
         """Say what stands behind the choice, what was left alone, and what a human should do."""
         touched = {item.identity["pid"] for plan in chosen for item in plan.items}
         blocking = findings.evidence("blocking", Blocking)
         spared = [r for r in (blocking.roots if blocking else ()) if r.pid not in touched]
         leaks = [s for s in sessions_listed(findings, "leaks") if s.pid not in touched]
-        full = self._full(findings)
-        said = [f"Connections are short: {full}."] if full else []
+        said = [f"Connections are short: {short}."] if short else []
         said += [f"Root blocker left alone: {root}." for root in spared]
         said += [f"Idle transactions left alone: {len(leaks)}; look for the leak."] if leaks else []
+        queries = [s for s in sessions_listed(findings, "long_queries") if s.pid not in touched]
+        pids = ", ".join(f"pid {s.pid}" for s in queries[:5])
+        said += [f"Long queries left alone: {len(queries)} ({pids})."] if queries else []
         for name, advice in _ADVICE.items():
             finding = findings.get(name)
             if finding and finding.status is FindingStatus.UNKNOWN:

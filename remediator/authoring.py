@@ -1,5 +1,6 @@
 """Everything that a playbook may import; ``remediator`` hands it out under its own name."""
 
+from remediator.connections import ConnectionUsage, Holder, Session
 from remediator.diagnostics.blocking import Blocker, Blocking, blocking_tree
 from remediator.diagnostics.breaker import (
     BreakerList,
@@ -51,7 +52,6 @@ from remediator.diagnostics.releases import (
     undoable_release,
 )
 from remediator.diagnostics.sessions import (
-    ConnectionBounds,
     Culprits,
     Reading,
     SessionBounds,
@@ -67,9 +67,10 @@ from remediator.diagnostics.sessions import (
     sessions_listed,
     sessions_that,
 )
+from remediator.diagnostics.shortage import SHORT, ConnectionBounds
 from remediator.diagnostics.watched import Watched
 from remediator.errors import BackendRefused, BackendUnavailable, PermanentError, TemporaryError
-from remediator.keyspace import KeyCount, MemoryUse, SlowCommand
+from remediator.keyspace import KeyCount, MemoryUse, PrefixUse, SlowCommand
 from remediator.model import (
     Alert,
     AlertStatus,
@@ -95,14 +96,12 @@ from remediator.ports import (
     Breaker,
     Breakers,
     BreakerState,
-    ConnectionUsage,
     Endpoint,
     KeySpace,
     Metrics,
     Migration,
     Migrations,
     Point,
-    Session,
     Sessions,
     Workloads,
 )
@@ -126,6 +125,7 @@ __all__ = [
     "EFFECT",
     "POOL_ALERTS",
     "RELEASE_MAX_AGE",
+    "SHORT",
     "Alert",
     "AlertStatus",
     "Assessment",
@@ -157,6 +157,7 @@ __all__ = [
     "Findings",
     "Grounds",
     "Hindrance",
+    "Holder",
     "Incident",
     "Item",
     "KeyCount",
@@ -187,6 +188,7 @@ __all__ = [
     "Point",
     "PoolSource",
     "PoolUse",
+    "PrefixUse",
     "Proposal",
     "Reading",
     "Release",

@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, NewType, Self, TypeVar
+from typing import Annotated, Any, NewType, Self, TypeVar
 
 from pydantic import (
     AwareDatetime,
@@ -407,6 +407,8 @@ class Item(Value):
     summary: str = ""
     identity: dict[str, JsonValue] = Field(default_factory=dict)
     """What the backend compares before it acts, such as pid, backend_start and state_change."""
+    seen: dict[str, JsonValue] = Field(default_factory=dict)
+    """What else was seen of it when it was chosen, for the report; free of secrets."""
 
 
 class Mitigation(Value):
@@ -423,11 +425,14 @@ class Mitigation(Value):
     reversible: bool = False
     hold: Duration | None = None
     """When set, the change is temporary and is taken back after this time."""
+    asks: str | None = None
+    """Why a human has to agree first, whatever the mode is; None where the mode decides."""
 
     @property
     def plan_hash(self) -> str:
         """Digest of exactly what would be done; an approval is bound to it."""
-        content = self.model_dump(mode="json", exclude={"reason"})
+        left_out: Any = {"reason": True, "asks": True, "items": {"__all__": {"seen"}}}
+        content = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -14,7 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from pydantic import AwareDatetime
 
-from remediator.keyspace import KeyCount, MemoryUse, SlowCommand
+from remediator.connections import SPARED, ConnectionUsage, Session
+from remediator.keyspace import KeyCount, MemoryUse, PrefixUse, SlowCommand
 from remediator.model import (
     Alert,
     IncidentId,
@@ -70,46 +71,6 @@ class Metrics(Protocol):
         ...
 
 
-class ConnectionUsage(Value):
-    """Use of a database server's connection slots and of one database's share of them."""
-
-    used: int
-    """Client backends of the whole server."""
-    available: int
-    """max_connections less the slots reserved for superusers."""
-    by_state: dict[str, int]
-    """Client backends of this database by state."""
-
-    @property
-    def ratio(self) -> float:
-        """Used share of the server's slots, 0..1."""
-        return self.used / self.available if self.available > 0 else 1.0
-
-
-class Session(Value):
-    """One client backend of the target database, with what identifies it beyond doubt."""
-
-    pid: int
-    role: str
-    application: str
-    state: str
-    """As pg_stat_activity has it: ``active``, ``idle``, ``idle in transaction``..."""
-    backend_start: AwareDatetime
-    state_change: AwareDatetime
-    xact_start: AwareDatetime | None
-    query_start: AwareDatetime | None
-    state_age: timedelta
-    """Time since ``state_change``, by the server's clock."""
-    query_age: timedelta | None
-    """Time since ``query_start``, by the server's clock."""
-    statement: str
-    """First keyword of the query only: query text may hold personal data."""
-    protected: str | None
-    """Why it may never be ended (not an application's role, a dump, a replication...), or None."""
-    blocked_by: tuple[int, ...]
-    """pids that it waits for (pg_blocking_pids), of any backend type."""
-
-
 class Sessions(Protocol):
     """Reads the sessions of one PostgreSQL database."""
 
@@ -121,11 +82,13 @@ class Sessions(Protocol):
         """Count connections against the server's limit."""
         ...
 
-    async def sessions(self, *, app_roles: tuple[str, ...]) -> tuple[Session, ...]:
+    async def sessions(
+        self, *, app_roles: tuple[str, ...], spare_applications: tuple[str, ...] = SPARED
+    ) -> tuple[Session, ...]:
         """List the client backends of the database, our own excluded.
 
-        ``app_roles`` are the application's roles; empty means every login role that is
-        neither superuser, nor replication, nor a member of a predefined ``pg_`` role.
+        Those of a role that is none of ``app_roles`` are protected, and so are those of an
+        application that ``spare_applications`` names, where ``*`` stands for any characters.
         """
         ...
 
@@ -238,6 +201,10 @@ class KeySpace(Protocol):
 
     async def count(self, prefixes: tuple[str, ...]) -> KeyCount:
         """Count keys by prefix within the reader's budget of keys and time."""
+        ...
+
+    async def holds(self, prefix: str) -> PrefixUse:
+        """Look at a sample of the keys of one prefix: types, times to live, memory."""
         ...
 
 

@@ -21,10 +21,12 @@ from pydantic import (
     Field,
     PlainSerializer,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 
 from remediator.errors import ConfigError
+from remediator.keyspace import no_cache
 from remediator.model import Duration, Value, format_duration
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -283,6 +285,15 @@ class RedisBackend(_Backend):
     """Environment variable with the writer's URL."""
     cache_prefixes: tuple[Text, ...] = ()
     """Beginnings of the keys that can be built again, such as `cache:`. Only these may be removed."""
+
+    @field_validator("cache_prefixes")
+    @classmethod
+    def _are_caches(cls, prefixes: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in prefixes:
+            wrong = no_cache(prefix)
+            if wrong:
+                raise ValueError(wrong)
+        return prefixes
 
     @model_validator(mode="after")
     def _writer_has_prefixes(self) -> Self:

@@ -118,7 +118,7 @@ def leaked_session(server: str, *, proxy: LossyDatabase | None = None) -> Arrang
 async def _leaking(scene: Scene, folder: Path, database: str) -> Fault:
     leak = (await scene.leak()).get_server_pid()
     victim = (await scene.victim()).get_server_pid()
-    await scene.until(leak, "now() - state_change > interval '1.2 seconds'")
+    await scene.until(leak, "now() - state_change > interval '60.2 seconds'")
 
     async def changes() -> int:
         watcher = await asyncpg.connect(scene.dsn, timeout=10)
@@ -135,7 +135,7 @@ async def _leaking(scene: Scene, folder: Path, database: str) -> Fault:
         (folder / f"{role}.dsn").write_text(scene.dsn_as(role))
     backend = {"dsn_file": "reader.dsn", "writer_dsn_file": "lever.dsn"}
     config = configuration("PoolExhausted", {"database": "main"}, postgres={"main": backend})
-    parameters(config, idle_tx_s=1, app_roles=[scene.app])
+    parameters(config, idle_tx_s=60, app_roles=[scene.app])
     return Fault(
         "end_sessions", config, {"alertname": "DatabaseConnectionPoolExhausted"}, changes, harm
     )

@@ -18,10 +18,13 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
+from remediator.demo.postgres import EmbeddedPostgres, ServerOptions, age_sessions
 
 GIVEN = "REMEDIATOR_TEST_POSTGRES_DSN"
 """Environment variable: a superuser's DSN of a server to use instead of the embedded one."""
+
+OLDER = 59
+"""Seconds that a scene's sessions are idle for already: none is ended before 60."""
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -144,6 +147,7 @@ class Scene:
             "INSERT INTO stock VALUES (1, 10), (2, 10)",
             f"GRANT ALL ON stock TO {roles[0]}",
         )
+        await age_sessions(self.dsn, OLDER)
 
     async def clear(self) -> None:
         """End every session of the scene and drop its roles."""
@@ -212,6 +216,26 @@ class Scene:
         connection = await self.connect(application=application)
         self.start(connection, "SELECT pg_sleep(60)")
         await self.until(connection.get_server_pid(), "state = 'active'")
+        return connection
+
+    async def hog(self, item: int = 1, application: str = "report") -> Connection:
+        """Open a session that locks a row, and then runs one query for a minute."""
+        connection = await self.leak(item, application)
+        self.start(connection, "SELECT pg_sleep(60)")
+        await self.until(connection.get_server_pid(), "wait_event = 'PgSleep'")
+        return connection
+
+    async def deaf(self) -> Connection:
+        """Open a session whose query does not end when it is cancelled."""
+        await execute(
+            self.dsn,
+            "CREATE OR REPLACE FUNCTION public.deaf() RETURNS void LANGUAGE plpgsql AS $$ BEGIN"
+            " LOOP BEGIN PERFORM pg_sleep(60);"
+            " EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$",
+        )
+        connection = await self.connect()
+        self.start(connection, "SELECT public.deaf()")
+        await self.until(connection.get_server_pid(), "wait_event = 'PgSleep'")
         return connection
 
     async def until(self, pid: int, condition: str) -> None:

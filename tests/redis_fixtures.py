@@ -6,7 +6,7 @@ import importlib.util
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from tests.postgres_fixtures import missing
 
 PASSWORD = "wr1ter-pass"
 ACL_CHECKS = ("+acl|whoami", "+acl|dryrun")
-WRITER = ("~cache:*", "+scan", "+dbsize", "+info", "+unlink", *ACL_CHECKS)
+LOOKS = ("+type", "+pttl")
+WRITER = ("~cache:*", "+scan", "+dbsize", "+info", "+unlink", *LOOKS, *ACL_CHECKS)
 """All that a writer for the prefix ``cache:`` needs."""
-READER = ("+scan", "+dbsize", "+info", "+slowlog|get")
+READER = ("%R~cache:*", "+scan", "+dbsize", "+info", "+slowlog|get", "+memory|usage", *LOOKS)
 
 
 @pytest.fixture(scope="session")
@@ -94,9 +95,16 @@ class RedisScene:
 
     async def fill(self, cached: int = 1200, sessions: int = 700) -> None:
         """Write keys as an application would."""
-        await self.client.mset({f"cache:item:{n}": "x" for n in range(cached)})
+        await self.cache({f"cache:item:{n}": "x" for n in range(cached)})
         await self.client.mset({f"session:{n}": "s" for n in range(sessions)})
         await self.client.rpush("queue:orders", *range(50))
+
+    async def cache(self, values: Mapping[str, str]) -> None:
+        """Write keys that live for an hour."""
+        pipeline = self.client.pipeline(transaction=False)
+        for key, value in values.items():
+            pipeline.set(key, value, ex=3600)
+        await pipeline.execute()
 
     async def keys(self) -> set[str]:
         """List every key."""

@@ -205,7 +205,7 @@ def configuration(scene: Scene, slack: LocalSlack, folder: Path, mode: str) -> d
         (folder / name).write_text(secret)
     playbook = {
         "mode": mode,
-        "idle_tx_s": 1,
+        "idle_tx_s": 60,
         "app_roles": [scene.app],
         "verification": FAST,
     }

@@ -10,8 +10,9 @@ from typing import Any
 from playbooks.high_latency import HighLatency, LatencyParameters
 from remediator.adapters.migrations import HttpMigrations
 from remediator.adapters.postgres import PostgresReader
+from remediator.connections import ConnectionUsage, Holder, Session
 from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.keyspace import KeyCount, MemoryUse, SlowCommand
+from remediator.keyspace import KeyCount, MemoryUse, PrefixUse, SlowCommand
 from remediator.model import (
     Alert,
     AlertStatus,
@@ -28,7 +29,7 @@ from remediator.model import (
     Target,
 )
 from remediator.playbook import Context, Findings
-from remediator.ports import ConnectionUsage, Migration, Point, Port, Session
+from remediator.ports import Migration, Point, Port
 from remediator.workloads import (
     Autoscaler,
     ContainerResources,
@@ -109,13 +110,23 @@ class Database(Fake):
     used: int = 10
     broken: bool = False
     uncounted: bool = False
+    standby: bool = False
 
     async def usage(self) -> ConnectionUsage:
         if self.uncounted:
             raise BackendUnavailable("postgres: no answer in time")
-        return ConnectionUsage(used=self.used, available=100, by_state={})
+        return ConnectionUsage(
+            used=self.used,
+            available=100,
+            by_state={},
+            database="orders",
+            holders=(Holder(database="orders", role="app", count=self.used),),
+            standby=self.standby,
+        )
 
-    async def sessions(self, *, app_roles: tuple[str, ...]) -> tuple[Session, ...]:
+    async def sessions(
+        self, *, app_roles: tuple[str, ...], spare_applications: tuple[str, ...] = ()
+    ) -> tuple[Session, ...]:
         if self.broken:
             raise BackendUnavailable("postgres: no answer in time")
         return self.listed
@@ -218,6 +229,9 @@ class Admin(Fake):
         return tuple(Migration(pair=pair, percentage=p) for pair, p in self.pairs.items())
 
 
+HOLDING = PrefixUse(keys=10, complete=True, sampled=10, by_type={"string": 10}, lasting=0, bytes=60)
+
+
 @dataclass
 class Cache(Fake):
     used: int = 95
@@ -225,6 +239,7 @@ class Cache(Fake):
     evicting: int = 7
     evicted: int = 0
     broken: bool = False
+    holding: PrefixUse | str = HOLDING
 
     async def info(self) -> MemoryUse:
         if self.broken:
@@ -239,6 +254,11 @@ class Cache(Fake):
 
     async def count(self, prefixes: tuple[str, ...]) -> KeyCount:
         raise NotImplementedError
+
+    async def holds(self, prefix: str) -> PrefixUse:
+        if isinstance(self.holding, str):
+            raise BackendRefused(self.holding)
+        return self.holding
 
 
 def session(pid: int, **fields: Any) -> Session:
@@ -264,6 +284,7 @@ def session(pid: int, **fields: Any) -> Session:
 OLD = {"state_age": timedelta(minutes=10), "query_age": timedelta(minutes=10)}
 IDLE_BLOCKER = session(1, state="idle in transaction", **OLD)
 LONG_QUERY = session(3, **OLD)
+LONG_BLOCKER = (LONG_QUERY, session(4, blocked_by=(3,)))
 LOCK = (IDLE_BLOCKER, session(2, blocked_by=(1,)))
 
 
@@ -310,9 +331,12 @@ class Slow:
             "ready_query": "ready{set={replica_set}}",
             "cache_prefix": "cache:",
             "cache_gap": "0s",
+            "app_roles": ["app"],
         }
         chosen = {key: value for key, value in (given | self.parameters).items() if value != ""}
-        return HighLatency(LatencyParameters.model_validate(chosen))
+        ages = ("idle_tx_s", "kill_after_s")  # below the floors, so that no test has to wait
+        quick = {name: chosen.pop(name) for name in ages if name in chosen}
+        return HighLatency(LatencyParameters.model_validate(chosen).model_copy(update=quick))
 
     def context(self) -> Context:
         roles = {role: getattr(self, role) for role in KINDS}

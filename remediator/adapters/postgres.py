@@ -28,10 +28,12 @@ from remediator.adapters.postgres_signals import (
     not_applied,
     observed,
     outcome_of,
+    patterns,
     read_plan,
     same,
     settled,
 )
+from remediator.connections import SPARED, ConnectionUsage, Holder, Session
 from remediator.errors import BackendRefused, BackendUnavailable, RemediatorError
 from remediator.model import (
     ItemOutcome,
@@ -42,7 +44,6 @@ from remediator.model import (
     Sense,
     SenseState,
 )
-from remediator.ports import ConnectionUsage, Session
 
 LONGEST = 5.0
 """Seconds after which no further session of one change is signalled."""
@@ -108,14 +109,24 @@ class PostgresReader(_Opened):
             await self._require_sight(connection)
             (total,) = await connection.fetch(sql.USAGE)
             states = await connection.fetch(sql.BY_STATE)
-        by_state = {row["state"]: row["count"] for row in states}
-        return ConnectionUsage(used=total["used"], available=total["available"], by_state=by_state)
+            holders = await connection.fetch(sql.HOLDERS)
+        return ConnectionUsage(
+            used=total["used"],
+            available=total["available"],
+            by_state={row["state"]: row["count"] for row in states},
+            database=holders[0]["ours"],
+            holders=tuple(_holder(dict(row)) for row in holders),
+            standby=holders[0]["standby"],
+        )
 
-    async def sessions(self, *, app_roles: tuple[str, ...]) -> tuple[Session, ...]:
+    async def sessions(
+        self, *, app_roles: tuple[str, ...], spare_applications: tuple[str, ...] = SPARED
+    ) -> tuple[Session, ...]:
         """List the client backends of the database, our own excluded."""
+        spared = patterns(spare_applications)
         async with self._connection.transaction() as connection:
             await self._require_sight(connection)
-            rows = await connection.fetch(sql.SESSIONS, list(app_roles), None)
+            rows = await connection.fetch(sql.SESSIONS, list(app_roles), None, spared)
         return tuple(_session(dict(row)) for row in rows)
 
     async def connect_once(self) -> float:
@@ -202,7 +213,8 @@ class PostgresLever(_Opened):
     async def _live(self, plan: Plan) -> dict[int, Live]:
         async with self._connection.transaction() as connection:
             await self._require_sight(connection)
-            rows = await connection.fetch(sql.SESSIONS, list(plan.bounds.app_roles), plan.pids)
+            roles, spared = list(plan.bounds.app_roles), plan.bounds.spared
+            rows = await connection.fetch(sql.SESSIONS, roles, plan.pids, spared)
         return {row["pid"]: Live(_session(dict(row)), bool(row["signable"])) for row in rows}
 
     async def _signal(self, plan: Plan, key: str, end: float) -> ItemOutcome:
@@ -210,7 +222,7 @@ class PostgresLever(_Opened):
         if self._clock() > end:
             return too_late
         meant = plan.meant[key]
-        guard = (meant.backend_start, meant.since, plan.bounds.min_age)
+        guard = (plan.bounds.spared, meant.backend_start, meant.since, plan.bounds.min_age)
         sent, answer = False, None
         try:
             async with self._connection.transaction() as connection:
@@ -269,6 +281,10 @@ def _blindness(rights: Mapping[str, Any]) -> str | None:
     if not rights.get("tracked"):
         return "the sessions' states are not recorded; set track_activities = on"
     return None
+
+
+def _holder(row: Mapping[str, Any]) -> Holder:
+    return Holder.model_validate({name: row[name] for name in Holder.model_fields})
 
 
 def _session(row: Mapping[str, Any]) -> Session:

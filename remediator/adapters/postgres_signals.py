@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -9,9 +10,9 @@ from typing import Any
 
 from pydantic import AwareDatetime, Field, ValidationError
 
+from remediator.connections import SPARED, Session
 from remediator.errors import BackendRefused
 from remediator.model import Item, ItemOutcome, Mitigation, MitigationState, Outcome, Value
-from remediator.ports import Session
 
 MAX_ITEMS = 5
 """Sessions that one mitigation may signal, whatever its parameters say."""
@@ -25,6 +26,12 @@ class _Bounds(Value):
     app_roles: tuple[str, ...] = ()
     min_age_s: float = Field(ge=0)
     max_items: int = Field(ge=1, le=MAX_ITEMS)
+    spare_applications: tuple[str, ...] = SPARED
+
+    @property
+    def spared(self) -> list[str]:
+        """``spare_applications`` as the server takes them."""
+        return patterns(self.spare_applications)
 
     @property
     def min_age(self) -> timedelta:
@@ -97,6 +104,12 @@ class Live:
 
     session: Session
     signable: bool
+
+
+def patterns(applications: Iterable[str]) -> list[str]:
+    """Write names of applications as LIKE patterns: ``*`` is any characters, the rest itself."""
+    plain = (re.sub(r"([\\\\%_])", r"\\\1", name) for name in applications)
+    return [name.replace("*", "%") for name in plain]
 
 
 def read_plan(mitigation: Mitigation) -> Plan:

@@ -11,38 +11,22 @@ import contextlib
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
 
-import redis.asyncio as aioredis
 import structlog
 from pydantic import JsonValue
-from redis import exceptions as failures
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
-from remediator.errors import BackendRefused, BackendUnavailable, ConfigError, RemediatorError
-from remediator.keyspace import KeyCount, MemoryUse, SlowCommand
-from remediator.model import (
-    ItemOutcome,
-    Mitigation,
-    MitigationState,
-    Outcome,
-    Preparation,
-    Sense,
-    SenseState,
-)
+from remediator.adapters.redis_connection import BATCH, OutOfTime, RedisConnection
+from remediator.adapters.redis_sample import drawn, slow_command, text_of
+from remediator.errors import BackendRefused, BackendUnavailable, RemediatorError
+from remediator.keyspace import KeyCount, MemoryUse, PrefixUse, SlowCommand
+from remediator.model import ItemOutcome, Mitigation, MitigationState, Outcome, Preparation
 
 UNLINK = "unlink_prefix"
-BATCH = 500
-"""Keys that one SCAN looks at and one UNLINK removes at most."""
 MAX_KEYS = 100_000
 """Keys that one mitigation removes at most (runbooks)."""
-ANSWER_WITHIN = 4.0
-"""Seconds for one command."""
+SAMPLE = 500
+"""Keys of a prefix that are looked at before it is called a cache."""
 COUNT_KEYS = 200_000
 COUNT_WITHIN = 3.0
 """Budget of one count for a diagnosis: keys and seconds."""
@@ -53,7 +37,7 @@ REMOVE_WITHIN = 6.0
 LOOK_WITHIN = 2.0
 """Seconds for counting what is left."""
 
-_NEEDED = (("SCAN", "0"), ("DBSIZE",), ("INFO", "server"))
+_LOOKS = ("TYPE", "PTTL")
 _GLOB = re.compile(rb"[\\*?\[\]^-]")
 
 _log = structlog.get_logger(__name__)
@@ -63,92 +47,7 @@ class _RightsUnknown(BackendRefused):
     """The server does not say which rights we have."""
 
 
-class _OutOfTime(BackendUnavailable):
-    """It takes longer than it may, such as looking at so many keys."""
-
-
-class _Opened:
-    """A client of one database of one server that is an async context manager."""
-
-    def __init__(self, url: str, *, name: str = "redis") -> None:
-        """Keep the secret ``url``; ``name`` is what errors and senses call the backend.
-
-        Raises ``ConfigError``, without its text, for a URL that cannot be read.
-        """
-        self._name = name
-        try:
-            self._client = aioredis.Redis.from_url(
-                url,
-                socket_timeout=ANSWER_WITHIN,
-                socket_connect_timeout=ANSWER_WITHIN,
-                retry=Retry(NoBackoff(), 0),
-                decode_responses=False,
-            )
-        except ValueError:
-            raise ConfigError(
-                f"{name}: the url cannot be read; write redis://user:password@host:6379/0"
-            ) from None
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._name!r})"
-
-    async def __aenter__(self) -> Self:
-        """Connect with the first command."""
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close every connection."""
-        await self._client.aclose()
-
-    async def probe(self) -> Sense:
-        """Say whether the server answers, and whether our account has the rights that it needs."""
-        try:
-            await self._require_rights()
-        except RemediatorError as error:
-            return Sense(name=self._name, state=SenseState.IMPAIRED, reason=str(error))
-        return Sense(name=self._name, state=SenseState.OK)
-
-    async def _require_rights(self) -> None:
-        for command in _NEEDED:
-            await self._ask(*command)
-
-    async def _ask(self, *command: bytes | str | int) -> Any:
-        """Run one command once; raises ``BackendUnavailable`` or ``BackendRefused``."""
-        run: Any = self._client.execute_command  # the client does not type it
-        with _translated(self._name):
-            async with asyncio.timeout(ANSWER_WITHIN):
-                return await run(*command)
-
-    async def _info(self) -> dict[str, Any]:
-        found = await self._ask("INFO")
-        if not isinstance(found, dict):
-            raise BackendUnavailable(f"{self._name}: INFO makes no sense")
-        return found
-
-    async def _keys(
-        self, within: float, pattern: bytes | None = None
-    ) -> AsyncGenerator[list[bytes], None]:
-        """Walk over all keys, a part at a time; ``_OutOfTime`` when the time is over."""
-        deadline, cursor = time.monotonic() + within, 0
-        match: tuple[bytes | str | int, ...] = ("MATCH", pattern) if pattern is not None else ()
-        while True:
-            following, keys = await self._ask("SCAN", cursor, *match, "COUNT", BATCH)
-            yield keys
-            cursor = int(following)
-            if not cursor:
-                return
-            if time.monotonic() > deadline:
-                raise _OutOfTime(
-                    f"{self._name}: the keys cannot all be looked at within {within:g} s"
-                )
-
-
-class RedisReader(_Opened):
+class RedisReader(RedisConnection):
     """Reads one database of one server (``ports.KeySpace``)."""
 
     def __init__(
@@ -182,7 +81,7 @@ class RedisReader(_Opened):
     async def slow_log(self, most: int = 20) -> tuple[SlowCommand, ...]:
         """List the newest slow commands, without their arguments."""
         found = await self._ask("SLOWLOG GET", most)
-        return tuple(_slow(entry) for entry in found)
+        return tuple(slow_command(entry) for entry in found)
 
     async def count(self, prefixes: tuple[str, ...]) -> KeyCount:
         """Count keys by prefix within the budget. A key may count twice while Redis resizes."""
@@ -196,13 +95,28 @@ class RedisReader(_Opened):
                     if found.total() > self._most:
                         complete = False
                         break
-        except _OutOfTime:
+        except OutOfTime:
             complete = False
         by_prefix = {prefix.decode(): found[prefix] for prefix in longest}
         return KeyCount(by_prefix=by_prefix, other=found[None], complete=complete)
 
+    async def holds(self, prefix: str) -> PrefixUse:
+        """Look at a sample of the keys of one prefix: types, times to live, memory."""
+        start, found, complete = prefix.encode(), set[bytes](), True
+        try:
+            async with contextlib.aclosing(self._keys(self._within, _matches(start))) as walk:
+                async for keys in walk:
+                    found.update(key for key in keys if key.startswith(start))
+                    if len(found) > self._most:
+                        complete = False
+                        break
+        except OutOfTime:
+            complete = False
+        looked = await self._looked_at(drawn(found, SAMPLE), "MEMORY USAGE")
+        return looked.use(keys=len(found), complete=complete)
 
-class RedisLever(_Opened):
+
+class RedisLever(RedisConnection):
     """Removes the keys of one configured prefix (``ports.Lever``).
 
     Not conditional: a cache refills at once, so the server cannot refuse a second removal; a lost
@@ -234,9 +148,11 @@ class RedisLever(_Opened):
         with contextlib.suppress(_RightsUnknown):  # then the server has its say when we act
             await self._require_rights()
         await self._require_single()
-        matching = len(await self._matching(prefix, most))
+        keys = await self._matching(prefix, most)
+        matching = len(keys)
         if not matching:
             raise BackendRefused(f"{self._name}: already so, no key begins with {prefix!r}")
+        await self._require_cache(drawn(keys, SAMPLE), prefix)
         before: dict[str, JsonValue] = {"matching": matching, "other": await self._others(matching)}
         return Preparation(mitigation=mitigation, before=before)
 
@@ -249,7 +165,7 @@ class RedisLever(_Opened):
             keys = await self._matching(prefix, most)
             before = await self._others(len(keys))
             if self._clock() > end:
-                raise _OutOfTime(f"{REMOVE_WITHIN:g} s have passed")
+                raise OutOfTime(f"{REMOVE_WITHIN:g} s have passed")
         except RemediatorError as error:
             return _outcome(prefix, MitigationState.NOT_APPLIED, f"nothing was removed: {error}")
         outcome = await self._remove(prefix, keys, before, end)
@@ -295,8 +211,9 @@ class RedisLever(_Opened):
     async def _require_rights(self) -> None:
         await super()._require_rights()
         try:
-            user = _text(await self._ask("ACL WHOAMI"))
-            missing = [p for p in self._prefixes if not await self._may_unlink(user, p)]
+            user = text_of(await self._ask("ACL WHOAMI"))
+            missing = [p for p in self._prefixes if not await self._may(user, "UNLINK", p)]
+            looks = [c for c in _LOOKS if not await self._may(user, c, self._prefixes[0])]
         except BackendRefused as error:
             raise _RightsUnknown(
                 f"{error}; its rights cannot be checked: allow +acl|whoami +acl|dryrun"
@@ -307,10 +224,16 @@ class RedisLever(_Opened):
                 f"{self._name}: our user may not remove its keys:"
                 f" ACL SETUSER {user} +unlink {grants}"
             )
+        if looks:
+            grants = " ".join(f"+{command.lower()}" for command in looks)
+            raise BackendRefused(
+                f"{self._name}: our user may not look at what it would remove:"
+                f" ACL SETUSER {user} {grants}"
+            )
 
-    async def _may_unlink(self, user: str, prefix: str) -> bool:
-        answer = await self._ask("ACL DRYRUN", user, "UNLINK", f"{prefix}x")
-        return _text(answer) == "OK"
+    async def _may(self, user: str, command: str, prefix: str) -> bool:
+        answer = await self._ask("ACL DRYRUN", user, command, f"{prefix}x")
+        return text_of(answer) == "OK"
 
     async def _require_single(self) -> None:
         info = await self._info()
@@ -322,11 +245,17 @@ class RedisLever(_Opened):
     async def _matching(self, prefix: str, most: int | None) -> list[bytes]:
         """List the keys of the prefix, each once; refuse more than ``most``."""
         start, found = prefix.encode(), set[bytes]()
-        async for keys in self._keys(WALK_WITHIN, _GLOB.sub(rb"\\\g<0>", start) + b"*"):
+        async for keys in self._keys(WALK_WITHIN, _matches(start)):
             found.update(key for key in keys if key.startswith(start))
             if most is not None and len(found) > most:
                 raise BackendRefused(f"{self._name}: more than {most} keys begin with {prefix!r}")
         return sorted(found)
+
+    async def _require_cache(self, keys: Sequence[bytes], prefix: str) -> None:
+        """Refuse where any of ``keys`` is a list, a stream, or lives without an end."""
+        found = (await self._looked_at(keys)).use(keys=len(keys), complete=True).no_cache
+        if found:
+            raise BackendRefused(f"{self._name}: {prefix!r} is no cache: it {found}")
 
     async def _others(self, matching: int) -> int:
         return int(await self._ask("DBSIZE")) - matching
@@ -337,7 +266,9 @@ class RedisLever(_Opened):
             for start in range(0, len(keys), BATCH):
                 if self._clock() > end:
                     break
-                removed += int(await self._ask("UNLINK", *keys[start : start + BATCH]))
+                batch = keys[start : start + BATCH]
+                await self._require_cache(batch, prefix)
+                removed += int(await self._ask("UNLINK", *batch))
         except BackendRefused as error:
             state = MitigationState.APPLIED if removed else MitigationState.NOT_APPLIED
             return _outcome(prefix, state, f"{removed} keys removed, then refused: {error}")
@@ -359,42 +290,11 @@ class RedisLever(_Opened):
             return "unknown"
 
 
-def _text(answer: Any) -> str:
-    return answer.decode(errors="replace") if isinstance(answer, bytes) else str(answer)
-
-
-def _slow(entry: Any) -> SlowCommand:
-    """Read one entry, as the client parses it: id, start_time, duration in us, command."""
-    name = _text(entry["command"]).partition(" ")[0]
-    return SlowCommand(
-        command=name.upper()[:40],
-        at=datetime.fromtimestamp(entry["start_time"], UTC),
-        took=timedelta(microseconds=entry["duration"]),
-    )
+def _matches(start: bytes) -> bytes:
+    """Return the pattern of the keys that begin with ``start``, whose every character is itself."""
+    return _GLOB.sub(rb"\\\g<0>", start) + b"*"
 
 
 def _outcome(prefix: str, state: MitigationState, detail: str) -> Outcome:
     item = ItemOutcome(key=prefix, state=state, detail=detail)
     return Outcome(state=state, detail=detail, items=(item,))
-
-
-@contextmanager
-def _translated(name: str) -> Iterator[None]:
-    """Turn the client's errors into ours. The URL is in none of their texts."""
-    try:
-        yield
-    except failures.NoPermissionError as error:
-        raise BackendRefused(f"{name}: our user lacks a right: {error}") from error
-    except (failures.AuthenticationError, failures.AuthorizationError) as error:
-        raise BackendRefused(f"{name}: refused our credentials; check user and password") from error
-    except (failures.BusyLoadingError, failures.TryAgainError, failures.ClusterDownError) as error:
-        raise BackendUnavailable(f"{name}: cannot serve now ({type(error).__name__})") from error
-    except (failures.TimeoutError, TimeoutError) as error:
-        raise BackendUnavailable(f"{name}: no answer within {ANSWER_WITHIN:g} s") from error
-    except (failures.ConnectionError, OSError) as error:
-        kind = type(error).__name__
-        raise BackendUnavailable(f"{name}: cannot be reached ({kind})") from error
-    except failures.ResponseError as error:
-        raise BackendRefused(f"{name}: refused: {str(error)[:200]}") from error
-    except failures.RedisError as error:
-        raise BackendUnavailable(f"{name}: {type(error).__name__}") from error

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
+from remediator.demo.postgres import EmbeddedPostgres, ServerOptions, age_sessions
 from remediator.demo.sandbox import Site
 from remediator.demo.shop import APP_ROLE, SCHEMA
 
 NAME = "shop"
 READER, WRITER = "remediator_reader", "remediator_writer"
+OLDER = 58
+"""Seconds that the demo does not wait: no session is ended before it is idle for 60."""
 ROLES = f"""
 CREATE ROLE {APP_ROLE} LOGIN;
 CREATE ROLE {READER} LOGIN IN ROLE pg_monitor;
@@ -33,8 +35,11 @@ class ShopDatabase:
 
     @property
     def where(self) -> str:
-        """Version and address."""
-        return f"PostgreSQL {self.version} on 127.0.0.1:{self.postgres.port}"
+        """Version and address, and what about it is not as everywhere."""
+        return (
+            f"PostgreSQL {self.version} on 127.0.0.1:{self.postgres.port} (so that you need not"
+            f" wait, it says of idle sessions that they are {OLDER} s older)"
+        )
 
     def dsn(self, role: str = APP_ROLE) -> str:
         """Return the DSN of ``role``."""
@@ -48,7 +53,9 @@ async def open_database(
     """Start the server with roles, tables and whatever SQL there is ``more``."""
     site.on_step("starting PostgreSQL")
     async with EmbeddedPostgres(ServerOptions(max_connections=max_connections)) as postgres:
-        version = await _prepare(await postgres.create_database(NAME), more)
+        dsn = await postgres.create_database(NAME)
+        version = await _prepare(dsn, more)
+        await age_sessions(dsn, OLDER)
         backend = {
             "dsn_file": site.secret("reader.dsn", postgres.dsn(NAME, READER)),
             "writer_dsn_file": site.secret("writer.dsn", postgres.dsn(NAME, WRITER)),

@@ -168,7 +168,7 @@ def _settings(site: Site, database: ShopDatabase, admin_url: str) -> Settings:
         "latency_path": "/latency",
         "latency_field": "p95_ms",
         "latency_limit": LIMIT,
-        "idle_tx_s": 2,
+        "idle_tx_s": 60,
         "settle": "2500ms",  # the shop's figure looks 2 seconds back
         "verification": VERIFICATION,
     }

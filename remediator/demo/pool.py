@@ -115,7 +115,7 @@ def _settings(site: Site, database: ShopDatabase, admin_url: str) -> Settings:
     playbook = {
         "mode": "auto",
         "app_roles": [APP_ROLE],
-        "idle_tx_s": 2,
+        "idle_tx_s": 60,
         "max_kills": 5,
         "pool_path": "/pool",
         "verification": VERIFICATION,

@@ -56,6 +56,28 @@ class ServerOptions:
         return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
 
+_OLDER = r"""
+SET allow_system_table_mods = on;
+DO $$ BEGIN
+  EXECUTE 'CREATE OR REPLACE VIEW pg_catalog.pg_stat_activity AS ' || replace(
+    pg_get_viewdef('pg_catalog.pg_stat_activity'::regclass), 's.state_change,',
+    's.state_change - interval ''{seconds:g} seconds'' AS state_change,');
+END $$;
+"""
+
+
+async def age_sessions(dsn: str, seconds: float) -> None:
+    """Let one database say of its sessions that their states are ``seconds`` older than they are.
+
+    So nobody waits for a minute to see what happens after it. ``dsn`` is a superuser's.
+    """
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(_OLDER.format(seconds=seconds))
+    finally:
+        await connection.close()
+
+
 @dataclass(frozen=True)
 class _Account:
     """The system account that the server runs as: PostgreSQL refuses to run as root."""

@@ -5,8 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
+from pydantic import AwareDatetime
+
+from remediator.connections import Session
 from remediator.model import Value
-from remediator.ports import Session
+
+SHOWN = 20
+"""Waiting sessions that one blocker names at most."""
+
+
+class Waiter(Value):
+    """A session that waits, and since when: another statement of it is another wait."""
+
+    pid: int
+    since: AwareDatetime | None
+    """Start of the statement that waits."""
+    application: str
+    statement: str
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} ({self.application or 'no name'}, {self.statement or '?'})"
 
 
 class Blocker(Value):
@@ -17,6 +35,8 @@ class Blocker(Value):
     """Sessions that wait for it, directly or behind others."""
     session: Session | None
     """None when it is no client session of this database; it can then not be a target."""
+    waiters: tuple[Waiter, ...] = ()
+    """The first of them by pid."""
 
     @property
     def spared(self) -> str | None:
@@ -53,7 +73,12 @@ def blocking_tree(sessions: Iterable[Session]) -> Blocking:
         for above in _above(pid, known) - {pid}:
             victims.setdefault(above, set()).add(pid)
     roots = (
-        Blocker(pid=pid, victims=len(blocked), session=known.get(pid))
+        Blocker(
+            pid=pid,
+            victims=len(blocked),
+            session=known.get(pid),
+            waiters=tuple(_waiter(known[victim]) for victim in sorted(blocked)[:SHOWN]),
+        )
         for pid, blocked in victims.items()
         if pid not in known or not known[pid].blocked_by
     )
@@ -62,6 +87,15 @@ def blocking_tree(sessions: Iterable[Session]) -> Blocking:
         roots=tuple(sorted(roots, key=lambda root: (-root.victims, root.pid))),
         waiting=len(waiting),
         longest=max((s.query_age for s in waiting if s.query_age), default=timedelta(0)),
+    )
+
+
+def _waiter(session: Session) -> Waiter:
+    return Waiter(
+        pid=session.pid,
+        since=session.query_start,
+        application=session.application,
+        statement=session.statement,
     )
 
 

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from pydantic import Field, JsonValue, ValidationError
 
+from remediator.connections import ConnectionUsage
 from remediator.diagnostics.latency import prometheus
 from remediator.diagnostics.memory import Hindrance, hindrance
 from remediator.errors import BackendUnavailable
@@ -24,7 +25,6 @@ from remediator.model import (
     format_duration,
 )
 from remediator.playbook import Context, Findings, Parameters
-from remediator.ports import ConnectionUsage
 from remediator.workloads import Autoscaler, Pod, PodUsage, Room, Workload
 
 STALE = timedelta(minutes=3)

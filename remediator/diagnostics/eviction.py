@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from remediator.keyspace import MemoryUse, PrefixUse, no_cache
 from remediator.model import Duration, Finding, FindingStatus, Item, Mitigation, Target
 from remediator.playbook import Context, Parameters
+
+HELD = 0.25
+"""Least share of the memory in use that the prefix holds where removing it is to help."""
 
 
 class CacheBounds(Parameters):
@@ -20,6 +24,14 @@ class CacheBounds(Parameters):
     """Share of its memory from which on a cache is full."""
     cache_gap: Duration = Field(default=timedelta(seconds=2), le=timedelta(seconds=3))
     """Time between the two readings that show whether the cache evicts keys."""
+
+    @field_validator("cache_prefix")
+    @classmethod
+    def _is_a_cache(cls, prefix: str | None) -> str | None:
+        wrong = no_cache(prefix) if prefix else None
+        if wrong:
+            raise ValueError(wrong)
+        return prefix
 
     def impossible(self) -> dict[str, str]:
         """No cache is emptied unless it is said of what."""
@@ -41,6 +53,28 @@ class CacheBounds(Parameters):
             summary=f"The cache {used} and evicted {max(evicted, 0)} keys between two looks.",
             value=now,
         )
+
+    async def prefix_finding(self, context: Context) -> Finding:
+        """Look at a sample of what would be removed; ``fine`` where it is a cache."""
+        use = await context.keyspace().holds(self.cache_prefix or "")
+        return Finding(
+            name="prefix",
+            status=FindingStatus.PROBLEM if use.no_cache else FindingStatus.FINE,
+            summary=f"The prefix has {use}.",
+            value=use,
+        )
+
+    @staticmethod
+    def prefix_doubt(memory: MemoryUse, use: PrefixUse) -> str | None:
+        """Say why removing the prefix is not proven to be right and to help, or None."""
+        if use.no_cache:
+            return f"the prefix is no cache: it {use.no_cache}"
+        if use.held < HELD * memory.used:
+            return (
+                f"the memory is elsewhere: the prefix holds {use.held / (1 << 20):.1f} of"
+                f" {memory.used / (1 << 20):.1f} MiB"
+            )
+        return None
 
     def unlink_plan(self, target: Target, prefix: str, why: str) -> Mitigation:
         """Propose to remove the keys of one prefix; the cache refills by itself."""

@@ -10,10 +10,11 @@ from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from remediator.connections import Session
 from remediator.errors import BackendUnavailable
 from remediator.model import Value
 from remediator.playbook import Context, Parameters
-from remediator.ports import Endpoint, Session
+from remediator.ports import Endpoint
 
 POOL_ALERTS = (
     "DatabaseConnectionPoolExhaustion",
@@ -57,7 +58,7 @@ class PoolSource(Parameters):
     pool_pending_query: str | None = None
     """PromQL for the requests that wait for a connection, one number over all instances."""
     pool_max: int | None = Field(default=None, ge=1)
-    """The pool's size over all instances; compared with the application's sessions."""
+    """The pool's size over all instances; compared with the application's sessions in use."""
 
     @property
     def has_pool(self) -> bool:
@@ -94,8 +95,9 @@ class PoolSource(Parameters):
             return await _hikari(_admin(context))
         if self.pool_active_query:
             return await self._measured(context, self.pool_active_query)
-        own = set(app_roles) or {s.role for s in sessions if s.protected is None}
-        return {"active": sum(s.role in own for s in sessions), "size": self.pool_max}
+        used = [s for s in sessions if s.state != "idle"]  # a pool keeps idle ones open
+        own = set(app_roles) or {s.role for s in used}
+        return {"active": sum(s.role in own for s in used), "size": self.pool_max}
 
     async def _measured(self, context: Context, active: str) -> Mapping[str, Any]:
         metrics, pending = context.metrics, self.pool_pending_query

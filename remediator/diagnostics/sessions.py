@@ -14,12 +14,11 @@ from datetime import datetime
 
 from pydantic import Field, JsonValue
 
+from remediator.connections import SPARED, ConnectionUsage, Session
 from remediator.diagnostics.blocking import Blocker, Blocking, blocking_tree
-from remediator.diagnostics.pool import PoolSource
-from remediator.errors import BackendUnavailable
 from remediator.model import Finding, FindingStatus, Item, Mitigation, Risk, Target, Value
-from remediator.playbook import Context, Findings, Parameters
-from remediator.ports import Session, Sessions
+from remediator.playbook import Findings, Parameters
+from remediator.ports import Sessions
 
 OURSELVES = "remediator"
 """Our own application_name; the reader leaves our sessions out, and so do we."""
@@ -42,51 +41,25 @@ _WHY = {
 class SessionBounds(Parameters):
     """Which sessions may be touched, and how many at once."""
 
-    idle_tx_s: float = Field(default=60, gt=0)
+    idle_tx_s: float = Field(default=60, ge=60)
     """Seconds idle in a transaction after which a session counts as leaked (runbooks: 60)."""
-    kill_after_s: float = Field(default=300, gt=0)
+    kill_after_s: float = Field(default=300, ge=30)
     """Seconds after which a query is too long (runbooks: 5 minutes; TradeMaster 30 seconds)."""
     max_kills: int = Field(default=5, ge=1, le=5)
     """Sessions that one mitigation touches at most (runbooks: 5 a run)."""
     app_roles: tuple[str, ...] = ()
-    """The application's database roles; empty: every role without special rights."""
+    """The application's database roles; empty: no session is touched."""
+    spare_applications: tuple[str, ...] = SPARED
+    """Applications whose sessions are never touched, whatever their role; `*` is any characters."""
+
+    def impossible(self) -> dict[str, str]:
+        """No session is touched unless it is said whose."""
+        found = super().impossible()
+        return found if self.app_roles else found | dict.fromkeys(_WHY, "no app_roles")
 
     def least_age(self, kind: str) -> float:
         """Seconds after which a session may be touched by ``kind``."""
         return self.idle_tx_s if kind == "end_sessions" else self.kill_after_s
-
-
-class ConnectionBounds(PoolSource, SessionBounds):
-    """The same, and from where on the number of connections is a problem."""
-
-    usage_limit: float = Field(default=0.8, gt=0, le=1)
-    """Share of the connections from which on their number is a problem (runbooks: 80 %)."""
-
-    async def server_finding(self, database: Sessions) -> Finding:
-        """Look how much of the server's connections is used."""
-        usage = await database.usage()
-        states = ", ".join(f"{count} {state}" for state, count in sorted(usage.by_state.items()))
-        return Finding(
-            name="server",
-            status=_judged(problem=usage.ratio >= self.usage_limit),
-            summary=f"The server uses {usage.used} of {usage.available} connections"
-            f" ({usage.ratio:.0%}; this database: {states or 'none'}).",
-            value=usage,
-        )
-
-    async def pool_finding(self, context: Context, reading: Reading | None) -> Finding:
-        """Look how much of the application's pool is used; ``reading`` is of its database."""
-        counted = not (self.pool_path or self.actuator or self.pool_active_query)
-        if counted and reading is None:
-            raise BackendUnavailable("pool_max is compared with sessions; there is no database")
-        sessions = await asyncio.shield(reading) if reading and self.pool_max else ()
-        use = await self.pool_use(context, sessions, self.app_roles)
-        return Finding(
-            name="pool",
-            status=_judged(problem=use.ratio >= self.usage_limit or bool(use.waiting)),
-            summary=f"The pool uses {use}.",
-            value=use,
-        )
 
 
 class SessionList(Value):
@@ -100,9 +73,12 @@ class SessionList(Value):
 
 
 @contextlib.asynccontextmanager
-async def read_once(database: Sessions, app_roles: tuple[str, ...]) -> AsyncIterator[Reading]:
+async def read_once(database: Sessions, bounds: SessionBounds) -> AsyncIterator[Reading]:
     """Read the sessions in the background, once for all checks, and not beyond the block."""
-    reading = asyncio.ensure_future(database.sessions(app_roles=app_roles))
+    asked = database.sessions(
+        app_roles=bounds.app_roles, spare_applications=bounds.spare_applications
+    )
+    reading = asyncio.ensure_future(asked)
     try:
         yield reading
     finally:
@@ -120,7 +96,7 @@ def blocking_seen(sessions: tuple[Session, ...]) -> Finding:
     named = "; ".join(map(str, blocking.roots))
     return Finding(
         name="blocking",
-        status=_judged(problem=bool(blocking.roots)),
+        status=judged(problem=bool(blocking.roots)),
         summary=f"{sessions_that(blocking.waiting, 'wait', 'for a lock')}; root blockers: {named}."
         if blocking.waiting
         else "No session waits for a lock.",
@@ -145,9 +121,9 @@ def long_queries_seen(bounds: SessionBounds, sessions: tuple[Session, ...]) -> F
 def ended_seen(
     bounds: SessionBounds, mitigation: Mitigation, sessions: tuple[Session, ...]
 ) -> Finding:
-    """See whether what was touched is gone, and no root blocker of its kind is left.
+    """See whether what was touched is gone, who waited for it goes on, and no root blocker is left.
 
-    After a mitigation that touches no sessions, only the second is looked at.
+    After a mitigation that touches no sessions, only the last is looked at.
     """
     kind = mitigation.kind if mitigation.kind in _WHY else "end_sessions"
     ends = kind != "cancel_queries"  # a session whose query was cancelled stays
@@ -160,12 +136,23 @@ def ended_seen(
         and root.spared is None
         and age_in(root.session, kind) > bounds.least_age(kind)
     ]
-    problems = [*(f"{key} is still there" for key in still), *map(str, left)]
+    wait = [
+        f"pid {session.pid} still waits" for session in sessions if _waited(mitigation, session)
+    ]
+    problems = [*(f"{key} is still there" for key in still), *wait, *map(str, left)]
     return Finding(
         name="ended",
-        status=_judged(problem=bool(problems)),
+        status=judged(problem=bool(problems)),
         summary=f"Left: {'; '.join(problems)}." if problems else "What was touched is gone.",
     )
+
+
+def _waited(mitigation: Mitigation, session: Session) -> bool:
+    """Say whether it waits with the same statement as when the mitigation was chosen."""
+    waiter = {"pid": session.pid, "since": _written(session.query_start)}
+    blocks = (item.seen.get("blocks") for item in mitigation.items)
+    known = [one for some in blocks if isinstance(some, list) for one in some]
+    return bool(session.blocked_by) and waiter in known
 
 
 def age_in(session: Session, kind: str) -> float:
@@ -204,12 +191,15 @@ class Culprits:
         """Choose root blockers that are idle in their transaction, and ``others`` after them."""
         return self._ranked("end_sessions", others)
 
-    def queries(self) -> tuple[list[Session], list[Session]]:
-        """Choose queries to cancel, and those that a cancel did not end."""
+    def queries(self, others: Iterable[Session] = ()) -> tuple[list[Session], list[Session]]:
+        """Choose root blockers whose query is too long, and ``others`` after them.
+
+        Returns queries to cancel, and those that a cancel did not end.
+        """
         kind = "cancel_queries"
         tried = [plan for plan in self.tried if plan.kind == kind]
         cancelled = {_key(item.identity, kind) for plan in tried for item in plan.items}
-        queries = self._ranked(kind, sessions_listed(self.findings, "long_queries"))
+        queries = self._ranked(kind, others)
         stubborn = [s for s in queries if _key(_identity(s, kind), kind) in cancelled]
         return [s for s in queries if s not in stubborn], stubborn
 
@@ -219,8 +209,21 @@ class Culprits:
         fresh, stubborn = self.queries()
         return any(session.pid in self.roots for session in (*fresh, *stubborn))
 
-    def plan(self, kind: str, target: Target, sessions: list[Session]) -> Mitigation | None:
-        """Propose ``kind`` for the first of ``sessions``; None without any."""
+    @property
+    def asks(self) -> str | None:
+        """Why a human has to agree before any session is touched, or None."""
+        usage = self.findings.evidence("server", ConnectionUsage)
+        if usage is None:
+            return "whether the database is a standby is unknown"
+        return "the database is a standby, which others read from" if usage.standby else None
+
+    def plan(
+        self, kind: str, target: Target, sessions: list[Session], asks: str | None = None
+    ) -> Mitigation | None:
+        """Propose ``kind`` for the first of ``sessions``; None without any.
+
+        ``asks`` says why a human has to agree first, where one has to.
+        """
         most, roots = self.bounds.max_kills, self.roots
         taken, more = sessions[:most], len(sessions[most:])
         if not taken:
@@ -238,9 +241,19 @@ class Culprits:
                 "app_roles": list(self.bounds.app_roles),
                 "min_age_s": limit,
                 "max_items": most,
+                "spare_applications": list(self.bounds.spare_applications),
             },
             risk=Risk.LOW if kind == "cancel_queries" else Risk.MEDIUM,
+            asks=asks or self.asks,
         )
+
+    def cut(
+        self, target: Target, others: Iterable[Session], asks: str | None = None
+    ) -> Mitigation | None:
+        """Propose to cancel queries that are too long, or to end those that a cancel did not end."""
+        fresh, stubborn = self.queries(others)
+        plan = self.plan("cancel_queries", target, fresh, asks)
+        return plan or self.plan("end_queries", target, stubborn, asks)
 
     def _ranked(self, kind: str, sessions: Iterable[Session]) -> list[Session]:
         """Keep what may be touched and is old enough: root blockers first, then the oldest."""
@@ -271,7 +284,7 @@ def _identity(session: Session, kind: str) -> dict[str, JsonValue]:
     return {
         "pid": session.pid,
         "backend_start": session.backend_start.isoformat(),
-        marker: since.isoformat() if since else None,
+        marker: _written(since),
     }
 
 
@@ -282,16 +295,47 @@ def _key(identity: Mapping[str, JsonValue], kind: str) -> tuple[JsonValue, ...]:
 
 
 def _item(kind: str, session: Session, roots: Mapping[int, Blocker]) -> Item:
-    blocks = f", blocks {roots[session.pid].victims}" if session.pid in roots else ""
+    root = roots.get(session.pid)
     return Item(
         key=f"pid {session.pid}",
-        summary=f"{session.role} ({session.application or 'no name'}), {session.state}"
-        f" for {age_in(session, kind):.0f} s{blocks}",
+        summary=_told(kind, session, root),
         identity=_identity(session, kind),
+        seen={
+            "role": session.role,
+            "application": session.application,
+            "client": session.client,
+            "statement": session.statement,
+            "text": session.text,
+            "wait_event": session.wait_event,
+            "xact_start": _written(session.xact_start),
+            "blocks": [
+                {"pid": waiter.pid, "since": _written(waiter.since)}
+                for waiter in (root.waiters if root else ())
+            ],
+        },
     )
 
 
-def _judged(*, problem: bool) -> FindingStatus:
+def _told(kind: str, session: Session, root: Blocker | None) -> str:
+    """Write down what has to be known of a session once it is gone."""
+    client = f" at {session.client}" if session.client else ""
+    said = [
+        f"{session.role} ({session.application or 'no name'}{client})",
+        f"{session.state} for {age_in(session, kind):.0f} s",
+        f"waits for {session.wait_event}" if session.wait_event else "",
+        f"in a transaction since {session.xact_start:%H:%M:%S %Z}" if session.xact_start else "",
+        f"blocks {root.victims}: {', '.join(map(str, root.waiters[:5]))}" if root else "",
+    ]
+    text = session.text or session.statement
+    return ", ".join(filter(None, said)) + (f"; {text}" if text else "")
+
+
+def _written(moment: datetime | None) -> str | None:
+    return moment.isoformat() if moment else None
+
+
+def judged(*, problem: bool) -> FindingStatus:
+    """Return what a finding is, by whether it is a problem."""
     return FindingStatus.PROBLEM if problem else FindingStatus.FINE
 
 
@@ -300,7 +344,7 @@ def _listing(name: str, sessions: list[Session], what: str) -> Finding:
     pids = ", ".join(str(session.pid) for session in oldest[:5])
     return Finding(
         name=name,
-        status=_judged(problem=bool(sessions)),
+        status=judged(problem=bool(sessions)),
         summary=f"{sessions_that(len(sessions), 'are', what)}{f' (pid {pids})' if pids else ''}.",
         value=SessionList(sessions=tuple(oldest), count=len(sessions)),
     )

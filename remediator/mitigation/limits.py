@@ -39,7 +39,7 @@ def judge(
         or safeguard(standing, allowance, plan)
         or _cooling_down(standing, bounds)
         or _busy(standing, bounds)
-        or (None if agreed else _to_be_asked(allowance, plan) or demoted(standing, allowance))
+        or (None if agreed else _asked_by(allowance, plan) or demoted(standing, allowance))
         or Decision(effect=Effect.ALLOW, code="allowed", reason="within every bound")
     )
 
@@ -63,6 +63,19 @@ def _to_be_asked(allowance: Allowance, plan: Plan) -> Decision | None:
 
 def _kind(plan: Plan) -> str:
     return plan.mitigation.kind if isinstance(plan, Preparation) else plan.kind
+
+
+def _left_to_a_human(plan: Plan) -> Decision | None:
+    """Ask a human first where the playbook itself leaves the choice to one."""
+    mitigation = plan.mitigation if isinstance(plan, Preparation) else plan
+    if mitigation.asks is None:
+        return None
+    reason = f"{mitigation.asks}: a human has to agree first"
+    return Decision(effect=Effect.ASK, code="asks", reason=reason)
+
+
+def _asked_by(allowance: Allowance, plan: Plan) -> Decision | None:
+    return _to_be_asked(allowance, plan) or _left_to_a_human(plan)
 
 
 def _over_budget(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:

@@ -14,10 +14,10 @@ import pytest
 import pytest_asyncio
 
 from remediator.adapters.postgres import PostgresLever, PostgresReader
+from remediator.connections import Session
 from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
 from remediator.errors import BackendRefused, BackendUnavailable
 from remediator.model import Item, Mitigation, MitigationState, Preparation, SenseState, Target
-from remediator.ports import Session
 from tests.postgres_fixtures import Connection, Scene, eventually, require_embedded
 
 TARGET = Target(system="shop", service="orders", role="database", kind="postgres", name="orders-db")
@@ -101,10 +101,7 @@ async def test_query_is_cancelled_and_its_session_lives_on(
 async def test_query_that_cannot_be_cancelled_is_told_and_then_ended(
     scene: Scene, lever: PostgresLever
 ) -> None:
-    busy = await scene.connect()
-    deaf = "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(60);"
-    scene.start(busy, deaf + " EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$")
-    await scene.until(busy.get_server_pid(), "wait_event = 'PgSleep'")
+    busy = await scene.deaf()
     mitigation = await plan(scene, "cancel_queries", [busy])
     preparation = await lever.prepare(mitigation)
     outcome = await lever.apply(preparation, "key")

@@ -192,7 +192,7 @@ async def test_only_the_named_prefix_goes(redis_scene: RedisScene) -> None:
 async def test_glob_characters_mean_themselves(redis_scene: RedisScene, prefix: str) -> None:
     await redis_scene.fill(10, 10)
     kept = await redis_scene.keys() | {"c:1", "s:1", "b", "cache:"}
-    await redis_scene.client.mset(dict.fromkeys([*(kept - {"queue:orders"}), f"{prefix}1"], "x"))
+    await redis_scene.cache(dict.fromkeys([*(kept - {"queue:orders"}), f"{prefix}1"], "x"))
     async with lever_for(redis_scene.url, prefix) as lever:
         outcome = await removed(lever, removal_of(prefix))
     assert outcome.state is MitigationState.APPLIED

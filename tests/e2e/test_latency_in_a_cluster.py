@@ -187,7 +187,7 @@ def _use_database(shop: Shop, scene: Scene) -> None:
     shop.service.config["backends"]["postgres"] = {"orders-db": database}
     shop.orders["targets"]["database"] = "orders-db"
     shop.orders["playbooks"]["PoolExhausted"] = {
-        "idle_tx_s": 1,
+        "idle_tx_s": 60,
         "app_roles": [scene.app],
         "verification": FAST,
     }

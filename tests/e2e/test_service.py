@@ -19,7 +19,7 @@ async def _leak_and_victim(scene: Scene) -> tuple[int, int]:
     """Open a session that leaks a locked row and one that waits for it; return their pids."""
     leak = (await scene.leak()).get_server_pid()
     victim = (await scene.victim()).get_server_pid()
-    await scene.until(leak, "now() - state_change > interval '1.2 seconds'")
+    await scene.until(leak, "now() - state_change > interval '60.2 seconds'")
     return leak, victim
 
 
@@ -76,7 +76,7 @@ async def test_in_approve_nothing_happens_until_the_command_and_then_that_plan(
     await service.post(pool_alert())
     incident = await service.incident(phase="approval")
     later = (await scene.leak(item=2)).get_server_pid()
-    await scene.until(later, "now() - state_change > interval '1.2 seconds'")
+    await scene.until(later, "now() - state_change > interval '60.2 seconds'")
     assert await scene.is_(leak)
     code, output = await service.command("approve", incident["id"], "--yes")
     assert code == 0, output

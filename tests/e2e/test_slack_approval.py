@@ -44,7 +44,7 @@ async def asking(
 async def _asked(service: Service, scene: Scene, slack: LocalSlack) -> tuple[int, SlackMessage]:
     """Let a plan wait; return the session that it would end and the message about it."""
     leak = (await scene.leak()).get_server_pid()
-    await scene.until(leak, "now() - state_change > interval '1.2 seconds'")
+    await scene.until(leak, "now() - state_change > interval '60.2 seconds'")
     await service.post(pool_alert())
     await service.incident(phase="approval")
     await slack.wait_for(lambda s: any(m.buttons for m in s.posted), 10)

@@ -18,6 +18,7 @@ from remediator.adapters.kubernetes_rollback import pinned
 from remediator.adapters.migrations import HttpMigrations, MigrationLever
 from remediator.adapters.postgres import PostgresLever, PostgresReader
 from remediator.adapters.redis import RedisLever
+from remediator.connections import Session
 from remediator.model import (
     Assessment,
     FindingStatus,
@@ -27,9 +28,6 @@ from remediator.model import (
     Verification,
 )
 from remediator.playbook import load_playbooks
-from remediator.ports import (
-    Session,
-)
 from remediator.workloads import (
     EFFECT,
     Autoscaler,
@@ -39,8 +37,10 @@ from tests.breaker_fixtures import READER, WRITER, breaker_service
 from tests.postgres_fixtures import Scene
 from tests.redis_fixtures import RedisScene
 from tests.slow_service import (
+    HOLDING,
     IDLE_BLOCKER,
     LOCK,
+    LONG_BLOCKER,
     LONG_QUERY,
     MINUTE,
     NOW,
@@ -64,8 +64,8 @@ from tests.slow_service import (
 
 HOT = Cluster(cpu=900, kept=RELEASED)
 TROUBLES: list[tuple[str, dict[str, Any]]] = [
-    ("end_sessions", {"database": Database((*LOCK, LONG_QUERY), used=90)}),
-    ("cancel_queries", {"database": Database((LONG_QUERY,), used=90)}),
+    ("end_sessions", {"database": Database((*LOCK, *LONG_BLOCKER), used=90)}),
+    ("cancel_queries", {"database": Database(LONG_BLOCKER, used=90)}),
     ("connections", {"database": Database(used=90)}),
     ("scale", {"workload": HOT}),
     ("set_migration", {"admin": Admin(pairs={"BTC-USD": 20})}),
@@ -236,7 +236,47 @@ async def test_a_blocker_whose_query_is_endless_is_cancelled_before_any_other() 
     listed = (LONG_QUERY, blocker, session(2, blocked_by=(9,)))
     plan = await plan_of(Slow(database=Database(listed)))
     assert plan.kind == "cancel_queries"
-    assert [item.identity["pid"] for item in plan.items] == [9, 3]
+    assert [item.identity["pid"] for item in plan.items] == [9]
+
+
+NO_CPU: dict[str, Any] = {"workload": Cluster(cpu=300), "cache": None}
+
+
+async def test_a_long_query_that_blocks_nobody_is_named_and_asked_about() -> None:
+    report = LONG_QUERY.model_copy(update={"text": "SELECT sum(amount) FROM ledger"})
+    proposal = await replace(Slow(database=Database((report,))), **NO_CPU).proposed()
+    assert proposal.reason.startswith("No bottleneck is proven.")
+    assert "pid 3 (app, SELECT sum(amount) FROM ledger); no one waits for them" in proposal.reason
+    (plan,) = proposal.mitigations
+    assert (plan.kind, plan.asks is None) == ("cancel_queries", False)
+
+
+async def test_a_long_query_that_blocks_nobody_hides_no_other_bottleneck() -> None:
+    plan = await plan_of(Slow(database=Database((LONG_QUERY,)), workload=HOT))
+    assert (plan.kind, plan.asks) == ("scale", None)
+
+
+@pytest.mark.parametrize(("active", "asked"), [(3, False), (13, True)], ids=["most", "few"])
+async def test_long_queries_that_hold_the_short_connections_are_proven(
+    active: int, *, asked: bool
+) -> None:
+    """Three queries of 4 connections in use are the shortage; 3 of 14 are not."""
+    queries = tuple(session(pid, **OLD) for pid in (3, 4, 5))
+    admin = Admin({"/pool": {"active": active + 1, "max": active + 1, "waiting": 2}})
+    slow = Slow(database=Database(queries), admin=admin, parameters={"pool_path": "/pool"})
+    proposal = await slow.proposed()
+    if asked:
+        assert proposal.mitigations == ()
+        assert proposal.reason.startswith("Connections are short")
+    else:
+        (plan,) = proposal.mitigations
+        assert (plan.kind, plan.asks) == ("cancel_queries", None)
+
+
+async def test_on_a_standby_a_human_is_asked_before_any_session_is_touched() -> None:
+    for standby in (True, False):
+        plan = await plan_of(Slow(database=Database(LOCK, standby=standby)))
+        assert (plan.kind, plan.asks is not None) == ("end_sessions", standby)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +294,7 @@ async def test_what_only_looks_like_a_long_query_is_not_cancelled(harmless: Sess
 
 
 async def test_a_cancelled_query_that_stays_is_ended_after_the_cancel_t10() -> None:
-    slow = Slow(database=Database((LONG_QUERY,)))
+    slow = Slow(database=Database(LONG_BLOCKER))
     cancelled = await plan_of(slow)
     assert (await slow.verified(cancelled)).assessment is Assessment.NOT_BETTER
     ended = await plan_of(replace(slow, tried=(cancelled,)))
@@ -571,6 +611,41 @@ async def test_a_cache_that_is_not_proven_to_be_short_is_left_alone(
     assert proposal.mitigations == ()
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"by_type": {"string": 9, "list": 1}}, "it holds values of the type list"),
+        ({"by_type": {"stream": 1}}, "it holds values of the type stream"),
+        ({"lasting": 1}, "it holds keys without a time to live (1 of 10 looked at)"),
+        ({"bytes": 20}, "the memory is elsewhere"),
+        ({"keys": 0, "sampled": 0, "bytes": 0}, "the memory is elsewhere"),
+    ],
+    ids=["list", "stream", "no time to live", "memory elsewhere", "empty"],
+)
+async def test_a_prefix_that_is_no_cache_or_does_not_hold_the_memory_is_left_alone(
+    changed: dict[str, Any], said: str
+) -> None:
+    proposal = await Slow(cache=Cache(holding=HOLDING.model_copy(update=changed))).proposed()
+    assert proposal.mitigations == ()
+    assert said in proposal.reason
+
+
+async def test_a_prefix_that_cannot_be_looked_at_is_left_alone() -> None:
+    proposal = await Slow(cache=Cache(holding="redis: our user lacks a right")).proposed()
+    assert proposal.mitigations == ()
+    assert "unknown: prefix: redis: our user lacks a right" in proposal.reason
+
+
+async def test_removing_a_prefix_helped_only_when_the_cache_no_longer_evicts() -> None:
+    plan = await plan_of(Slow(cache=Cache()))
+    for cache, assessment in (
+        (Cache(), Assessment.NOT_BETTER),
+        (Cache(used=40), Assessment.BETTER),
+    ):
+        slow = Slow(prometheus=CALM, cache=cache)
+        assert (await slow.verified(plan)).assessment is assessment
+
+
 async def test_an_unreadable_cache_is_said_and_left_alone() -> None:
     proposal = await Slow(cache=Cache(broken=True)).proposed()
     assert proposal.mitigations == ()
@@ -668,7 +743,8 @@ async def test_a_real_lock_is_found_ended_and_its_victims_go_on(scene: Scene) ->
 
 
 async def test_a_real_endless_query_is_cancelled_and_its_session_lives_on(scene: Scene) -> None:
-    busy = await scene.busy()
+    busy = await scene.hog()
+    await scene.victim()
     await scene.until(busy.get_server_pid(), "clock_timestamp() - query_start > interval '50 ms'")
     quick = {"kill_after_s": 0.01, "app_roles": [scene.app]}
     async with PostgresReader(scene.dsn_as("reader"), name="database") as reader:
@@ -753,6 +829,11 @@ async def test_the_plan_for_a_release_pins_the_kept_replica_set() -> None:
         {"settle": "7m", "verification": {"deadline": "6m"}},
         {"latency_unit": "milliseconds"},
         {"cache_prefix": ""},
+        {"cache_prefix": "s"},
+        {"cache_prefix": "session:"},
+        {"cache_prefix": "cache:queue:"},
+        {"idle_tx_s": 59},
+        {"kill_after_s": 29},
         {"cache_gap": "4s"},
         {"hold": "0s"},
         {"lever": "scale"},

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from playbooks.pool_exhausted import PoolExhausted, PoolParameters
 from remediator.adapters.postgres import PostgresLever, PostgresReader
+from remediator.connections import ConnectionUsage, Holder, Session
 from remediator.errors import BackendUnavailable
 from remediator.model import (
     Assessment,
@@ -27,7 +28,7 @@ from remediator.model import (
     Target,
 )
 from remediator.playbook import Context, Findings, load_playbooks
-from remediator.ports import ConnectionUsage, Point, Port, Session
+from remediator.ports import Point, Port
 from remediator.testing import context_for
 from tests.postgres_fixtures import Connection, Scene, eventually, execute
 
@@ -41,8 +42,10 @@ def context_of(*tried: Mitigation, **ports: Port) -> Context:
 
 
 def playbook_of(**parameters: Any) -> PoolExhausted:
-    quick = {"idle_tx_s": 0.01, "kill_after_s": 0.01, "usage_limit": 1.0}
-    return PoolExhausted(PoolParameters.model_validate(quick | parameters))
+    """Ages that no configuration may ask for, so that a test need not wait for them."""
+    quick = {name: parameters.pop(name, 0.01) for name in ("idle_tx_s", "kill_after_s")}
+    given = {"usage_limit": 1.0, "app_roles": ["app"], **parameters}
+    return PoolExhausted(PoolParameters.model_validate(given).model_copy(update=quick))
 
 
 def pids(proposal: Proposal, kind: str) -> list[object]:
@@ -80,14 +83,26 @@ class Database:
     used: int = 10
     available: int = 97
     asked: list[tuple[str, ...]] = field(default_factory=list)
+    hog: Holder | None = None
+    standby: bool = False
 
     async def probe(self) -> Sense:
         return Sense(name="database", state=SenseState.OK)
 
     async def usage(self) -> ConnectionUsage:
-        return ConnectionUsage(used=self.used, available=self.available, by_state={})
+        ours = Holder(database="orders", role="app", count=5)
+        return ConnectionUsage(
+            used=self.used,
+            available=self.available,
+            by_state={},
+            database="orders",
+            holders=(ours, *((self.hog,) if self.hog else ())),
+            standby=self.standby,
+        )
 
-    async def sessions(self, *, app_roles: tuple[str, ...]) -> tuple[Session, ...]:
+    async def sessions(
+        self, *, app_roles: tuple[str, ...], spare_applications: tuple[str, ...] = ()
+    ) -> tuple[Session, ...]:
         self.asked.append(app_roles)
         return self.listed
 
@@ -98,7 +113,9 @@ class Database:
 class Unreadable(Database):
     """A database whose sessions cannot be read."""
 
-    async def sessions(self, *, app_roles: tuple[str, ...]) -> tuple[Session, ...]:
+    async def sessions(
+        self, *, app_roles: tuple[str, ...], spare_applications: tuple[str, ...] = ()
+    ) -> tuple[Session, ...]:
         raise BackendUnavailable("postgres orders-db: no answer in time")
 
 
@@ -191,7 +208,7 @@ async def test_full_pool_of_leaks_is_relieved_within_the_bound(
 ) -> None:
     await execute(scene.dsn, "INSERT INTO stock SELECT i, 1 FROM generate_series(10, 20) AS i")
     leaks = [await scene.leak(item) for item in range(10, 17)]
-    playbook = playbook_of(pool_path="/pool")
+    playbook = playbook_of(pool_path="/pool", app_roles=[scene.app])
     _, proposal = await diagnosed(playbook, database=reader, admin=FULL)
     oldest = [leak.get_server_pid() for leak in leaks[:5]]
     assert pids(proposal, "end_sessions") == oldest
@@ -205,7 +222,7 @@ async def test_verify_is_not_better_while_the_blocker_is_there(
 ) -> None:
     leak = await scene.leak()
     await scene.victim()
-    playbook = playbook_of(pool_path="/pool")
+    playbook = playbook_of(pool_path="/pool", app_roles=[scene.app])
     _, proposal = await diagnosed(playbook, database=reader, admin=CALM)
     sample = await playbook.verify(context_of(database=reader, admin=FULL), proposal.mitigations[0])
     assert sample.assessment is Assessment.NOT_BETTER
@@ -216,25 +233,23 @@ async def test_verify_is_not_better_while_the_blocker_is_there(
 async def test_long_query_is_cancelled_and_a_stubborn_one_ended_later(
     scene: Scene, reader: PostgresReader
 ) -> None:
-    busy = await scene.connect()
-    deaf = "DO $$ BEGIN LOOP BEGIN PERFORM pg_sleep(60);"
-    scene.start(busy, deaf + " EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$")
-    await scene.until(busy.get_server_pid(), "wait_event = 'PgSleep'")
-    playbook = playbook_of(app_roles=[scene.app])
-    _, proposal = await diagnosed(playbook, database=reader)
+    busy = await scene.deaf()
+    playbook = playbook_of(app_roles=[scene.app], pool_path="/pool")
+    _, proposal = await diagnosed(playbook, database=reader, admin=FULL)
     assert pids(proposal, "cancel_queries") == [busy.get_server_pid()]
     assert pids(proposal, "end_queries") == []
     cancelled = proposal.mitigations[0]
     await pulled(scene, cancelled)
     assert (
-        await playbook.verify(context_of(database=reader), cancelled)
+        await playbook.verify(context_of(database=reader, admin=CALM), cancelled)
     ).assessment is Assessment.NOT_BETTER
 
-    _, proposal = await diagnosed(playbook, cancelled, database=reader)
+    _, proposal = await diagnosed(playbook, cancelled, database=reader, admin=FULL)
     assert pids(proposal, "cancel_queries") == []
     assert pids(proposal, "end_queries") == [busy.get_server_pid()]
     await pulled(scene, proposal.mitigations[0])
-    sample = await playbook.verify(context_of(database=reader), proposal.mitigations[0])
+    context = context_of(database=reader, admin=CALM)
+    sample = await playbook.verify(context, proposal.mitigations[0])
     assert sample.assessment is Assessment.BETTER
 
 
@@ -242,10 +257,11 @@ async def test_cancelled_query_whose_session_lives_on_is_better(
     scene: Scene, reader: PostgresReader
 ) -> None:
     await scene.busy()
-    playbook = playbook_of()
-    _, proposal = await diagnosed(playbook, database=reader)
+    playbook = playbook_of(app_roles=[scene.app], pool_path="/pool")
+    _, proposal = await diagnosed(playbook, database=reader, admin=FULL)
     await pulled(scene, proposal.mitigations[0])
-    sample = await playbook.verify(context_of(database=reader), proposal.mitigations[0])
+    context = context_of(database=reader, admin=CALM)
+    sample = await playbook.verify(context, proposal.mitigations[0])
     assert sample.assessment is Assessment.BETTER
 
 
@@ -254,7 +270,8 @@ async def test_idle_session_is_no_long_query(scene: Scene, reader: PostgresReade
     rested: Connection = await scene.connect()
     await rested.execute("SELECT 1")
     await scene.until(rested.get_server_pid(), "now() - query_start > interval '0.05 s'")
-    _, proposal = await diagnosed(playbook_of(), database=reader)
+    playbook = playbook_of(app_roles=[scene.app], pool_path="/pool")
+    _, proposal = await diagnosed(playbook, database=reader, admin=FULL)
     assert proposal.mitigations == ()
 
 
@@ -263,7 +280,7 @@ async def test_dump_that_blocks_is_named_and_left_alone(
 ) -> None:
     dump = await scene.leak(application="pg_dump")
     victim = await scene.victim()
-    findings, proposal = await diagnosed(playbook_of(), database=reader)
+    findings, proposal = await diagnosed(playbook_of(app_roles=[scene.app]), database=reader)
     assert proposal.mitigations == ()
     assert f"pid {dump.get_server_pid()}" in proposal.reason
     assert "never touched: it is pg_dump" in proposal.reason
@@ -283,7 +300,7 @@ async def test_prepared_transaction_that_blocks_is_named(
         pytest.skip("the given server has no prepared transactions")
     try:
         await scene.victim()
-        _, proposal = await diagnosed(playbook_of(), database=reader)
+        _, proposal = await diagnosed(playbook_of(app_roles=[scene.app]), database=reader)
         assert proposal.mitigations == ()
         assert "a prepared transaction" in proposal.reason
     finally:
@@ -296,7 +313,7 @@ async def test_chain_of_waiters_has_one_root(scene: Scene, reader: PostgresReade
     scene.start(middle, "UPDATE stock SET quantity = 1 WHERE item = 1")
     await scene.until(middle.get_server_pid(), "wait_event_type = 'Lock'")
     await scene.victim(2)
-    findings, proposal = await diagnosed(playbook_of(), database=reader)
+    findings, proposal = await diagnosed(playbook_of(app_roles=[scene.app]), database=reader)
     assert pids(proposal, "end_sessions") == [root.get_server_pid()]
     assert pids(proposal, "cancel_queries") == []
     assert "blocks 2" in findings["blocking"].summary
@@ -343,10 +360,102 @@ async def test_unknown_pool_proves_nothing_and_is_told() -> None:
     assert "The use of the pool is unknown" in proposal.reason
 
 
-async def test_without_a_pool_source_the_alert_stands_for_the_full_pool() -> None:
-    proposal = await proposed([idle(1)])
-    assert pids(proposal, "end_sessions") == [1]
-    assert "the firing alert stands for the full pool" in proposal.reason
+async def test_without_a_measured_pool_what_blocks_nobody_is_left_alone() -> None:
+    proposal = await proposed([idle(1), active(2)])
+    assert proposal.mitigations == ()
+    assert "The alert is not proven, so nothing is touched: no pool is measured" in proposal.reason
+
+
+@pytest.mark.parametrize(("active_now", "taken"), [(9, []), (10, [1])], ids=["90 %", "above 90 %"])
+async def test_leaks_that_block_nobody_are_ended_only_above_90_percent(
+    active_now: int, taken: list[int]
+) -> None:
+    pool = Pool({"/pool": {"active": active_now, "max": 10, "waiting": 3}})
+    proposal = await proposed([idle(1)], admin=pool, pool_path="/pool")
+    assert pids(proposal, "end_sessions") == taken
+
+
+async def test_an_alert_that_the_measurement_contradicts_touches_nothing_and_is_told_as_such() -> (
+    None
+):
+    pool = Pool({"/pool": {"active": 3, "max": 20, "waiting": 0}})
+    jobs = [active(n, application="jobs") for n in (1, 2, 3)]
+    proposal = await proposed(jobs, admin=pool, pool_path="/pool")
+    assert proposal.mitigations == ()
+    assert proposal.wait is None
+    assert "The alert is contradicted by what is measured" in proposal.reason
+    assert "3 of 20 connections (15%)" in proposal.reason
+    assert "Long queries left alone: 3" in proposal.reason
+
+
+@pytest.mark.parametrize(
+    ("hog", "taken"),
+    [(None, [1]), (Holder(database="billing", role="batch", count=80), [])],
+    ids=["ours", "another's"],
+)
+async def test_a_server_that_another_database_fills_is_not_our_shortage_and_it_is_named(
+    hog: Holder | None, taken: list[int]
+) -> None:
+    playbook = playbook_of(usage_limit=0.8)
+    database = Database((active(1),), used=92, hog=hog)
+    _, proposal = await diagnosed(playbook, database=database)
+    assert pids(proposal, "cancel_queries") == taken
+    if hog:
+        assert "role batch in the database billing: 80" in proposal.reason
+        assert "The alert is not proven" not in proposal.reason
+
+
+async def test_on_a_standby_a_human_is_asked_first() -> None:
+    playbook = playbook_of(pool_path="/pool")
+    for standby in (True, False):
+        database = Database((active(1),), standby=standby)
+        _, proposal = await diagnosed(playbook, database=database, admin=FULL)
+        (plan,) = proposal.mitigations
+        assert (plan.asks is not None) is standby
+
+
+async def test_without_app_roles_it_is_said_that_nothing_can_be_ended() -> None:
+    every = {"end_sessions", "cancel_queries", "end_queries"}
+    assert playbook_of(app_roles=[]).impossible() == dict.fromkeys(every, "no app_roles")
+    assert playbook_of().impossible() == {}
+
+
+async def test_it_is_not_better_while_who_waited_still_waits() -> None:
+    """Only the session that we ended has gone: the wait that was the reason has not."""
+    waits = active(2, blocked_by=(1,))
+    playbook = playbook_of(pool_path="/pool")
+    before = Database((idle(1), waits))
+    _, proposal = await diagnosed(playbook, database=before, admin=CALM)
+    for left, assessment in (
+        (waits.model_copy(update={"blocked_by": (77,)}), Assessment.NOT_BETTER),
+        (waits.model_copy(update={"blocked_by": ()}), Assessment.BETTER),
+    ):
+        context = context_of(database=Database((left,)), admin=CALM)
+        sample = await playbook.verify(context, proposal.mitigations[0])
+        assert sample.assessment is assessment, sample.evidence
+
+
+async def test_what_is_ended_can_be_reconstructed_from_the_plan() -> None:
+    ended = idle(
+        1,
+        client="10.0.0.3",
+        wait_event="ClientRead",
+        xact_start=NOW,
+        text="UPDATE stock SET quantity = ?",
+        statement="UPDATE",
+    )
+    proposal = await proposed([ended, active(2, blocked_by=(1,), application="web")])
+    (item,) = proposal.mitigations[0].items
+    for said in (
+        "app (orders at 10.0.0.3)",
+        "idle in transaction for 3600 s",
+        "waits for ClientRead",
+        "in a transaction since 03:04:05 UTC",
+        "blocks 1: pid 2 (web, SELECT)",
+        "UPDATE stock SET quantity = ?",
+    ):
+        assert said in item.summary
+    assert item.seen["blocks"] == [{"pid": 2, "since": (NOW - timedelta(hours=1)).isoformat()}]
 
 
 async def test_nothing_is_ever_scaled_and_a_human_is_told_what_to_look_at() -> None:
@@ -366,7 +475,7 @@ async def test_root_blockers_come_first_then_the_oldest() -> None:
         idle(3, **young),
         active(4, blocked_by=(3,)),
     ]
-    proposal = await proposed(listed, max_kills=2)
+    proposal = await proposed(listed, max_kills=2, admin=FULL, pool_path="/pool")
     assert pids(proposal, "end_sessions") == [3, 1]
 
 
@@ -382,9 +491,10 @@ async def test_autovacuum_as_root_is_named_and_never_touched() -> None:
 
 
 async def test_a_query_cancelled_before_that_was_replaced_by_another_is_not_ended() -> None:
-    before = (await proposed([active(1)])).mitigations
+    full: dict[str, Any] = {"admin": FULL, "pool_path": "/pool"}
+    before = (await proposed([active(1)], **full)).mitigations
     later = active(1, query_start=NOW, query_age=timedelta(minutes=10))
-    proposal = await proposed([later], *before)
+    proposal = await proposed([later], *before, **full)
     assert pids(proposal, "end_queries") == []
     assert pids(proposal, "cancel_queries") == [1]
 
@@ -419,7 +529,8 @@ async def test_pool_is_read_from_the_source_that_is_configured(
     parameters: dict[str, Any], answers: dict[str, Any], use: str
 ) -> None:
     playbook = playbook_of(**parameters)
-    database = Database((session(1), session(2), session(3, role="dba", protected="a DBA")))
+    others = (session(3), active(4, role="dba", protected="a DBA"))
+    database = Database((active(1), idle(2), *others))
     findings = await playbook.diagnose(context_of(database=database, admin=Pool(answers)))
     assert findings["pool"].summary == f"The pool uses {use}."
 
@@ -455,7 +566,9 @@ async def test_verify_is_not_better_while_the_server_is_above_its_limit() -> Non
     [
         {"max_kills": 6},
         {"max_kills": 0},
-        {"idle_tx_s": 0},
+        {"idle_tx_s": 59.9},
+        {"kill_after_s": 29.9},
+        {"pool_full": 0.89},
         {"pool_active_query": "x"},
         {"pool_max_query": "x"},
         {"kill_after": 3},
