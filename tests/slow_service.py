@@ -10,6 +10,7 @@ from typing import Any
 from playbooks.high_latency import HighLatency, LatencyParameters
 from remediator.adapters.migrations import HttpMigrations
 from remediator.adapters.postgres import PostgresReader
+from remediator.adapters.redis import RedisReader
 from remediator.connections import ConnectionUsage, Holder, Session
 from remediator.errors import BackendRefused, BackendUnavailable
 from remediator.keyspace import KeyCount, MemoryUse, PrefixUse, SlowCommand
@@ -314,7 +315,7 @@ class Slow:
     database: Database | PostgresReader | None = field(default_factory=Database)
     workload: Cluster | None = field(default_factory=lambda: Cluster(cpu=300))
     admin: Admin | HttpMigrations | None = field(default_factory=Admin)
-    cache: Cache | None = field(default_factory=lambda: Cache(used=10))
+    cache: Cache | RedisReader | None = field(default_factory=lambda: Cache(used=10))
     parameters: dict[str, Any] = field(default_factory=dict)
     tried: tuple[Mitigation, ...] = ()
     alerts: tuple[Alert, ...] = field(default_factory=lambda: (alert_of(),))

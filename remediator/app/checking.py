@@ -22,6 +22,7 @@ from remediator.app.possible import (
     possible,
     without_playbook,
 )
+from remediator.app.prefixes import look_at_prefixes
 from remediator.app.readings import blind, look, missing_workload, without_name
 from remediator.app.sealing import look_at_key
 from remediator.app.secrecy import exposed
@@ -88,6 +89,7 @@ async def check(settings: Settings, environ: Mapping[str, str] = os.environ) -> 
         refusals += shut.values()
         tried += await _alertmanagers(settings, environ)
         wrong = [subject for level, subject, _ in (*shut.values(), *tried) if level == "error"]
+        lines += await look_at_prefixes(settings, backends, frozenset(wrong))
         for service in catalogue.services:
             missing = await _targets(service, backends)
             broken = frozenset([*wrong, *(subject for _, subject, _ in missing)])

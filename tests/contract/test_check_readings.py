@@ -127,7 +127,7 @@ async def test_only_the_levers_that_are_possible_are_promised(tmp_path: Path) ->
         backends = {"http": {"admin": backend}}
         lines = await said_of(tmp_path, backends, {"admin": "admin"}, playbooks)
     high, breaker = (next(s for _, of, s in lines if of.endswith(n)) for n in playbooks)
-    assert "could set_migration; never cancel_queries (no target of kind postgres)" in high
+    assert "could set_migration; never cancel_queries (no app_roles)" in high
     for why in ("scale (no scale_cap)", "unlink_prefix (no cache_prefix)"):
         assert why in high
     assert "undo_rollout (undo_release is off)" in high

@@ -241,6 +241,80 @@ async def test_more_keys_than_allowed_are_refused_and_stay(redis_scene: RedisSce
     assert len(await redis_scene.keys()) == 1901
 
 
+NO_CACHES = {
+    "a list": ("RPUSH", "cache:jobs", "1"),
+    "a stream": ("XADD", "cache:log", "*", "k", "v"),
+    "a cart without an end": ("HSET", "cache:cart:7", "sku", "1"),
+    "a lock without an end": ("SET", "cache:lock", "1"),
+}
+
+
+@pytest.mark.parametrize("command", NO_CACHES.values(), ids=NO_CACHES)
+async def test_a_prefix_that_holds_more_than_a_cache_is_refused_and_stays(
+    redis_scene: RedisScene, command: tuple[str, ...]
+) -> None:
+    await redis_scene.fill(30, 10)
+    await redis_scene.client.execute_command(*command)
+    before = await redis_scene.keys()
+    async with lever_for(await redis_scene.user("writer", *WRITER)) as lever:
+        with pytest.raises(BackendRefused, match="is no cache: it holds"):
+            await lever.prepare(removal_of("cache:"))
+        preparation = Preparation(mitigation=removal_of("cache:"))  # it came since the first look
+        outcome = await lever.apply(preparation, "key")
+    assert outcome.state is MitigationState.NOT_APPLIED
+    assert "is no cache: it holds" in outcome.detail
+    assert await redis_scene.keys() == before
+
+
+async def test_a_batch_with_a_key_that_lasts_is_not_removed_though_the_sample_missed_it(
+    redis_scene: RedisScene,
+) -> None:
+    await redis_scene.fill(1200, 10)
+    await redis_scene.client.set("cache:zzz:cart", "1")  # in the last batch of the keys by name
+    async with lever_for(redis_scene.url) as lever:
+        outcome = await lever.apply(Preparation(mitigation=removal_of("cache:")), "key")
+    assert outcome.state is MitigationState.APPLIED
+    assert "1000 keys removed, then refused" in outcome.detail
+    assert await redis_scene.client.exists("cache:zzz:cart")
+
+
+async def test_a_prefix_is_described_by_a_sample(redis_scene: RedisScene) -> None:
+    await redis_scene.fill(700, 10)
+    await redis_scene.client.rpush("cache:jobs", "1")
+    async with reader_for(await redis_scene.user("watcher", *READER)) as reader:
+        use = await reader.holds("cache:")
+        small = await reader.holds("cache:jobs")
+        none = await reader.holds("nothing:")
+    assert (use.keys, use.sampled, use.complete) == (701, 500, True)
+    assert 25_000 < use.held < 200_000
+    assert (small.by_type, small.lasting, small.no_cache) == (
+        {"list": 1},
+        1,
+        "holds values of the type list",
+    )
+    assert (none.keys, none.held, none.no_cache) == (0, 0, None)
+
+
+async def test_a_reader_that_may_not_look_at_the_keys_is_refused(redis_scene: RedisScene) -> None:
+    await redis_scene.fill(10, 10)
+    rules = ("~cache:*", "+scan", "+dbsize", "+info")
+    async with reader_for(await redis_scene.user("watcher", *rules)) as reader:
+        with pytest.raises(BackendRefused, match="lacks a right"):
+            await reader.holds("cache:")
+
+
+async def test_a_writer_that_may_not_look_first_is_told_what_is_missing(
+    redis_scene: RedisScene,
+) -> None:
+    await redis_scene.fill(10, 10)
+    rules = [rule for rule in WRITER if rule not in {"+type", "+pttl"}]
+    async with lever_for(await redis_scene.user("writer", *rules)) as lever:
+        sense = await lever.probe()
+        with pytest.raises(BackendRefused, match=r"\+type \+pttl"):
+            await lever.prepare(removal_of("cache:"))
+    assert "ACL SETUSER writer +type +pttl" in sense.reason
+
+
 async def test_nothing_to_remove_is_refused(redis_scene: RedisScene) -> None:
     async with lever_for(redis_scene.url) as lever:
         with pytest.raises(BackendRefused, match="already so"):

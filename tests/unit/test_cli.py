@@ -991,7 +991,7 @@ def checked(
         orders = {
             "match": {"service": "orders"},
             "targets": {"database": "orders-db"} | ({"admin": "admin"} if http else {}),
-            "playbooks": {"PoolExhausted": {"mode": mode}},
+            "playbooks": {"PoolExhausted": {"mode": mode, "app_roles": ["app"]}},
         }
         config = {
             "state_dir": "state",

@@ -48,7 +48,7 @@ async def test_the_playbook_of_the_guide_ends_a_forgotten_transaction(
     (code,) = re.findall(r"```python\n(.*?)```\n", GUIDE.read_text(), re.DOTALL)
     (tmp_path / "forgotten.py").write_text(code)
     playbooks = load_playbooks([tmp_path])
-    playbook = playbooks.build("ForgottenTransactions", {"idle_s": 0.01})
+    playbook = playbooks.build("ForgottenTransactions", {"idle_s": 0.01, "app_roles": [scene.app]})
     leak = (await scene.leak()).get_server_pid()
     await scene.until(leak, "state_change < clock_timestamp() - interval '50 ms'")
     async with PostgresReader(scene.dsn_as("reader"), name="orders-db") as reader:
