@@ -228,7 +228,7 @@ async def full_cache(folder: Path) -> AsyncIterator[Fault]:
             left = {key for key in await scene.keys() if not key.startswith("cache:")}
             return "" if left == before else f"{len(before - left)} other keys are gone"
 
-        (folder / "reader.url").write_text(await scene.user("watcher", "~*", *READER))
+        (folder / "reader.url").write_text(await scene.user("watcher", *READER))
         (folder / "writer.url").write_text(await scene.user("writer", *WRITER))
         cache = {
             "url_file": "reader.url",

@@ -72,7 +72,7 @@ async def test_only_the_named_prefix_goes_from_a_cache_that_evicts(
 
 
 async def _service(scene: RedisScene, folder: Path) -> Service:
-    (folder / "reader.url").write_text(await scene.user("watcher", "~*", *READER))
+    (folder / "reader.url").write_text(await scene.user("watcher", *READER))
     (folder / "writer.url").write_text(await scene.user("writer", *WRITER))
     cache = {
         "url_file": "reader.url",
