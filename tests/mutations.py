@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 STRANGE: tuple[Any, ...] = (
@@ -35,7 +36,7 @@ _DEEP = 2_000
 def mutated(seeds: Sequence[Any], number: int, seed: int) -> Any:
     """Return the ``number``-th value made of one of ``seeds``, which stay as they are."""
     dice = random.Random(f"{seed}/{number}")
-    value = json.loads(json.dumps(dice.choice(seeds)))
+    value = deepcopy(dice.choice(seeds))
     for _ in range(dice.choice((0, 1, 1, 1, 2, 3, 8))):
         value = _changed(value, dice)
     return value
@@ -56,7 +57,7 @@ def _changed(value: Any, dice: random.Random) -> Any:
     places = list(_places(value, ()))
     *path, last = dice.choice(places) if places else (None,)
     if last is None:
-        return dice.choice(STRANGE)
+        return deepcopy(dice.choice(STRANGE))
     holder = value
     for key in path:
         holder = holder[key]
@@ -64,13 +65,15 @@ def _changed(value: Any, dice: random.Random) -> Any:
         case 0:
             del holder[last]
         case 1 if isinstance(holder, list):
-            holder[last:last] = [holder[last]] * dice.choice((1, 2, 20))
+            more = dice.choice((1, 2, 20))
+            holder[last:last] = [deepcopy(holder[last]) for _ in range(more)]
         case 1:
-            holder[dice.choice((f"{last}x", last.upper(), "", "labels"))] = holder[last]
+            name = dice.choice((f"{last}x", last.upper(), "", "labels"))
+            holder[name] = deepcopy(holder[last])
         case 2:
             holder[last] = [holder[last]] if dice.random() < 0.5 else {"value": holder[last]}
         case _:
-            holder[last] = dice.choice(STRANGE)
+            holder[last] = deepcopy(dice.choice(STRANGE))
     return value
 
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -72,7 +73,6 @@ from remediator.adapters.kubernetes_rights import (
     READS,
     USAGE,
     WRITES,
-    rights_for,
 )
 from remediator.adapters.kubernetes_rollback import KIND as UNDO_ROLLOUT
 from remediator.adapters.kubernetes_rollback import change_back, pinned
@@ -268,16 +268,19 @@ class KubernetesLever(Cluster):
         sets_in: Iterable[str] = (),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         changes: Mapping[str, frozenset[str]] | None = None,
+        named: Mapping[tuple[Right, str], frozenset[str]] = MappingProxyType({}),
         hands_off: timedelta = timedelta(0),
     ) -> None:
         """Use ``kubeconfig``; the probe asks for the rights of ``changes``, kinds by namespace.
 
-        Without ``changes`` it asks for the rights of every kind in ``namespaces``. What others have
+        Without ``changes`` it asks for the rights of every kind in ``namespaces``. Those in ``named``
+        it asks for by the names of their objects. What others have
         set within ``hands_off`` is not changed.
         """
         super().__init__(kubeconfig, name=name, namespaces=namespaces, sets_in=sets_in)
         self._clock = clock
         self._changes = changes
+        self._named = named
         self._hands_off = hands_off
         if changes is not None:
             self.kinds = frozenset[str]().union(*changes.values())
@@ -337,13 +340,7 @@ class KubernetesLever(Cluster):
     async def _missing(self) -> list[str]:
         if self._changes is None:
             return await super()._missing()
-        asked = (
-            self._client.missing(
-                rights_for(kinds, sets=namespace in self._sets_in), frozenset({namespace})
-            )
-            for namespace, kinds in sorted(self._changes.items())
-        )
-        return [phrase for phrases in await asyncio.gather(*asked) for phrase in phrases]
+        return await self._missing_for(self._changes, self._named)
 
     async def _undo(self, preparation: Preparation, effect: str, *, in_steps: bool) -> Outcome:
         live = await self._live(preparation)

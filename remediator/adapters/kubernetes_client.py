@@ -13,6 +13,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
 import aiohttp
@@ -38,6 +39,8 @@ _UNUSABLE = (
     LookupError,
     TypeError,
 )
+_ANY = frozenset({""})
+"""Asks for a right on whatever there is, and not on the objects of some names."""
 _JSON = "application/json"
 _PATCH = "application/strategic-merge-patch+json"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
@@ -146,21 +149,30 @@ class KubernetesClient:
             query["fieldManager"] = change.manager
         return await self._call(change.method, change.path, query, change.body)
 
-    async def missing(self, rights: frozenset[Right], namespaces: frozenset[str]) -> list[str]:
-        """Ask which ``rights`` our account lacks, a phrase each."""
+    async def missing(
+        self,
+        rights: frozenset[Right],
+        namespaces: frozenset[str],
+        named: Mapping[tuple[Right, str], frozenset[str]] = MappingProxyType({}),
+    ) -> list[str]:
+        """Ask which ``rights`` our account lacks, a phrase each.
+
+        Of a right and namespace in ``named`` only those on the objects of these names are asked for.
+        """
         asked = [
-            (right, space)
+            (right, space, name)
             for right in sorted(rights)
             for space in ([""] if right.everywhere else sorted(namespaces))
+            for name in sorted(named.get((right, space), _ANY))
         ]
-        answers = await asyncio.gather(*(self._allowed(*pair) for pair in asked))
+        answers = await asyncio.gather(*(self._allowed(*one) for one in asked))
         return [
-            f"{right} in {space or 'all namespaces'}"
-            for (right, space), allowed in zip(asked, answers, strict=True)
+            f"{right} {name + ' ' if name else ''}in {space or 'all namespaces'}"
+            for (right, space, name), allowed in zip(asked, answers, strict=True)
             if not allowed
         ]
 
-    async def _allowed(self, right: Right, namespace: str) -> bool:
+    async def _allowed(self, right: Right, namespace: str, name: str) -> bool:
         resource, _, subresource = right.resource.partition("/")
         attributes = {
             "namespace": namespace,
@@ -168,7 +180,7 @@ class KubernetesClient:
             "group": right.group,
             "resource": resource,
             "subresource": subresource,
-        }
+        } | ({"name": name} if name else {})
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectAccessReview",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -26,7 +26,7 @@ from remediator.adapters.kubernetes_objects import (
     uid_of,
     workload_path,
 )
-from remediator.adapters.kubernetes_rights import MEMBERS
+from remediator.adapters.kubernetes_rights import MEMBERS, rights_for
 from remediator.errors import BackendRefused, BackendUnavailable, RemediatorError
 from remediator.model import Sense, SenseState, Target
 
@@ -96,6 +96,20 @@ class Cluster:
         """Name the rights that our account lacks."""
         missing = await self._client.missing(self.rights, self._namespaces)
         return missing + await self._client.missing(frozenset({MEMBERS}), self._sets_in)
+
+    async def _missing_for(
+        self,
+        changes: Mapping[str, frozenset[str]],
+        named: Mapping[tuple[Right, str], frozenset[str]],
+    ) -> list[str]:
+        """Name the rights that our account lacks for ``changes``, kinds by namespace."""
+        asked = (
+            self._client.missing(
+                rights_for(kinds, sets=space in self._sets_in), frozenset({space}), named
+            )
+            for space, kinds in sorted(changes.items())
+        )
+        return [phrase for phrases in await asyncio.gather(*asked) for phrase in phrases]
 
     # --- live objects --------------------------------------------------------------------------
 

@@ -60,6 +60,9 @@ ON_SETS: Mapping[str, frozenset[Right]] = MappingProxyType(
     }
 )
 """What the writer needs for each kind of change of a stateful set, besides ``RIGHTS``."""
+NAMED: Mapping[str, Right] = MappingProxyType({"deployment": _PATCH, "statefulset": _PATCH_SET})
+"""What the writer is given for the workloads of the configuration by name and for no others, by the
+key of a target that names one. What pods and autoscalers are called nobody knows before."""
 WRITES = frozenset[Right]().union(*RIGHTS.values())
 
 

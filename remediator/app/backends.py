@@ -189,7 +189,9 @@ async def _kubernetes(
     )
     from remediator.app.rbac import (  # noqa: PLC0415 - loads the cluster's client
         levers_by_namespace,
+        named_rights,
         with_sets,
+        workloads_by_namespace,
     )
 
     targets = [target for service in catalogue.services for target in service.targets.values()]
@@ -210,6 +212,7 @@ async def _kubernetes(
                 namespaces=seen,
                 sets_in=sets,
                 changes=changes,
+                named=named_rights(workloads_by_namespace(catalogue, name)),
                 hands_off=settings.limits.hands_off,
             )
             levers[key] = (await stack.enter_async_context(lever),)

@@ -18,6 +18,7 @@ from remediator.adapters.kubernetes_rights import (
     COUNTING_QUOTAS,
     EVENTS,
     MEMBERS,
+    NAMED,
     OPTIONAL,
     QUOTAS,
     READS,
@@ -36,6 +37,8 @@ KIND = "kubernetes"
 ROOM = frozenset(right for right in OPTIONAL if right.everywhere)
 """What the reader may be given in the whole cluster, to count the room on its nodes."""
 
+Workloads = Mapping[str, frozenset[str]]
+"""Names of workloads, by what they are: ``deployment`` or ``statefulset``."""
 Levers = dict[str, frozenset[str]]
 """Kinds of change that may be made, by namespace; none where it is only read."""
 
@@ -76,10 +79,11 @@ def roles(settings: Settings, wanted: Wanted) -> str:
     Raises ``ConfigError`` when the configuration is wrong or holds nothing that was asked for.
     """
     levers, sets = _levers(settings, wanted), _sets(settings, wanted)
+    workloads = _workloads(settings, wanted)
     parts = [
         _document(found)
         for space, kinds in levers.items()
-        for found in _roles(space, kinds, wanted, sets=space in sets)
+        for found in _roles(space, kinds, wanted, workloads[space], sets=space in sets)
     ]
     parts.append(_OPTIONAL_PART + "---\n".join(map(_document, _room(wanted.reader))))
     return "---\n".join(parts)
@@ -88,8 +92,11 @@ def roles(settings: Settings, wanted: Wanted) -> str:
 def chart_values(settings: Settings, wanted: Wanted) -> str:
     """Return the same as values of the chart, as YAML; ``ConfigError`` as for ``roles``."""
     levers, sets = _levers(settings, wanted), _sets(settings, wanted)
+    workloads = _workloads(settings, wanted)
     spaces: dict[str, dict[str, object]] = {
-        space: {"levers": sorted(kinds)} | ({"statefulSets": True} if space in sets else {})
+        space: {"levers": sorted(kinds)}
+        | ({"statefulSets": True} if space in sets else {})
+        | ({"workloads": _listed(workloads[space])} if kinds else {})
         for space, kinds in levers.items()
     }
     room = {"room": True} if _counts_room(settings, wanted) else {}
@@ -118,15 +125,55 @@ def writer_rights(kinds: Collection[str], *, sets: bool = False) -> frozenset[Ri
     )
 
 
-def rules(rights: Iterable[Right]) -> list[dict[str, list[str]]]:
-    """Write rights as the rules of a Role, one a resource."""
-    verbs: dict[tuple[str, str], set[str]] = {}
+def rules(
+    rights: Iterable[Right], workloads: Workloads | None = None
+) -> list[dict[str, list[str]]]:
+    """Write rights as the rules of a Role, one a resource.
+
+    With ``workloads`` only those of these names may be changed, by a rule of their own.
+    """
+    verbs: dict[tuple[str, str, tuple[str, ...] | None], set[str]] = {}
     for right in rights:
-        verbs.setdefault((right.group, right.resource), set()).add(right.verb)
+        names = _names(right, workloads)
+        if names != ():  # which would mean all of them
+            verbs.setdefault((right.group, right.resource, names), set()).add(right.verb)
     return [
-        {"apiGroups": [group], "resources": [resource], "verbs": sorted(verbs[group, resource])}
-        for group, resource in sorted(verbs)
+        {"apiGroups": [group], "resources": [resource]}
+        | ({"resourceNames": list(names)} if names is not None else {})
+        | {"verbs": sorted(verbs[group, resource, names])}
+        for group, resource, names in sorted(verbs, key=lambda key: (*key[:2], key[2] or ()))
     ]
+
+
+def _names(right: Right, workloads: Workloads | None) -> tuple[str, ...] | None:
+    """Return the names of what a right is for; None for a right on whatever there is."""
+    key = next((key for key, named in NAMED.items() if named == right), None)
+    if workloads is None or key is None:
+        return None
+    return tuple(sorted(workloads.get(key, ())))
+
+
+def workloads_by_namespace(catalogue: Catalogue, cluster: str) -> dict[str, Workloads]:
+    """Return the names of the targets in each namespace of the cluster, by what they are."""
+    found: dict[str, dict[str, frozenset[str]]] = {}
+    for service in catalogue.services:
+        for target in service.targets.values():
+            if (target.kind, target.name) == (KIND, cluster):
+                here = found.setdefault(target.locator["namespace"], {})
+                for key in NAMED.keys() & target.locator.keys():
+                    here[key] = here.get(key, frozenset()) | {target.locator[key]}
+    return dict(found)
+
+
+def named_rights(
+    workloads: Mapping[str, Workloads],
+) -> dict[tuple[Right, str], frozenset[str]]:
+    """Return the names for which a right is given, by right and namespace."""
+    return {
+        (right, space): here.get(key, frozenset())
+        for space, here in workloads.items()
+        for key, right in NAMED.items()
+    }
 
 
 def levers_by_namespace(
@@ -158,6 +205,14 @@ def with_sets(catalogue: Catalogue, cluster: str) -> frozenset[str]:
         for target in service.targets.values()
         if (target.kind, target.name) == (KIND, cluster) and "statefulset" in target.locator
     )
+
+
+def _workloads(settings: Settings, wanted: Wanted) -> dict[str, Workloads]:
+    return workloads_by_namespace(settings.catalogue(), _cluster(settings, wanted.cluster))
+
+
+def _listed(workloads: Workloads) -> dict[str, list[str]]:
+    return {f"{key}s": sorted(names) for key, names in sorted(workloads.items())}
 
 
 def _sets(settings: Settings, wanted: Wanted) -> frozenset[str]:
@@ -217,14 +272,15 @@ _OPTIONAL_PART = (
 
 
 def _roles(
-    namespace: str, kinds: frozenset[str], wanted: Wanted, *, sets: bool
+    namespace: str, kinds: frozenset[str], wanted: Wanted, workloads: Workloads, *, sets: bool
 ) -> Iterator[Mapping[str, Any]]:
-    given = [("remediator-reader", wanted.reader, reader_rights(sets=sets))]
+    given = [("remediator-reader", wanted.reader, rules(reader_rights(sets=sets)))]
     if kinds:
-        given.append(("remediator-writer", wanted.writer, writer_rights(kinds, sets=sets)))
-    for name, account, rights in given:
+        writer = rules(writer_rights(kinds, sets=sets), workloads)
+        given.append(("remediator-writer", wanted.writer, writer))
+    for name, account, ruled in given:
         metadata = {"name": name, "namespace": namespace}
-        yield {**_head("Role", metadata), "rules": rules(rights)}
+        yield {**_head("Role", metadata), "rules": ruled}
         yield _binding("Role", metadata, account)
 
 

@@ -196,11 +196,13 @@ def test_the_service_takes_the_configuration_that_is_mounted(
 # --- rights ---------------------------------------------------------------------------------------
 
 
-def rights_of(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+def rights_of(rules: list[dict[str, Any]]) -> set[tuple[str, ...]]:
     return {
         right
         for rule in rules
-        for right in itertools.product(rule["verbs"], rule["apiGroups"], rule["resources"])
+        for right in itertools.product(
+            rule["verbs"], rule["apiGroups"], rule["resources"], rule.get("resourceNames", [""])
+        )
     }
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from remediator.adapters.kubernetes import KubernetesReader
 from remediator.adapters.kubernetes_client import Change, KubernetesClient, Right
-from remediator.adapters.kubernetes_rights import RIGHTS
+from remediator.adapters.kubernetes_rights import NAMED, RIGHTS
 from remediator.app import check
 from remediator.app.rbac import (
     Account,
@@ -83,7 +83,10 @@ def test_readers_read_everywhere_and_writers_write_where_a_playbook_may_act(
         role = found["Role", space, "remediator-reader"]
         assert role["rules"] == rules(reader_rights())
     oom = {"evict_pod", "restart_rollout", "set_memory"}
-    assert found["Role", "shop", "remediator-writer"]["rules"] == rules(writer_rights(oom))
+    writer = found["Role", "shop", "remediator-writer"]["rules"]
+    assert writer == rules(writer_rights(oom), {"deployment": frozenset({"orders"})})
+    patching = [rule for rule in writer if "patch" in rule["verbs"]]
+    assert [rule["resourceNames"] for rule in patching] == [["orders"]]
     binding = found["RoleBinding", "shop", "remediator-writer"]
     assert binding["subjects"] == [{"kind": "ServiceAccount", "namespace": "ops", "name": "writes"}]
 
@@ -100,10 +103,17 @@ def test_rights_on_stateful_sets_are_given_where_a_target_is_one(tmp_path: Path)
     for space, sets in (("cart", False), ("shop", True)):
         assert found["Role", space, "remediator-reader"]["rules"] == rules(reader_rights(sets=sets))
         writer = found["Role", space, "remediator-writer"]
-        assert writer["rules"] == rules(writer_rights(oom, sets=sets))
+        workloads = {"statefulset" if sets else "deployment": frozenset({"orders"})}
+        assert writer["rules"] == rules(writer_rights(oom, sets=sets), workloads)
+        patching = [rule for rule in writer["rules"] if "patch" in rule["verbs"]]
+        (resource,) = (f"{key}s" for key in workloads)
+        assert [(r["resources"], r["resourceNames"]) for r in patching] == [
+            ([resource], ["orders"])
+        ]
     spaces = yaml.safe_load(chart_values(settings, WANTED))["rbac"]["namespaces"]
-    assert spaces["cart"] == {"levers": sorted(oom)}
-    assert spaces["shop"] == {"levers": sorted(oom), "statefulSets": True}
+    cart, shop = ({"workloads": {key: ["orders"]}} for key in ("deployments", "statefulsets"))
+    assert spaces["cart"] == {"levers": sorted(oom)} | cart
+    assert spaces["shop"] == {"levers": sorted(oom), "statefulSets": True} | shop
 
 
 def test_no_right_is_a_wildcard_and_none_reads_secrets_or_runs_commands(tmp_path: Path) -> None:
@@ -138,8 +148,9 @@ def test_the_optional_part_is_marked_as_such(tmp_path: Path) -> None:
 def test_values_of_the_chart_say_the_same(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, cart={"OOM": {}}, shop={"OOM": {"mode": "auto"}})
     levers = ["evict_pod", "restart_rollout", "set_memory"]
+    shop = {"levers": levers, "workloads": {"deployments": ["orders"]}}
     assert yaml.safe_load(chart_values(settings, WANTED)) == {
-        "rbac": {"namespaces": {"cart": {"levers": []}, "shop": {"levers": levers}}},
+        "rbac": {"namespaces": {"cart": {"levers": []}, "shop": shop}},
         "writer": {"enabled": True},
     }
 
@@ -229,7 +240,9 @@ async def until_granted(cluster: Cluster, kubeconfig: Path, *rights: Right) -> N
     async with KubernetesClient(kubeconfig, "main") as client:
 
         async def granted() -> bool:
-            return not await client.missing(frozenset(rights), frozenset({cluster.namespace}))
+            space, own = cluster.namespace, frozenset({"orders"})
+            named = {(patch, space): own for patch in NAMED.values()}
+            return not await client.missing(frozenset(rights), frozenset({space}), named)
 
         await until(granted, "the roles are in force")
 
@@ -245,6 +258,19 @@ async def test_the_reader_lacks_nothing(cluster: Cluster) -> None:
     async with KubernetesReader(accounts["reads"], name="main", namespaces=spaces) as reader:
         assert (await reader.probe()).state is SenseState.OK
         assert await reader.lacking() == []
+
+
+async def test_the_writer_can_change_no_workload_that_the_configuration_does_not_name(
+    cluster: Cluster,
+) -> None:
+    accounts = await grant(cluster)
+    await until_granted(cluster, accounts["writes"], *NEEDED)
+    space, patch = cluster.namespace, NAMED["deployment"]
+    async with KubernetesClient(accounts["writes"], "main") as client:
+        for names, lacks in (({"orders"}, 0), ({"payments"}, 1), ({""}, 1)):
+            named = {(patch, space): frozenset(names)}
+            missing = await client.missing(frozenset({patch}), frozenset({space}), named)
+            assert len(missing) == lacks, names
 
 
 @pytest.mark.parametrize("kind", sorted(RIGHTS))
