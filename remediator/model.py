@@ -616,6 +616,11 @@ class LedgerEntry(Value):
     apply_before: AwareDatetime | None = None
     expires_at: AwareDatetime | None = None
     """End of the time in which an approval is accepted."""
+    answer_within: Duration | None = None
+    """How long an answer is waited for, counted from when people were asked; None counts from when
+    it was decided to ask them."""
+    asked_at: AwareDatetime | None = None
+    """When the request was delivered."""
     finished_at: AwareDatetime | None = None
     decided_by: str | None = None
     """Names of those who approved, or of the one who rejected."""

@@ -347,6 +347,13 @@ class Handle(Value):
         others = tuple(one for one in self.posts if one.key != post.key)
         return self.model_copy(update={"posts": (*others, post)})
 
+    @property
+    def asks(self) -> frozenset[str]:
+        """Mitigations that people were asked to approve."""
+        prefix = request_key("")
+        keys = (post.key for post in self.posts)
+        return frozenset(key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+
     def asked(self, mitigation_id: str) -> bool:
         """Whether people were asked to approve this mitigation."""
         return self.post(request_key(mitigation_id)) is not None

@@ -10,7 +10,24 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from remediator.model import Duration, Severity, parse_duration
 from remediator.sections import Period, Section, Text
-from remediator.severity import SEVERITIES, Severities, plain
+from remediator.severity import SEVERITIES, Severities, Unmatched, plain
+
+
+class UnmatchedBySeverity(Section):
+    """What is done about an alert that no playbook takes: `page`, `message` or `record`."""
+
+    sev1: Unmatched | None = None
+    """For severity 1; left out: as one level up, at the top `page`."""
+    sev2: Unmatched | None = None
+    """For severity 2; left out: as one level up, at the top `message`."""
+    sev3: Unmatched | None = None
+    """For severity 3; left out: as one level up, at the top `record`."""
+    sev4: Unmatched | None = None
+    """For severity 4; left out: as one level up, at the top `record`."""
+
+    def over(self, base: Mapping[Severity, Unmatched]) -> dict[Severity, Unmatched]:
+        """Return ``base`` with what is set here in its place."""
+        return {severity: getattr(self, f"sev{severity}") or base[severity] for severity in base}
 
 
 class SeveritiesEntry(Section):
@@ -25,6 +42,8 @@ class SeveritiesEntry(Section):
     common ones are known."""
     unknown: Annotated[Severity, Field(strict=True)] | None = None
     """What an alert without a known word counts as. Default 3."""
+    unmatched: UnmatchedBySeverity = UnmatchedBySeverity()
+    """What is done, by severity, about an alert that no playbook takes."""
 
     @field_validator("words")
     @classmethod
@@ -45,6 +64,7 @@ class SeveritiesEntry(Section):
             labels=self.labels or base.labels,
             words={**base.words, **{plain(word): s for word, s in self.words.items()}},
             unknown=self.unknown or base.unknown,
+            unmatched=self.unmatched.over(base.unmatched),
         )
 
 

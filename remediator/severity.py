@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from enum import StrEnum
 
 from pydantic import Field
 
@@ -43,12 +44,33 @@ LONGEST_WORD = 60
 _REST = re.compile(r"\s-\s|[(\[,/:]")
 
 
+class Unmatched(StrEnum):
+    """What is done about an alert that no playbook takes, in the order of how loud it is."""
+
+    RECORD = "record"
+    """It is recorded."""
+    MESSAGE = "message"
+    """Humans are told of the record."""
+    PAGE = "page"
+    """The levels of the escalation begin at once, and humans are told of the record."""
+
+
+UNMATCHED: Mapping[Severity, Unmatched] = {
+    1: Unmatched.PAGE,
+    2: Unmatched.MESSAGE,
+    3: Unmatched.RECORD,
+    4: Unmatched.RECORD,
+}
+
+
 class Rating(Value):
     """How severe one alert is, and the sender's own word for it."""
 
     severity: Severity = UNKNOWN
     word: str = ""
     """Empty where none of the labels that are looked at is there."""
+    unmatched: Unmatched = Unmatched.RECORD
+    """What is done about it where no playbook takes it."""
 
 
 class Severities(Value):
@@ -58,6 +80,7 @@ class Severities(Value):
     words: dict[str, Severity] = Field(default_factory=lambda: dict(WORDS))
     """By their plain form."""
     unknown: Severity = UNKNOWN
+    unmatched: dict[Severity, Unmatched] = Field(default_factory=lambda: dict(UNMATCHED))
 
     def knows(self, word: str) -> bool:
         """Say whether ``word`` is one whose severity is known."""
@@ -90,8 +113,14 @@ def _shown(text: str) -> str:
 
 
 def worst(ratings: Iterable[Rating]) -> Rating:
-    """Return the worst of ``ratings``; the first one of several that are as bad."""
-    return min(ratings, key=lambda rating: rating.severity)
+    """Return the worst of ``ratings``; the first one of several that are as bad.
+
+    What is done where no playbook takes them is the loudest that one of them asks for.
+    """
+    every = list(ratings)
+    loudest = max((rating.unmatched for rating in every), key=list(Unmatched).index)
+    found = min(every, key=lambda rating: rating.severity)
+    return found.model_copy(update={"unmatched": loudest})
 
 
 def rank(severity: Severity, handling: Handling) -> int:

@@ -87,6 +87,8 @@ class Surroundings:
     """The read ports of a service, by role."""
     levers: Levers
     ledger: Ledger
+    confirms: bool = field(default=False, kw_only=True)
+    """Whether a chat confirms that a request for an approval was delivered."""
     frame: Frame = field(default_factory=Frame)
     """Of what is said to humans."""
     kinds: Mapping[str, Kind] = field(default_factory=lambda: KINDS)

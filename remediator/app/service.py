@@ -257,6 +257,7 @@ async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
         ledger=parts.store.ledger,
         frame=frame_of(parts.settings),
         stopped=parts.stop.halt,
+        confirms=parts.settings.slack is not None,
     )
     notifier = open_notifier(parts.settings, parts.environ)
     watching = Watching(parts.telemetry)

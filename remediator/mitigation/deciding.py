@@ -27,6 +27,9 @@ MUTATIONS_PER_INCIDENT = 3
 """Most changes that one incident may make (procedures, section 0)."""
 RECHECK = timedelta(seconds=2)
 """Time between two decisions while waiting; an event wakes it earlier."""
+DELIVERED_WITHIN = timedelta(seconds=60)
+"""Time in which the request for an approval has to be delivered; then the levels of the escalation
+begin, and what they deliver counts as the request."""
 FRESH = timedelta(seconds=30)
 """Age up to which a diagnosis may be acted upon without looking again."""
 
@@ -78,9 +81,22 @@ async def await_approval(work: Work) -> Transition:
         return work.resolved_by_itself()
     if entry is not None and work.maintenance is not None and _over(entry, work):
         return expired(work, entry)
+    if entry is not None and entry.answer_within is not None and entry.asked_at is None:
+        return _unheard(work, entry, entry.answer_within)
     if entry is None or entry.expires_at is None or _over(entry, work):
         return work.escalate(f"{_agreed(entry)} the plan in its time; it was not carried out")
     return Transition(phase=Phase.APPROVAL, due_in=entry.expires_at - work.claim.now, notify=False)
+
+
+def _unheard(work: Work, entry: LedgerEntry, within: timedelta) -> Transition:
+    """Wait for the request to be delivered, call humans another way, and give up at last."""
+    waited = work.claim.now - entry.created_at
+    if waited >= DELIVERED_WITHIN + within:
+        reason = "the request for an approval could not be delivered, so nobody was asked"
+        return work.escalate(f"{reason}; the plan was not carried out")
+    late = waited >= DELIVERED_WITHIN
+    left = (DELIVERED_WITHIN + within if late else DELIVERED_WITHIN) - waited
+    return Transition(phase=Phase.APPROVAL, due_in=left, calls=late, notify=False)
 
 
 def expired(work: Work, entry: LedgerEntry) -> Transition:
@@ -152,10 +168,14 @@ async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transi
     within = work.service.approval_times[work.claim.incident.severity]
     waiting = MitigationState.AWAITING_APPROVAL
     entry = work.entry(preparation, waiting, decision.reason)
-    asked = {"expires_at": work.claim.now + within, "approvals_needed": work.approvers(mitigation)}
+    asked = {
+        "expires_at": work.claim.now + within,
+        "approvals_needed": work.approvers(mitigation),
+        "answer_within": within if work.around.confirms else None,
+    }
     return Transition(
         phase=Phase.APPROVAL,
-        due_in=within,
+        due_in=DELIVERED_WITHIN if work.around.confirms else within,
         reason=f"waiting for approval: {mitigation.reason}",
         entry=entry.model_copy(update=asked),
         events=(work.event("approval asked", asked_for, plan=entry.plan_hash),),

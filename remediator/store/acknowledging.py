@@ -53,6 +53,35 @@ async def begin_escalation(
     await _put(connection, incident, values)
 
 
+async def begin_for_unmatched(connection: AsyncConnection, incident: str, now: datetime) -> None:
+    """Let the levels begin for a record that no playbook took an alert, while that fires."""
+    if await _wanted(connection, incident):
+        await _put(connection, incident, {"since": now, "due_at": now})
+
+
+async def begin_for_request(connection: AsyncConnection, incident: str, now: datetime) -> bool:
+    """Let the levels begin for an open incident whose request for an approval reached nobody.
+
+    Returns whether that is news. Whoever approves or rejects has the incident.
+    """
+    mine = t.escalations.c.incident_id == incident
+    row = (await connection.execute(select(t.escalations).where(mine).with_for_update())).first()
+    if row is not None and (row.since is not None or row.acknowledged_at is not None):
+        return False
+    await _put(connection, incident, {"since": now, "due_at": now})
+    return True
+
+
+async def take_over(connection: AsyncConnection, incident: str, by: str, now: datetime) -> None:
+    """Note that ``by`` has the incident whose levels are under way, where nobody has it."""
+    mine = t.escalations.c.incident_id == incident
+    under_way = t.escalations.c.since.is_not(None) & t.escalations.c.ended_at.is_(None)
+    nobody = t.escalations.c.acknowledged_at.is_(None)
+    taken = {"acknowledged_at": now, "acknowledged_by": by[:_LONGEST], "due_at": now}
+    row = update(t.escalations).where(mine, under_way, nobody)
+    await connection.execute(row.values(**taken, echoed=False))
+
+
 async def begin_for_what_stays(connection: AsyncConnection, incident: str, now: datetime) -> None:
     """Let the levels begin, whether or not an alert fires: a temporary change stays in production.
 

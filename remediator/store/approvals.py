@@ -69,7 +69,8 @@ async def waiting_plan(
         raise Refused(
             409, f"incident {incident_id} waits for no approval: it is at {incident['phase']}"
         )
-    if row["expires_at"] is not None and row["expires_at"] <= now:
+    unheard = row["answer_within"] is not None and row["asked_at"] is None
+    if row["expires_at"] is not None and row["expires_at"] <= now and not unheard:
         raise Refused(409, f"the plan expired at {row['expires_at'].isoformat()}")
     if plan_hash is not None and plan_hash != row["plan_hash"]:
         raise Refused(409, f"the plan has changed: it is {row['plan_hash']} now; look at it again")

@@ -25,16 +25,36 @@ class Instant(TypeDecorator[datetime]):
             return None
         if value.tzinfo is None:
             raise ValueError("a time without a time zone cannot be stored")
-        return (value - _EPOCH) // timedelta(microseconds=1)
+        return micros_of(value)
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         """Read it back in UTC."""
         return None if value is None else instant_of(value)
 
 
+def micros_of(moment: datetime) -> int:
+    """Return a time as it is stored."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
 def instant_of(micros: int) -> datetime:
     """Read a time as it is stored; ``OverflowError`` for one that there is not."""
     return _EPOCH + timedelta(microseconds=micros)
+
+
+class Length(TypeDecorator[timedelta]):
+    """A length of time, stored as microseconds."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: timedelta | None, dialect: Dialect) -> int | None:
+        """Write it."""
+        return None if value is None else value // timedelta(microseconds=1)
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> timedelta | None:
+        """Read it."""
+        return None if value is None else timedelta(microseconds=value)
 
 
 class Words(TypeDecorator[str]):

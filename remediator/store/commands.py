@@ -24,7 +24,7 @@ from remediator.model import (
     new_id,
 )
 from remediator.store import tables as t
-from remediator.store.acknowledging import Acknowledged, acknowledge, begin_escalation
+from remediator.store.acknowledging import Acknowledged, acknowledge, begin_escalation, take_over
 from remediator.store.approvals import agree, open_incident, said_of, turn_down, waiting_plan
 from remediator.store.database import Database, Operation
 from remediator.store.journal import append
@@ -167,6 +167,7 @@ class Commands:
                 await request_notice(connection, incident_id, now)
             else:
                 await _move(connection, incident_id, now, phase=Phase.ACT, phase_since=now)
+                await take_over(connection, incident_id, by, now)
             event, detail = said_of(consent), {"via": via, "plan": plan["plan_hash"]}
             reason = plan["plan_hash"]
             _act(connection, incident_id, now, event, by, reason, **detail)

@@ -33,7 +33,7 @@ from remediator.store import tables as t
 from remediator.store.columns import Instant
 from remediator.store.events import Reported, events_of, reported
 from remediator.store.journal import append
-from remediator.store.severities import raise_severities
+from remediator.store.severities import raise_severities, tell_unmatched
 
 _CHUNK = 500
 """Values in one IN list, below every database's limit of bound parameters."""
@@ -261,6 +261,7 @@ async def apply(connection: AsyncConnection, decided: Correlation, now: datetime
     await raise_severities(connection, ratings, {o.id for o in decided.opened}, now)
     touched = await _touched(connection, decided)
     await _write_alerts(connection, decided, now)
+    await tell_unmatched(connection, {i: r.unmatched for i, r in ratings.items()}, now)
     for event in _events(decided, touched, ratings):
         append(connection, **event, at=now, step="triage")
     for opening in decided.opened:
@@ -376,7 +377,10 @@ def _events(
 
     opened = [
         line(o.id, "opened" if o.outcome is None else f"closed as {o.outcome}", o.reason)
-        | {"data": ratings.get(o.id, Rating()).model_dump() | {"handling": o.handling}}
+        | {
+            "data": ratings.get(o.id, Rating()).model_dump(exclude={"unmatched"})
+            | {"handling": o.handling}
+        }
         for o in decided.opened
     ]
     joined = counted("alerts joined", (j.incident_id for j in decided.joined), "began")

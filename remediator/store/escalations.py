@@ -33,6 +33,7 @@ from remediator.store.claims import Turns, claim_due, is_held, release_claimed, 
 from remediator.store.database import Database
 from remediator.store.journal import append
 from remediator.store.pages import TOGETHER, place_of, told_again, told_lately, what_it_is
+from remediator.store.requests import delivered, renew
 from remediator.store.unreadable import stand_in
 from remediator.store.windows import windows_over
 from remediator.summons import Word
@@ -231,6 +232,8 @@ class Escalations:
             if row is None:
                 return None
             telling = Telling.model_validate(dict(row))
+            if telling.word is Word.LEVEL:
+                await renew(connection, [telling.incident_id], now)
             if not telling.kind:
                 return telling
             like = free & (t.tellings.c.kind == telling.kind)
@@ -255,6 +258,8 @@ class Escalations:
             for row in telling.all:
                 with_it = None if row is telling else telling.incident_id
                 await _write(connection, row, sent | {"told_with": with_it})
+                if telling.word is Word.LEVEL:
+                    await delivered(connection, row.incident_id, now, telling.channel)
                 reason = "" if row is telling else f"in one page with that of {telling.incident_id}"
                 _journal(connection, row.incident_id, [(event, reason)], now)
 

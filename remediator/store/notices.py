@@ -19,6 +19,7 @@ from remediator.store import tables as t
 from remediator.store.claims import Turns, claim_due, release_claimed, write_claimed
 from remediator.store.columns import Instant
 from remediator.store.database import Database
+from remediator.store.requests import delivered, renew
 
 LEASE = timedelta(seconds=60)
 """Longer than a notifier may take; a claim that is never finished is sent again after it."""
@@ -62,6 +63,7 @@ class Notices:
                     t.notices, now, LEASE, some, skip_locked=postgres, where=free, ranked=ranked
                 )
                 found += (await connection.execute(claim.returning(*columns))).mappings().all()
+            await renew(connection, [row["incident_id"] for row in found], now)
             return [_notice(dict(row)) for row in found]
 
         claimed = await self._database.write(operation)
@@ -82,6 +84,7 @@ class Notices:
         async def operation(connection: AsyncConnection) -> None:
             key, epoch = notice.incident_id, notice.epoch
             await write_claimed(connection, t.notices, key, epoch, _places(handle))
+            await self._asked(connection, notice, handle)
 
         await self._database.write(operation)
 
@@ -108,8 +111,18 @@ class Notices:
                 "due_at": due,
             }
             await _write(connection, notice, values)
+            await self._asked(connection, notice, handle)
 
         await self._database.write(operation)
+
+    async def _asked(
+        self, connection: AsyncConnection, notice: Notice, handle: Handle | None
+    ) -> None:
+        """Let the time of what was asked for with it begin."""
+        if handle is not None and handle.asks:
+            now = await self._database.now(connection)
+            key, to = notice.incident_id, handle.channel
+            await delivered(connection, key, now, to, handle.asks)
 
     async def failed(self, notice: Notice, reason: str, again_in: timedelta) -> None:
         """Record why it was not sent, and when it is tried again."""

@@ -34,7 +34,7 @@ from remediator.model import (
     Value,
 )
 from remediator.store import tables as t
-from remediator.store.acknowledging import begin_escalation
+from remediator.store.acknowledging import begin_escalation, begin_for_request
 from remediator.store.asking import asked_elsewhere
 from remediator.store.claimed import LEASE, Claim, read_claim
 from remediator.store.claims import (
@@ -91,6 +91,8 @@ class Transition(Value):
     sample: tuple[MitigationId, Sample] | None = None
     progress: bool = False
     """Whether patience begins anew: the wait was for somebody else's work."""
+    calls: bool = False
+    """Whether the levels of the escalation begin although it is open: a request reached nobody."""
     notify: bool = Field(default=True)
     """Whether humans are told of the change; an end is told in any case to who knows of it."""
 
@@ -217,6 +219,11 @@ class Queue:
             if result.outcome is not None:
                 await close_entries(connection, claim.incident.id, now)
                 await begin_escalation(connection, claim.incident.id, result.outcome, now)
+            elif result.calls and await begin_for_request(connection, claim.incident.id, now):
+                event, why = "approval request not delivered", "humans are called by the levels"
+                append(
+                    connection, claim.incident.id, at=now, step="approval", event=event, reason=why
+                )
             if result.notify:
                 await request_notice(connection, claim.incident.id, now)
             elif result.outcome is not None:

@@ -1,4 +1,7 @@
-"""A later alert may make an incident worse; none makes it milder."""
+"""How severe an incident is, by the alerts that join it, and who hears of what no playbook takes.
+
+A later alert may make an incident worse; none makes it milder.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from datetime import datetime
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.model import Handling, IncidentId
-from remediator.severity import Rating, rank
+from remediator.model import Handling, IncidentId, IncidentOutcome
+from remediator.severity import Rating, Unmatched, rank
 from remediator.store import tables as t
+from remediator.store.acknowledging import begin_for_unmatched
 from remediator.store.journal import append
+from remediator.store.notifying import request_notice
 
 _CHUNK = 500
 """Values in one IN list, below every database's limit of bound parameters."""
@@ -55,6 +60,30 @@ def _say(
     reason = (
         f"an alert of severity {rating.severity} ({rating.word or 'no word'}) joined; was {was}"
     )
-    data = rating.model_dump() | {"was": was}
+    data = rating.model_dump(exclude={"unmatched"}) | {"was": was}
     event = "severity raised"
     append(connection, incident, at=now, step="triage", event=event, reason=reason, data=data)
+
+
+async def tell_unmatched(
+    connection: AsyncConnection, wanted: Mapping[IncidentId, Unmatched], now: datetime
+) -> None:
+    """Let humans hear of records that no playbook took an alert; of each once, as loudly as wanted.
+
+    To be called once its alerts are written. Replays are nobody's alerts.
+    """
+    loud = sorted(incident for incident, how in wanted.items() if how is not Unmatched.RECORD)
+    for start in range(0, len(loud), _CHUNK):
+        query = (
+            select(t.incidents.c.id, t.notices.c.incident_id, t.escalations.c.since)
+            .outerjoin(t.notices, t.notices.c.incident_id == t.incidents.c.id)
+            .outerjoin(t.escalations, t.escalations.c.incident_id == t.incidents.c.id)
+            .where(t.incidents.c.id.in_(loud[start : start + _CHUNK]))
+            .where(t.incidents.c.outcome == IncidentOutcome.NO_MATCH)
+            .where(t.incidents.c.replay_of.is_(None))
+        )
+        for incident, told, since in (await connection.execute(query)).all():
+            if wanted[incident] is Unmatched.PAGE and since is None:
+                await begin_for_unmatched(connection, incident, now)
+            if told is None:
+                await request_notice(connection, incident, now)

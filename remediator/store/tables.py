@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-from remediator.store.columns import Instant, Json, RowId, Words
+from remediator.store.columns import Instant, Json, Length, RowId, Words
 
 metadata = MetaData(
     naming_convention={
@@ -229,6 +229,8 @@ mitigations = Table(
     Column("reserved_at", Instant),
     Column("apply_before", Instant),
     Column("expires_at", Instant),
+    Column("answer_within", Length),
+    Column("asked_at", Instant),
     Column("finished_at", Instant),
     Column("decided_by", String(200)),
     Column("approvals_needed", Integer, nullable=False),

@@ -7,7 +7,7 @@ import hashlib
 from remediator.catalogue import Catalogue, Service
 from remediator.model import Alert, Handling, Source, Value
 from remediator.playbook import PlaybookSet
-from remediator.severity import Rating
+from remediator.severity import Rating, Severities
 
 KEY_LENGTH = 256
 """Characters of a correlation key before it is cut: labels are long, a database's index is not."""
@@ -50,12 +50,12 @@ def match(
         shown = ", ".join(f"{k}={v}" for k, v in sorted(alert.labels.items())[:8])
         reason = f"no service of the catalogue matches the labels of {alert.name} ({shown})"
         reason += _bare(alert)
-        rating = catalogue.severities.rate(alert.labels)
+        rating = _rated(alert, catalogue.severities)
         return Match(system=None, service=None, playbook=None, reason=reason, rating=rating)
     where = {
         "system": service.system,
         "service": service.name,
-        "rating": service.severities.rate(alert.labels),
+        "rating": _rated(alert, service.severities),
     }
     name = asked_for if asked_for is not None else _first(alert, service, playbooks)
     if name is None:
@@ -67,6 +67,14 @@ def match(
         return Match(**where, playbook=None, reason=reason)
     handling, reason = service.playbooks[name].handling, f"{alert.name} is for {name}"
     return Match(**where, playbook=name, reason=reason, handling=handling)
+
+
+def _rated(alert: Alert, severities: Severities) -> Rating:
+    """Rate the alert; whom PagerDuty told us of, it has called somebody for already."""
+    rating = severities.rate(alert.labels)
+    if alert.source is Source.PAGERDUTY:
+        return rating
+    return rating.model_copy(update={"unmatched": severities.unmatched[rating.severity]})
 
 
 def _bare(alert: Alert) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from remediator.model import Handling, IncidentOutcome, MitigationState, Mode, Source
-from remediator.severity import Severities
+from remediator.severity import Severities, Unmatched
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 
@@ -111,3 +111,61 @@ async def test_the_time_of_an_approval_is_the_services(open_bench: OpenBench) ->
         await bench.settle()
         (plan,) = (await bench.incident()).mitigations
         assert plan.expires_at == bench.clock.now + timedelta(minutes=2)
+
+
+# --- what no playbook takes -------------------------------------------------------------------
+
+
+async def heard(bench: Bench) -> tuple[bool, int]:
+    """Say whether levels begin, and how many messages there are."""
+    due = await bench.store.escalations.due()
+    return due.deciding, len(await bench.store.notices.claim(100))
+
+
+@pytest.mark.parametrize(
+    ("word", "pages", "messages"),
+    [("P1", True, 1), ("high", False, 1), ("warning", False, 0), ("info", False, 0)],
+)
+async def test_a_severe_alert_that_no_playbook_takes_pages_at_once(
+    bench: Bench, word: str, pages: bool, messages: int
+) -> None:
+    await bench.receive(bench.alert(alertname="Other", severity=word))
+    assert await heard(bench) == (pages, messages)
+
+
+async def test_an_alert_of_no_service_pages_as_well(bench: Bench) -> None:
+    await bench.receive(bench.alert(system="elsewhere", severity="critical"))
+    assert await heard(bench) == (True, 1)
+
+
+async def test_a_record_that_became_worse_pages_then_and_once(bench: Bench) -> None:
+    await bench.receive(bench.alert(alertname="Other", severity="warning", pod="1"))
+    assert await heard(bench) == (False, 0)
+    await bench.receive(bench.alert(alertname="Other", severity="P1", pod="2"))
+    await bench.receive(bench.alert(alertname="Other", severity="P1", pod="3"))
+    assert await heard(bench) == (True, 1)
+    assert len(await bench.incidents()) == 1
+
+
+async def test_what_is_done_about_unmatched_alerts_is_the_configurations(
+    open_bench: OpenBench,
+) -> None:
+    quiet = dict.fromkeys((1, 2, 3, 4), Unmatched.RECORD)
+    service = a_service().model_copy(update={"severities": Severities(unmatched=quiet)})
+    async with open_bench(services=[service]) as bench:
+        await bench.receive(bench.alert(alertname="Other", severity="critical"))
+        assert await heard(bench) == (False, 0)
+
+
+async def test_a_replay_of_an_unmatched_alert_calls_nobody(bench: Bench) -> None:
+    replay: dict[str, Any] = {"source": Source.REPLAY, "replay_of": "manual"}
+    await bench.receive(bench.alert(alertname="Other", severity="P1"), **replay)
+    assert await heard(bench) == (False, 0)
+
+
+async def test_an_unmatched_alert_that_pagerduty_told_us_of_is_not_paged_again(
+    bench: Bench,
+) -> None:
+    alert = bench.alert(alertname="Other", severity="P1")
+    await bench.receive(alert.model_copy(update={"source": Source.PAGERDUTY}))
+    assert await heard(bench) == (False, 0)
