@@ -84,7 +84,7 @@ async def await_approval(work: Work) -> Transition:
     if entry is not None and entry.answer_within is not None and entry.asked_at is None:
         return _unheard(work, entry, entry.answer_within)
     if entry is None or entry.expires_at is None or _over(entry, work):
-        return work.escalate(f"{_agreed(entry)} the plan in its time; it was not carried out")
+        return work.escalate(f"{_agreed(entry)} the plan in time; it was not applied")
     return Transition(phase=Phase.APPROVAL, due_in=entry.expires_at - work.claim.now, notify=False)
 
 

@@ -224,7 +224,7 @@ async def test_too_few_in_time_is_a_no_and_says_so(open_bench: OpenBench) -> Non
         await bench.settle(3600)
         ended = await bench.incident()
         assert (ended.outcome, bench.world.applied) == (IncidentOutcome.ESCALATED, [])
-        assert "1 of 2 approved the plan in its time" in ended.reason
+        assert "1 of 2 approved the plan in time" in ended.reason
 
 
 async def test_what_one_approved_is_not_done_once_the_file_wants_two(
