@@ -55,9 +55,10 @@ INTERRUPTED = 130
 NEXT = """
 Where to go next:
   README.md          connecting Alertmanager, the first week, all documentation
+  remediator init DIR
+                     a configuration for your own system, to start from
   remediator demo --help
                      the other scenarios
-  remediator serve   the service itself on 127.0.0.1:8080, in shadow mode
 """
 
 
