@@ -834,7 +834,7 @@ async def test_a_killed_container_gets_its_memory_on_a_real_cluster(cluster: Clu
     killed = content["items"][1]["status"]["containerStatuses"][0]
     await cluster.report(name, {"containerStatuses": [killed]})
     at = datetime(2026, 11, 20, 16, 25, tzinfo=UTC)
-    playbook = playbook_of(memory_query=None)
+    playbook = playbook_of(memory_query=None, evidence="optional")  # no kubelet has logs
     async with (
         KubernetesReader(cluster.kubeconfig) as reader,
         KubernetesLever(cluster.kubeconfig) as lever,
@@ -842,7 +842,9 @@ async def test_a_killed_container_gets_its_memory_on_a_real_cluster(cluster: Clu
         context = context_of(now=at, target=cluster.target(), workload=reader)
         findings = await playbook.diagnose(context)
         assert findings["kills"].status is FindingStatus.PROBLEM
-        (plan,) = playbook.propose(context, findings).mitigations
+        proposal = playbook.propose(context, findings)
+        assert proposal.mitigations, proposal.reason
+        (plan,) = proposal.mitigations
         outcome = await lever.apply(await lever.prepare(plan), "inc-1/OOM/0/set_memory")
         assert outcome.state is MitigationState.APPLIED
         assert (await playbook.verify(context, plan)).assessment is Assessment.NOT_BETTER
@@ -869,7 +871,8 @@ async def test_full_pods_are_recycled_on_a_real_cluster(cluster: Cluster) -> Non
             samples = Samples(dict.fromkeys(names[:pods], series))
             ports: dict[str, Port] = {"workload": reader, "prometheus": samples}
             context = context_of(now=later, target=cluster.target(), **ports)
-            proposal = playbook_of().propose(context, await playbook_of().diagnose(context))
+            playbook = playbook_of(evidence="optional")
+            proposal = playbook.propose(context, await playbook.diagnose(context))
             if [plan.kind for plan in proposal.mitigations] != [kind]:
                 return False  # the pod that took the other's place is not ready yet
             with contextlib.suppress(BackendRefused):
