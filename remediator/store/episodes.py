@@ -214,11 +214,14 @@ def _prints(alert: Alert) -> tuple[str, str]:
 
 async def _replays(connection: AsyncConnection) -> dict[str, dict[AlertId, IncidentId]]:
     """Read what open replays for real are about: few, as humans ask for each."""
-    query = (
-        select(t.alerts.c.fingerprint, t.alerts.c.id, t.alerts.c.incident_id)
-        .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
+    replays = (
+        select(t.incidents.c.id)
         .where(t.incidents.c.state == literal_column("'open'"))  # as the index has it
         .where(t.incidents.c.replay_of.is_not(None), t.incidents.c.dry_run.is_(False))
+    )
+    query = (
+        select(t.alerts.c.fingerprint, t.alerts.c.id, t.alerts.c.incident_id)
+        .where(t.alerts.c.incident_id.in_(replays))
         .where(t.alerts.c.status == AlertStatus.FIRING)
     )
     found: dict[str, dict[AlertId, IncidentId]] = {}

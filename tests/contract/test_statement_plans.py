@@ -300,7 +300,9 @@ async def sent(open_bench: OpenBench) -> None:
         notices = bench.store.notices
         (notice, *_) = await notices.claim(1)
         await notices.release(notice)
-        (notice, *_) = await notices.claim(1)
+        (notice, *_) = await notices.claim(1, {"ops"})
+        await notices.put_back(notice, "C")
+        (notice, *_) = await notices.claim(1, {"ops"})
         await notices.failed(notice, "it is busy", timedelta(0))
         (notice, *_) = await notices.claim(1)
         await notices.keep(notice, Handle(channel="C", message="1"))
@@ -346,6 +348,7 @@ async def looked_at(open_bench: OpenBench) -> None:
     async with open_bench() as bench:
         records, store = bench.store.records, bench.store
         await asyncio.gather(records.ping(), records.limits(), records.pauses(), records.backlog())
+        await store.probe.write()
         filters: list[dict[str, str]] = [
             {},
             {"state": "open"},
