@@ -207,6 +207,7 @@ def configuration(scene: Scene, slack: LocalSlack, folder: Path, mode: str) -> d
         "mode": mode,
         "idle_tx_s": 60,
         "app_roles": [scene.app],
+        "pool_max": 1,  # so that one leaked session fills it
         "verification": FAST,
     }
     orders = {
