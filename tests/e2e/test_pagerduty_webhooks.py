@@ -138,9 +138,6 @@ async def test_forged_and_unsigned_webhooks_are_refused_and_a_missing_secret_is_
     async with started(tmp_path, config) as service:
         assert (await post(service, webhook(), "forged")).status_code == 503
         assert (await post(service, webhook(), "forged")).status_code == 503
-        (page,) = await eventually(service, 1)
-        assert (page["outcome"], page["service"]) == ("escalated", None)
-        assert "signing" in page["reason"]
         async with httpx.AsyncClient(base_url=service.url, verify=False) as client:
             unsigned = await client.post("/webhooks/pagerduty", json=webhook())
             metrics = (await client.get("/metrics")).text
@@ -153,7 +150,7 @@ async def test_forged_and_unsigned_webhooks_are_refused_and_a_missing_secret_is_
         assert (await post(service, webhook(), "forged")).status_code == 401, "it is remembered"
         (tmp_path / "old").unlink()
         assert (await post(service, webhook(), OLD)).status_code == 503
-        assert len(await eventually(service, 2)) == 2
+        assert await service.incidents() == [], "nobody is called for so few"
 
 
 async def test_kill_9_between_the_202_and_the_fetch_loses_nothing(
