@@ -20,7 +20,7 @@ from remediator.views import IncidentView, Report
 from tests.store_fixtures import WIDE, Dim, Eyes, SwitchOff, a_service
 
 SERVICES = ("orders", "cart", "search", "pay")
-SCOPES = ("global", "shop", "shop/orders", "shop/pay")
+SCOPES = ("global", "shop", *(f"shop/{service}" for service in SERVICES))
 
 
 class Clock(FrozenClock):

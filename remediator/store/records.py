@@ -9,7 +9,18 @@ from typing import Any, TypeVar
 
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import ColumnElement, Table, and_, exists, func, literal, or_, select, text, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Table,
+    and_,
+    false,
+    func,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import Refused
@@ -279,18 +290,22 @@ def _of_others() -> dict[str, ColumnElement[Any]]:
 
 
 def _needs_human() -> ColumnElement[bool]:
+    """Say whether a person is wanted; by scalar subqueries, which PostgreSQL never hashes whole."""
     incident, alert, escalation = t.incidents.c, t.alerts.c, t.escalations.c
-    fires = exists().where(
+    fires = select(alert.id).where(
         alert.incident_id == incident.id, alert.status == AlertStatus.FIRING, alert.latest
     )
     mine = escalation.incident_id == incident.id
-    taken = exists().where(mine, escalation.acknowledged_at.is_not(None))
-    called = exists().where(mine, escalation.since.is_not(None), escalation.ended_at.is_(None))
+    taken = select(escalation.acknowledged_at.is_not(None)).where(mine)
+    called = select(and_(escalation.since.is_not(None), escalation.ended_at.is_(None))).where(mine)
     asks = and_(incident.state == IncidentState.OPEN, incident.phase == Phase.APPROVAL)
+    wanted = func.coalesce(incident.outcome, "").in_(sorted(NEEDS_A_HUMAN))
     handed_over = or_(
-        called, and_(func.coalesce(incident.outcome, "").in_(sorted(NEEDS_A_HUMAN)), fires)
+        func.coalesce(called.scalar_subquery(), false()),
+        and_(wanted, fires.limit(1).scalar_subquery().is_not(None)),
     )
-    return and_(incident.dry_run.is_(False), or_(asks, and_(handed_over, ~taken)))
+    free = ~func.coalesce(taken.scalar_subquery(), false())
+    return and_(incident.dry_run.is_(False), or_(asks, and_(handed_over, free)))
 
 
 def _alert(row: Any) -> Alert:
