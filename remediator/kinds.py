@@ -41,6 +41,11 @@ class Kind(Value):
 
     backend: Literal["http", "kubernetes", "postgres", "redis"] | None = None
     """The kind of backend that it is made on; None where that is not known."""
+    action: str = ""
+    """What it does, in words that read on with "on" and its target: ``evict 1 pod``. Empty: its
+    name stands for it."""
+    actions: str = ""
+    """The same for a number of things other than one, which stands at ``{}``; empty: as ``action``."""
     limits: tuple[Limits, ...] = Field(min_length=1)
     """Bounds of this kind on one target. All of them hold."""
     raises: bool = False
@@ -72,36 +77,47 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
     {
         "end_sessions": Kind(  # M-PG-02: at most 5 a time, by its lever; 3 for an incident
             backend="postgres",
+            action="end 1 session",
+            actions="end {} sessions",
             limits=(_at_most(3, _HOUR),),
             usual_risk="medium",
             way_back="none, what was not committed is rolled back",
         ),
         "cancel_queries": Kind(  # M-PG-01: at most 5 a time, by its lever, and 10 an hour
             backend="postgres",
+            action="cancel 1 query",
+            actions="cancel {} queries",
             limits=(_at_most(2, _HOUR),),
             usual_risk="low",
             way_back="none, the query may be sent again",
         ),
         "end_queries": Kind(  # M-PG-01
             backend="postgres",
+            action="end 1 session whose query was cancelled before",
+            actions="end {} sessions whose queries were cancelled before",
             limits=(_at_most(2, _HOUR),),
             usual_risk="medium",
             way_back="none, what was not committed is rolled back",
         ),
         "reset_breaker": Kind(  # M-AP-04, M-AP-10: 1 in 30 min
             backend="http",
+            action="reset 1 circuit breaker",
+            actions="reset {} circuit breakers",
             limits=(_at_most(1, _HALF_HOUR, _HALF_HOUR),),
             usual_risk="medium",
             way_back="none, the breaker opens again by itself if it must",
         ),
         "set_migration": Kind(  # M-AP-01: downwards only, by its lever
             backend="http",
+            action="set 1 migration back",
+            actions="set {} migrations back",
             limits=(_at_most(3, _HOUR),),
             usual_risk="low or medium",
             way_back="none, only a human sets it back",
         ),
         "scale": Kind(  # M-K8-01: 1 in 15 min; at most twice a step, by its lever
             backend="kubernetes",
+            action="change the number of replicas",
             limits=(_at_most(1, timedelta(minutes=15), timedelta(minutes=15)),),
             raises=True,
             usual_risk="medium",
@@ -109,6 +125,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "restart_rollout": Kind(  # M-K8-05: 1 in 30 min and 3 in 24 h
             backend="kubernetes",
+            action="restart all pods, a few at a time",
             limits=(_at_most(1, _HALF_HOUR, _HALF_HOUR), _at_most(3, _DAY)),
             touches=True,
             usual_risk="medium",
@@ -116,6 +133,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "undo_rollout": Kind(  # M-K8-07: 1 in 24 h
             backend="kubernetes",
+            action="go back to the release before",
             limits=(_at_most(1, _DAY),),
             touches=True,
             replaces=frozenset({"set_memory", "restart_rollout"}),
@@ -124,6 +142,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "evict_pod": Kind(  # M-K8-06: one at a time, 25 % of the pods; 3 for an incident
             backend="kubernetes",
+            action="evict 1 pod",
+            actions="evict {} pods",
             limits=(_at_most(3, _HOUR),),
             touches=True,
             share=0.25,
@@ -132,6 +152,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "set_memory": Kind(  # M-K8-09: at most twice; it replaces all pods, as a restart does
             backend="kubernetes",
+            action="change the memory limit",
             limits=(_at_most(1, _HALF_HOUR), _at_most(3, _DAY)),
             raises=True,
             factor=2.0,
@@ -141,6 +162,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         ),
         "unlink_prefix": Kind(  # M-RD-01: at most 100 000 keys, by its lever
             backend="redis",
+            action="remove cached keys",
             limits=(_at_most(2, _HOUR),),
             usual_risk="medium",
             way_back="none, the cache refills by itself",

@@ -327,6 +327,12 @@ class IncidentOutcome(StrEnum):
     SUPPRESSED = "suppressed"
 
 
+NEEDS_A_HUMAN = frozenset(
+    {IncidentOutcome.ESCALATED, IncidentOutcome.DENIED, IncidentOutcome.REVERTED}
+)
+"""Outcomes after which a person has to act, as long as the alert fires."""
+
+
 class Incident(Value):
     """The unit of work: the alerts of one service that have one cause."""
 

@@ -327,7 +327,7 @@ def _told(kind: str, session: Session, root: Blocker | None) -> str:
         f"blocks {root.victims}: {', '.join(map(str, root.waiters[:5]))}" if root else "",
     ]
     text = session.text or session.statement
-    return ", ".join(filter(None, said)) + (f"; {text}" if text else "")
+    return ", ".join(filter(None, said)) + (f"; statement: {text}" if text else "")
 
 
 def _written(moment: datetime | None) -> str | None:

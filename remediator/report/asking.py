@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from remediator.model import IncidentOutcome, IncidentState, MitigationState, Phase
+from remediator.report.actions import action
 from remediator.views import ApprovalRequest, Frame, IncidentView, MitigationView
 
 _EVERYBODY = 1
@@ -34,7 +35,7 @@ def _request(view: IncidentView, mitigation: MitigationView, frame: Frame) -> Ap
         plan_hash=mitigation.plan_hash,
         waits=waits(view, mitigation),
         headline=f"{_standing(view, mitigation)}: {subject or view.id}",
-        action=f"{mitigation.kind} on {mitigation.target} ({mitigation.risk} risk)",
+        action=f"{action(mitigation)} ({mitigation.risk} risk)",
         consequence=mitigation.consequence,
         why=" ".join(summary.split()),
         who=who(mitigation),

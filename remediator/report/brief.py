@@ -13,6 +13,7 @@ from remediator.model import (
     format_duration,
 )
 from remediator.report import wording
+from remediator.report.actions import action
 from remediator.report.asking import waits
 from remediator.views import Frame, IncidentView, MitigationView
 
@@ -65,7 +66,7 @@ def _done(view: IncidentView, frame: Frame) -> Iterable[str]:
         is_open = view.state is IncidentState.OPEN
         yield from [] if is_open else [wording.nothing_done(view)]
         return
-    what = f"{last.kind} on {last.target}"
+    what = action(last)
     if waits(view, last):
         until = f" before {frame.local(last.expires_at, '%H:%M')}" if last.expires_at else ""
         yield f"Approval needed{until}: {what}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from remediator.model import (
+    NEEDS_A_HUMAN,
     AlertStatus,
     FindingStatus,
     IncidentOutcome,
@@ -30,6 +31,7 @@ from remediator.views import (
     Frame,
     IncidentView,
     MitigationView,
+    PlannedItem,
     Report,
     TimelineEvent,
 )
@@ -37,7 +39,10 @@ from remediator.views import (
 _SHOWN_ALERTS = 5
 _SHOWN_ITEMS = 10
 _SHOWN_REASONS = 5
-_CALLS_A_HUMAN = frozenset({IncidentOutcome.ESCALATED, IncidentOutcome.DENIED})
+_SHOWN_SUMMARIES = 4
+"""Items that are described; with `_ITEM_LENGTH` they leave room for the rest in a chat."""
+_ITEM_LENGTH = 400
+"""Characters: a session takes up to 200, its statement as many."""
 
 
 def summarise(view: IncidentView, frame: Frame = Frame()) -> Report:  # noqa: B008 - frozen
@@ -69,7 +74,7 @@ def _urgent(view: IncidentView) -> bool:
         return False
     if view.state is IncidentState.OPEN:
         return view.phase is Phase.APPROVAL
-    return view.outcome in _CALLS_A_HUMAN
+    return view.outcome in NEEDS_A_HUMAN
 
 
 def _headline(view: IncidentView) -> str:
@@ -181,8 +186,22 @@ def _items(mitigation: MitigationView) -> Iterable[str]:
     for state, items in by_state.items():
         yield f"{_count(len(items), 'item')} {wording.ITEM_STATES[state]}: {_listed(items)}."
     if mitigation.planned and not mitigation.items:
-        planned = [f"{i.key} ({i.summary})" if i.summary else i.key for i in mitigation.planned]
+        planned = [item.key for item in mitigation.planned]
         yield f"{_count(len(planned), 'item')} {_planned(mitigation.state)}: {_listed(planned)}."
+    yield from _seen(mitigation.planned)
+
+
+def _seen(planned: list[PlannedItem]) -> Iterable[str]:
+    """Say what each item was when it was chosen, such as a session with its statement."""
+    described = [item for item in planned if item.summary]
+    yield from (f"{item.key}: {_cut(item.summary)}" for item in described[:_SHOWN_SUMMARIES])
+    more = len(described) - _SHOWN_SUMMARIES
+    if more > 0:
+        yield f"{_count(more, 'more item')}: the incident has the rest, by the API or the command line."
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _ITEM_LENGTH else f"{text[: _ITEM_LENGTH - 1].rstrip()}…"
 
 
 def _planned(state: MitigationState) -> str:

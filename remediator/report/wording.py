@@ -13,6 +13,7 @@ from remediator.model import (
     MitigationState,
     Phase,
 )
+from remediator.report.actions import action
 from remediator.report.asking import waits, who
 from remediator.views import Frame, IncidentView, MitigationView
 
@@ -108,8 +109,9 @@ _CLOSED: dict[IncidentOutcome, str] = {
 
 
 def attempt(mitigation: MitigationView) -> str:
-    """Say what became of one mitigation, and why."""
-    what = f"{mitigation.summary or mitigation.kind} [{mitigation.kind} on {mitigation.target}]"
+    """Say what became of one mitigation: the action first, then why."""
+    said = action(mitigation)
+    what = said if said.startswith(f"{mitigation.kind} ") else f"{said} ({mitigation.kind})"
     fate = _FATES[mitigation.state].format(
         what=" ".join(what.split()),
         risk=mitigation.risk,
@@ -117,7 +119,8 @@ def attempt(mitigation: MitigationView) -> str:
         approved=f", approved by {mitigation.decided_by}" if mitigation.decided_by else "",
     )
     why = mitigation.reason if mitigation.reason != mitigation.summary else ""
-    return f"{fate} Reason: {sentence(why)}" if why else fate
+    reasons = (("Reason", why), ("Proposed because", mitigation.summary))
+    return " ".join((fate, *(f"{word}: {sentence(text)}" for word, text in reasons if text)))
 
 
 _FATES: dict[MitigationState, str] = {

@@ -10,14 +10,17 @@ from sqlalchemy import delete, exists, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import Refused
-from remediator.model import AlertStatus, IncidentId, IncidentOutcome, IncidentState, Value
+from remediator.model import (
+    NEEDS_A_HUMAN,
+    AlertStatus,
+    IncidentId,
+    IncidentOutcome,
+    IncidentState,
+    Value,
+)
 from remediator.store import tables as t
 from remediator.summons import Word
 
-NEEDS_A_HUMAN = frozenset(
-    {IncidentOutcome.ESCALATED, IncidentOutcome.DENIED, IncidentOutcome.REVERTED}
-)
-"""Outcomes after which a person has to act, as long as the alert fires."""
 HOLD, NOT_TAKEN_BACK = "hold", "not taken back"
 """Step and event of the journal's line that a temporary change of the incident stays."""
 _LONGEST = 200

@@ -26,6 +26,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from remediator.errors import Refused
 from remediator.model import (
     CONSEQUENCE,
+    NEEDS_A_HUMAN,
     Alert,
     AlertStatus,
     Bound,
@@ -38,7 +39,6 @@ from remediator.model import (
 )
 from remediator.redaction import redact
 from remediator.store import tables as t
-from remediator.store.acknowledging import NEEDS_A_HUMAN
 from remediator.store.claimed import incident_alerts
 from remediator.store.database import Database
 from remediator.store.inbox import delivery_of

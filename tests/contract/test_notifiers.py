@@ -249,7 +249,7 @@ async def test_an_approval_is_asked_for_by_a_new_message_once_because_an_edit_wa
     assert handle is not None
     assert handle.asked(WAITING.requests[0].id)
     said = "\n".join(asked.lines)
-    assert "Change: end_sessions on postgres/orders-db (medium risk)" in asked.lines
+    assert "Change: end sessions on postgres/orders-db (medium risk)" in asked.lines
     assert "Effect: Their uncommitted work is rolled back." in asked.lines
     assert f"remediator approve {ID}" in said
     assert GROUP in said

@@ -21,9 +21,9 @@ from remediator.adapters.slack_blocks import (
     escape,
     fit,
 )
-from remediator.model import FindingStatus, IncidentOutcome, MitigationState, Phase
+from remediator.model import FindingStatus, IncidentOutcome, ItemOutcome, MitigationState, Phase
 from remediator.report.summary import summarise
-from remediator.views import Frame, IncidentView
+from remediator.views import Frame, IncidentView, PlannedItem
 from tests.incident_views import ID, alert, closed_as, event, finding, mitigation, open_in, view
 
 TITLES = {
@@ -161,6 +161,30 @@ def test_the_thread_says_everything_that_the_report_says() -> None:
     assert f"remediator approve {ID}" in message.text
 
 
+@pytest.mark.parametrize("state", [MitigationState.APPLIED, MitigationState.AWAITING_APPROVAL])
+def test_the_thread_shows_each_sessions_statement_inert_masked_and_bounded(
+    state: MitigationState,
+) -> None:
+    trick = "UPDATE \u202e<!channel> SET password=hunter2\n*x*"
+    planned = [
+        PlannedItem(key="pid 1", summary=f"orders_app (worker), idle; statement: {trick}"),
+        *(PlannedItem(key=f"pid {n}", summary="y" * 10_000) for n in range(2, 9)),
+    ]
+    done = [ItemOutcome(key=item.key, state=state) for item in planned]
+    items = done if state is MitigationState.APPLIED else []
+    report = summarise(view(mitigations=[mitigation(state, planned=planned, items=items)]))
+    message = draw_report(report)
+    assert_within_limits(message)
+    said = "\n".join(text["text"] for text in texts(message))
+    assert (
+        "pid 1: orders_app (worker), idle; statement:"
+        " UPDATE &lt;!channel&gt; SET password=*** *x*\n"
+    ) in said
+    assert f"pid 4: {'y' * 399}…\n" in said
+    assert "pid 5: " not in said
+    assert "4 more items: " in said
+
+
 @pytest.mark.parametrize(
     "incident", [closed_as(o) for o in IncidentOutcome] + [open_in(phase) for phase in Phase]
 )
@@ -171,7 +195,7 @@ def test_a_message_is_short_and_says_what_fires_what_was_found_and_what_was_done
     assert len(said) <= 500
     assert "PoolExhausted" in said
     assert "Found: pool: 100 of 100 connections are in use" in said
-    assert "end_sessions on postgres/orders-db" in said
+    assert "end 2 sessions on postgres/orders-db" in said
 
 
 def test_a_message_stays_short_whatever_there_is_to_say() -> None:

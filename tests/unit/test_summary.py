@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from remediator.kinds import KINDS
 from remediator.model import (
+    NEEDS_A_HUMAN,
     AlertStatus,
     Assessment,
     FindingStatus,
@@ -105,7 +107,7 @@ def test_every_state_of_a_mitigation_has_its_sentence(
         ),
         (
             IncidentOutcome.REVERTED,
-            "● Reverted, the change did not help: shop/orders, PoolExhausted",
+            "▲ Reverted, the change did not help: shop/orders, PoolExhausted",
             (
                 "Take over: the change did not help, and orders is as it was before."
                 " Start with pool: 100 of 100 connections are in use."
@@ -155,11 +157,6 @@ def test_each_outcome_says_where_it_stands_and_what_to_do(
 
 
 # --- urgent -----------------------------------------------------------------------------------
-
-
-def test_only_escalated_and_denied_ask_for_a_human_once_closed() -> None:
-    urgent = {o for o in IncidentOutcome if summarise(closed_as(o)).urgent}
-    assert urgent == {IncidentOutcome.ESCALATED, IncidentOutcome.DENIED}
 
 
 def test_only_an_approval_asks_for_a_human_while_open() -> None:
@@ -237,7 +234,10 @@ def test_only_the_latest_diagnosis_is_told() -> None:
 
 def test_an_approval_says_who_must_do_what_by_when() -> None:
     waiting = mitigation(
-        MitigationState.AWAITING_APPROVAL, items=[], expires_at=START + timedelta(minutes=15)
+        MitigationState.AWAITING_APPROVAL,
+        items=[],
+        planned=[PlannedItem(key="pid 1", summary="")],
+        expires_at=START + timedelta(minutes=15),
     )
     report = summarise(open_in(Phase.APPROVAL, mitigations=[waiting], reason=""))
     assert report.headline == "▲ Approval needed: shop/orders, PoolExhausted"
@@ -246,9 +246,9 @@ def test_an_approval_says_who_must_do_what_by_when() -> None:
         f" or `remediator reject {ID}`."
     )
     assert report.done[0] == (
-        "Approval needed: End 2 sessions that are idle in transaction"
-        " [end_sessions on postgres/orders-db], medium risk."
+        "Approval needed: end 1 session on postgres/orders-db (end_sessions), medium risk."
         " Reason: 5 sessions hold 80 % of the slots."
+        " Proposed because: End 2 sessions that are idle in transaction."
     )
 
 
@@ -260,9 +260,10 @@ def test_shadow_says_what_would_have_been_done_to_what() -> None:
     )
     assert report.done[:2] == (
         (
-            "Shadow mode: recorded only, nothing changed. Mode auto would have applied: End 2"
-            " sessions that are idle in transaction [end_sessions on postgres/orders-db]."
+            "Shadow mode: recorded only, nothing changed. Mode auto would have applied: end 2"
+            " sessions on postgres/orders-db (end_sessions)."
             " Reason: 5 sessions hold 80 % of the slots."
+            " Proposed because: End 2 sessions that are idle in transaction."
         ),
         "2 items would have been changed: pid 4711, pid 4712 (gone already).",
     )
@@ -287,16 +288,54 @@ def test_shadow_advises_a_higher_mode_only_where_something_was_planned() -> None
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (MitigationState.SHADOWED, "1 item would have been changed: pid 1 (orders, idle)."),
-        (MitigationState.AWAITING_APPROVAL, "1 item waiting for approval: pid 1 (orders, idle)."),
-        (MitigationState.UNKNOWN, "1 item planned: pid 1 (orders, idle)."),
+        (MitigationState.SHADOWED, "1 item would have been changed: pid 1."),
+        (MitigationState.AWAITING_APPROVAL, "1 item waiting for approval: pid 1."),
+        (MitigationState.UNKNOWN, "1 item planned: pid 1."),
     ],
 )
 def test_a_plan_without_an_outcome_names_what_it_touches(state: MitigationState, said: str) -> None:
     planned = mitigation(
         state, items=[], planned=[PlannedItem(key="pid 1", summary="orders, idle")]
     )
-    assert summarise(view(mitigations=[planned])).done[1] == said
+    assert summarise(view(mitigations=[planned])).done[1:3] == (said, "pid 1: orders, idle")
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_what_was_done_begins_with_the_action_and_not_with_its_reason(
+    kind: str, count: int
+) -> None:
+    items = [ItemOutcome(key=f"i{n}", state=MitigationState.APPLIED) for n in range(count)]
+    summary = "3 sessions are idle in a transaction"
+    applied = mitigation(
+        MitigationState.APPLIED, kind=kind, summary=summary, reason="", items=items
+    )
+    said = summarise(view(mitigations=[applied])).done[0]
+    verb = KINDS[kind].action.split()[0]
+    assert said.startswith(f"Applied: {verb} ")
+    assert said.endswith(
+        f" on postgres/orders-db ({kind}). Proposed because: 3 sessions are idle in a transaction."
+    )
+    assert "{" not in said
+    assert "  " not in said
+
+
+def test_a_kind_without_words_of_its_own_is_named() -> None:
+    applied = mitigation(MitigationState.APPLIED, kind="drain_node", target="kubernetes/n1")
+    assert (
+        summarise(view(mitigations=[applied]))
+        .done[0]
+        .startswith("Applied: drain_node on kubernetes/n1. ")
+    )
+
+
+@pytest.mark.parametrize("outcome", list(IncidentOutcome))
+def test_a_report_is_urgent_exactly_where_the_escalation_calls_somebody(
+    outcome: IncidentOutcome,
+) -> None:
+    assert summarise(closed_as(outcome)).urgent is (outcome in NEEDS_A_HUMAN)
+    assert IncidentOutcome.REVERTED in NEEDS_A_HUMAN
+    assert not summarise(closed_as(outcome, dry_run=True)).urgent
 
 
 def test_a_rejected_plan_names_who_rejected_it() -> None:
