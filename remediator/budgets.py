@@ -7,6 +7,7 @@ from datetime import timedelta
 from pydantic import Field
 
 from remediator.catalogue import LimitsOverride
+from remediator.flooding import RecordBound
 from remediator.safeguards import Growth, HandsOff, Relapses, Safeguards, Spread
 from remediator.sections import Section
 
@@ -30,6 +31,8 @@ class LimitsByScope(Section):
     """How many instances and services may be touched within a short time. Default 25 % in 10m."""
     hands_off: HandsOff = timedelta(minutes=30)
     """Time in which nothing is changed back that somebody else, or another playbook, has changed."""
+    unmatched: RecordBound = RecordBound()
+    """Records of one sender and service about alerts that no playbook takes. Default 20 in 10m."""
 
     @property
     def safeguards(self) -> Safeguards:

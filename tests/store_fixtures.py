@@ -15,6 +15,7 @@ from sqlalchemy import func, select
 
 from remediator.audit import Key, Keys
 from remediator.catalogue import Catalogue, EnabledPlaybook, Service
+from remediator.flooding import RecordBound
 from remediator.intake.alertmanager import parse
 from remediator.kinds import KINDS, Kind
 from remediator.mitigation.holding import take_back
@@ -359,6 +360,7 @@ def open_bench(store_url: str, clock: FrozenClock) -> OpenBench:
         services: Iterable[Service] | None = None,
         owner: str = "one",
         keys: Keys | None = SEALED,
+        records_by_sender: RecordBound = RecordBound(),  # noqa: B008 - frozen
         **options: Any,
     ) -> AsyncIterator[Bench]:
         world = world or World(things={"lamp", "oven"})
@@ -369,6 +371,7 @@ def open_bench(store_url: str, clock: FrozenClock) -> OpenBench:
             clock=clock,
             scopes=("global", "shop", "shop/orders"),
             keys=keys,
+            records_by_sender=records_by_sender,
         ) as store:
             around, eyes = surroundings(
                 store, list(services or [a_service()]), world, clock, **options

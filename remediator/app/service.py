@@ -166,6 +166,7 @@ async def running(
                 keys=sealing_keys(settings, environ),
                 announce=shared.announce,
                 repeats=shared.repeats,
+                records_by_sender=settings.limits.unmatched,
                 wait=STORE_COMES_WITHIN,
                 stop=stop,
                 full=room.give_way,

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from types import MappingProxyType
 
 from remediator.audit import Keys
+from remediator.flooding import RecordBound
 from remediator.live import Announce
 from remediator.model import Bound
 from remediator.store.approvals import Clicks
@@ -74,6 +75,7 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     keys: Keys | None = None,
     announce: Announce = lambda *_: None,
     repeats: Repeats = NoRepeats(),  # noqa: B008 - it keeps nothing
+    records_by_sender: RecordBound = RecordBound(),  # noqa: B008 - frozen
     wait: timedelta = timedelta(0),
     stop: StopFile | None = None,
     full: Callable[[], bool] = lambda: False,
@@ -85,7 +87,8 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
     ``scopes`` those that may be paused; ``deciders`` names who may approve, by ``SYSTEM/SERVICE``
     where not everybody may. A claim, and the time in which a reserved change may
     begin, end after ``lease``. ``keys`` seal the journal, ``announce`` is told of what is durable,
-    ``repeats`` may know a body that need not be stored once more. ``wait`` is the time for a store
+    ``repeats`` may know a body that need not be stored once more. ``records_by_sender`` bounds
+    the records of what no playbook takes. ``wait`` is the time for a store
     that is away. ``stop`` keeps a pause that the store does not take; ``full`` is called when its disk
     is full, and says whether there is room now. Raises ``ConfigError`` for a schema of another version and ``StoreUnavailable``.
     """
@@ -103,7 +106,7 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
         yield Store(
             schema=schema,
             database=database,
-            inbox=Inbox(database, changed, announce, repeats),
+            inbox=Inbox(database, changed, announce, repeats, records_by_sender),
             events=Events(database, changed, announce),
             queue=Queue(database, owner, lease, announce),
             ledger=ledger,

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import ColumnElement
 
 from remediator.fingerprints import apart_from, is_same
+from remediator.flooding import Digest, RecordBound, Standing, sender_of
 from remediator.model import (
     Alert,
     AlertId,
@@ -31,6 +32,7 @@ from remediator.model import (
 from remediator.severity import Rating, rank, worst
 from remediator.store import tables as t
 from remediator.store.columns import Instant
+from remediator.store.digests import standings_of, write_digests
 from remediator.store.events import Reported, events_of, reported
 from remediator.store.journal import append
 from remediator.store.severities import raise_severities, tell_unmatched
@@ -86,6 +88,8 @@ class Opening(Value):
     replayed_by: str | None = None
     """Credential of who had it replayed."""
     handling: Handling = Handling.RECORDS
+    sender: str | None = None
+    """Among whose records it counts; None for what a playbook takes, and for replays."""
 
 
 class Joining(Value):
@@ -114,6 +118,8 @@ class Correlation(Value):
     opened: tuple[Opening, ...] = ()
     records: dict[DeliveryId, dict[str, IncidentId]] = Field(default_factory=dict)
     """By delivery: the incidents that gather more of its alerts, by what they are for."""
+    gathered: dict[IncidentId, Digest] = Field(default_factory=dict)
+    """Digests that took more alerts."""
     joined: tuple[Joining, ...] = ()
     resent: tuple[AlertId, ...] = ()
     """Episodes that were notified again; nothing else changes."""
@@ -147,6 +153,9 @@ class Snapshot(Value):
     """By delivery: the incidents that gather its alerts since an earlier slice of it."""
     reported: dict[str, Reported] = Field(default_factory=dict)
     """How far the incidents of ``events`` are known, by the sender's id."""
+    bound: RecordBound = RecordBound()
+    standings: dict[tuple[str, str], Standing] = Field(default_factory=dict)
+    """What counts against ``bound``, by sender and place."""
 
 
 Batch = Sequence[tuple[Delivery, Sequence[Alert]]]
@@ -162,12 +171,16 @@ def _chunks(values: Iterable[str]) -> Iterable[list[str]]:
 async def snapshot_of(
     connection: AsyncConnection,
     batch: Batch,
+    *,
     keys: Keys,
     records: dict[DeliveryId, dict[str, IncidentId]],
+    bound: RecordBound,
+    now: datetime,
 ) -> Snapshot:
     """Read what the decision about ``batch`` depends on; cost follows the batch.
 
-    ``records`` are the incidents that gather alerts of its deliveries already.
+    ``records`` are the incidents that gather alerts of its deliveries already; ``bound`` is how many
+    records each sender has.
     """
     episodes: dict[str, Episode] = {}
     for chunk in _chunks(print_ for _, alerts in batch for a in alerts for print_ in _prints(a)):
@@ -197,6 +210,7 @@ async def snapshot_of(
         )
         rows = (await connection.execute(matching)).all()
         incidents |= {str(row[0]): IncidentId(row[1]) for row in rows}
+    senders = {sender_of(delivery) for delivery, _ in batch}
     return Snapshot(
         episodes=episodes,
         open_incidents=incidents,
@@ -204,6 +218,8 @@ async def snapshot_of(
         events=events,
         records=records,
         reported=known,
+        bound=bound,
+        standings=await standings_of(connection, senders, now - bound.window),
     )
 
 
@@ -264,6 +280,7 @@ async def apply(connection: AsyncConnection, decided: Correlation, now: datetime
     await raise_severities(connection, ratings, {o.id for o in decided.opened}, now)
     touched = await _touched(connection, decided)
     await _write_alerts(connection, decided, now)
+    await write_digests(connection, decided.gathered, now)
     await tell_unmatched(connection, {i: r.unmatched for i, r in ratings.items()}, now)
     for event in _events(decided, touched, ratings):
         append(connection, **event, at=now, step="triage")

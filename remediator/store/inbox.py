@@ -17,6 +17,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.errors import StoreUnavailable
+from remediator.flooding import RecordBound
 from remediator.live import Announce, Happening
 from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source, new_id
 from remediator.store import tables as t
@@ -50,15 +51,18 @@ class Inbox:
         arrived: Callable[[], None],
         announce: Announce = lambda *_: None,
         repeats: Repeats = NoRepeats(),  # noqa: B008 - it keeps nothing
+        bound: RecordBound = RecordBound(),  # noqa: B008 - frozen
     ) -> None:
         """Call ``arrived`` after each delivery is durable: the doorbell of triage.
 
         ``announce`` is told of what is durable; ``repeats`` of all that comes and is triaged.
+        ``bound`` is how many records each sender has of what no playbook takes.
         """
         self._database = database
         self._arrived = arrived
         self._announce = announce
         self._repeats = repeats
+        self._bound = bound
         self._at_hand = AtHand()
         self._excused: set[DeliveryId] = set()
         """Whose counted attempt the store ended, so that the next one is the same."""
@@ -137,7 +141,9 @@ class Inbox:
             now = await self._database.now(connection)
             batch = [(one.delivery, one.alerts) for one in mine]
             records = {found: progress.records for found, progress in before.items()}
-            snapshot = await snapshot_of(connection, batch, keys, records)
+            snapshot = await snapshot_of(
+                connection, batch, keys=keys, records=records, bound=self._bound, now=now
+            )
             correlation = correlate(batch, snapshot, now)
             await apply(connection, correlation, now)
             await mark(connection, mine, before, correlation, now)

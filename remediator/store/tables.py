@@ -154,6 +154,8 @@ incidents = Table(
     Column("severity_word", Words, nullable=False, server_default=text("''")),
     Column("handling", String(10), nullable=False, server_default=text("'acts'")),
     Column("rank", Integer, nullable=False, server_default=text("6")),
+    Column("sender", String(200)),
+    Column("gathered", Integer),
     _partial(
         "ux_incidents_open",
         "correlation_key",
@@ -166,6 +168,7 @@ incidents = Table(
     _partial(
         "ix_incidents_replayed", "opened_at", where="state = 'open' AND replay_of IS NOT NULL"
     ),
+    _partial("ix_incidents_sender", "sender", "opened_at", where="sender IS NOT NULL"),
     Index("ix_incidents_opened", "opened_at", "id"),
     Index("ix_incidents_service", "system", "service", "opened_at"),
 )

@@ -7,7 +7,8 @@ startsAt after a resolve, or after its incident was closed, opens a new one; a r
 than the open episode is ignored.
 
 What no playbook takes is written down once a delivery and service, whatever it is called: many such
-alerts in one body are one record.
+alerts in one body are one record. Of one sender and service there are only so many in a time; what
+is over the bound joins a digest. Nothing that a playbook takes is ever in one.
 
 PagerDuty reports incidents, and its events come in any order: the newest that counts is kept. What
 Alertmanager reported too is Alertmanager's to end, whatever a human clicks in PagerDuty.
@@ -22,6 +23,7 @@ from datetime import datetime, timedelta
 from pydantic import AwareDatetime
 
 from remediator.fingerprints import apart_from
+from remediator.flooding import sender_of
 from remediator.model import (
     Alert,
     AlertId,
@@ -39,6 +41,7 @@ from remediator.severity import Rating
 from remediator.store.episodes import Batch, Correlation, Episode, Joining, Note, Opening, Snapshot
 from remediator.store.events import SAID, Reported
 from remediator.store.repeats import may_repeat
+from remediator.triage.gathering import Gathering
 from remediator.triage.match import Match
 
 STALE_WITHIN = timedelta(minutes=5)
@@ -83,6 +86,7 @@ class _Draft:
     touched: dict[DeliveryId, dict[IncidentId, None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.gathering = Gathering(self.snapshot)
         self.episodes = dict(self.snapshot.episodes)
         self.open_incidents = dict(self.snapshot.open_incidents)
         self.records = {found: dict(of) for found, of in self.snapshot.records.items()}
@@ -156,6 +160,7 @@ class _Draft:
             repeatable=repeatable,
             opened=tuple(self._told_of_all(opening) for opening in self.opened.values()),
             records=self.records,
+            gathered=self.gathering.grown(),
             joined=tuple(self.joined.values()),
             resent=tuple(self.resent),
             left=tuple(self.left.items()),
@@ -167,7 +172,10 @@ class _Draft:
         )
 
     def _told_of_all(self, opening: Opening) -> Opening:
-        """Say in a record's reason how many other names its alerts have."""
+        """Say in a record's reason how many other names its alerts have, or what a digest is."""
+        digest = self.gathering.grown().get(opening.id)
+        if digest is not None:
+            return opening.model_copy(update={"reason": digest.reason})
         mine = (joining for joining in self.joined.values() if joining.incident_id == opening.id)
         names = set() if opening.playbook else {joining.alert.name for joining in mine}
         if len(names) < 2:
@@ -184,7 +192,11 @@ class _Draft:
         if episode.status is AlertStatus.FIRING:
             return episode.closed_at is not None and (
                 # its resolve was lost
-                (alert.starts_at > episode.closed_at and not _answered_for(episode, alert))
+                (
+                    alert.starts_at
+                    > max(episode.closed_at, episode.starts_at)  # one record has many
+                    and not _answered_for(episode, alert)
+                )
                 or (episode.unmatched and self.matching(alert, delivery).playbook is not None)
             )
         if alert.source is Source.PAGERDUTY:
@@ -206,6 +218,9 @@ class _Draft:
             known = mine.get(gathers)
         if known is not None:
             return known
+        sender = sender_of(delivery) if match.playbook is None and not replayed else None
+        if sender is not None and self.gathering.is_full(sender, match.place):
+            return self._digest(match, sender)
         opening = Opening(
             id=IncidentId(new_id("inc", self.now)),
             correlation_key=f"{delivery.id}/{key}" if replayed else key,
@@ -218,12 +233,35 @@ class _Draft:
             replay_of=delivery.replay_of,
             replayed_by=delivery.credential if replayed else None,
             handling=Handling.RECORDS if replayed and delivery.dry_run else match.handling,
+            sender=sender,
         )
         self.opened[opening.id] = opening
         if not replayed:
             self.open_incidents[key] = opening.id
         if replayed or match.playbook is None:
             mine[gathers] = opening.id
+        if sender is not None:
+            self.gathering.opened(sender, match.place)
+        return opening.id
+
+    def _digest(self, match: Match, sender: str) -> IncidentId:
+        """Return the record that takes what is over the sender's bound, and open it if need be."""
+        known = self.gathering.digest(sender, match.place)
+        if known is not None:
+            return known
+        opening = Opening(
+            id=IncidentId(new_id("inc", self.now)),
+            correlation_key=f"{match.place}/digest:{sender}",
+            system=match.system,
+            service=match.service,
+            playbook=None,
+            outcome=IncidentOutcome.NO_MATCH,
+            reason=match.reason,
+            handling=match.handling,
+            sender=sender,
+        )
+        self.opened[opening.id] = opening
+        self.gathering.begin(sender, match.place, opening.id)
         return opening.id
 
     def _join(
@@ -243,6 +281,7 @@ class _Draft:
             rating=rating,
         )
         self.joined[joining.id] = joining
+        self.gathering.joined(incident)
         self.touched[delivery.id][incident] = None
         if latest:
             self.episodes[alert.fingerprint] = Episode(

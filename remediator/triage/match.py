@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from remediator.catalogue import Catalogue, Service
+from remediator.flooding import place_of
 from remediator.model import Alert, Handling, Source, Value
 from remediator.playbook import PlaybookSet
 from remediator.severity import Rating, Severities
@@ -27,7 +28,7 @@ class Match(Value):
     @property
     def place(self) -> str:
         """``SYSTEM/SERVICE``, with a hyphen for what is not known."""
-        return f"{self.system or '-'}/{self.service or '-'}"
+        return place_of(self.system, self.service)
 
     def key(self, alert: Alert) -> str:
         """Return the correlation key: alerts of one service with one cause share it."""

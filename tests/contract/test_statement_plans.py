@@ -21,6 +21,7 @@ from sqlalchemy import insert
 from remediator.audit import Part
 from remediator.catalogue import Escalation, Level
 from remediator.errors import Refused
+from remediator.flooding import RecordBound
 from remediator.maintenance import MaintenanceOrder
 from remediator.mitigation.holding import take_back
 from remediator.model import (
@@ -214,6 +215,9 @@ async def cured(open_bench: OpenBench) -> None:
         await store.inbox.put(unread, [bench.alert()], [])
         assert await store.inbox.waiting() == [unread.id]
         await store.inbox.bury(unread.id, "it cannot be read")
+    async with open_bench(records_by_sender=RecordBound(count=1)) as bench:
+        for name in ("One", "Another", "AThird"):
+            await bench.receive(bench.alert(alertname=name, severity="P2"))
 
 
 async def approved(open_bench: OpenBench) -> None:

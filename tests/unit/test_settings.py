@@ -21,6 +21,7 @@ from remediator.app.service import store_url
 from remediator.catalogue import Service
 from remediator.credentials import spoken_for
 from remediator.errors import ConfigError
+from remediator.flooding import RecordBound
 from remediator.maintenance import Recurring, Window
 from remediator.model import Limits, Mode, Risk
 from remediator.sections import SecretRef
@@ -563,6 +564,21 @@ def test_modes_are_inherited_by_risk(load: Load) -> None:
     }
     assert set(use["B"].modes.values()) == {Mode.AUTO}
     assert use["C"].modes == {**use["A"].modes, Risk.LOW: Mode.SHADOW}
+
+
+def test_records_of_unmatched_alerts_are_bounded_as_the_file_says(load: Load) -> None:
+    assert load("").limits.unmatched == RecordBound(count=20, window=timedelta(minutes=10))
+    given = load("limits: {unmatched: {count: 5, window: 1h}}").limits.unmatched
+    assert given == RecordBound(count=5, window=timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    "wrong", ["count: 0", "count: 1001", "count: true", "window: 0s", "window: 25h", "budget: 1"]
+)
+def test_a_bound_of_records_without_meaning_is_refused(load: Load, wrong: str) -> None:
+    key = wrong.partition(":")[0]
+    with pytest.raises(ConfigError, match=f"limits.unmatched.{key}"):
+        load(f"limits: {{unmatched: {{{wrong}}}}}")
 
 
 def test_limits_are_defaults_by_scope_with_overrides_by_field(load: Load) -> None:
