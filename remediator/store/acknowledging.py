@@ -51,6 +51,10 @@ async def begin_escalation(
     if outcome not in NEEDS_A_HUMAN or not await _wanted(connection, incident):
         return
     values: dict[str, Any] = {"since": now, "due_at": now}
+    mine = t.escalations.c.incident_id == incident
+    row = (await connection.execute(select(t.escalations).where(mine).with_for_update())).first()
+    if row is not None and row.ended_at is not None:  # of a request that was not delivered
+        values |= await _anew(connection, incident)
     if by is not None:
         values |= {"acknowledged_at": now, "acknowledged_by": by[:_LONGEST]}
     await _put(connection, incident, values)
@@ -69,9 +73,11 @@ async def begin_for_request(connection: AsyncConnection, incident: str, now: dat
     """
     mine = t.escalations.c.incident_id == incident
     row = (await connection.execute(select(t.escalations).where(mine).with_for_update())).first()
-    if row is not None and (row.since is not None or row.acknowledged_at is not None):
+    over = row is not None and row.ended_at is not None
+    if row is not None and not over and (row.since is not None or row.acknowledged_at is not None):
         return False
-    await _put(connection, incident, {"since": now, "due_at": now})
+    values: dict[str, Any] = {"since": now, "due_at": now}
+    await _put(connection, incident, values | (await _anew(connection, incident) if over else {}))
     return True
 
 
@@ -94,14 +100,19 @@ async def begin_for_what_stays(connection: AsyncConnection, incident: str, now: 
     row = (await connection.execute(select(t.escalations).where(mine).with_for_update())).first()
     values: dict[str, Any] = {"since": now, "due_at": now}
     if row is not None and row.ended_at is not None:
-        nobody = {"acknowledged_at": None, "acknowledged_by": None, "echoed": False}
-        values |= nobody | {"level": 0, "ended_at": None}
-        calls = or_(t.tellings.c.word == Word.LEVEL, t.tellings.c.subject == "")
-        told = delete(t.tellings).where(t.tellings.c.incident_id == incident, calls)
-        await connection.execute(told)
+        values |= await _anew(connection, incident)
     elif row is not None and row.since is not None and row.acknowledged_at is None:
         return
     await _put(connection, incident, values)
+
+
+async def _anew(connection: AsyncConnection, incident: str) -> dict[str, Any]:
+    """Forget what was told in levels that are over; return what the escalation's row begins with."""
+    calls = or_(t.tellings.c.word == Word.LEVEL, t.tellings.c.subject == "")
+    told = delete(t.tellings).where(t.tellings.c.incident_id == incident, calls)
+    await connection.execute(told)
+    nobody = {"acknowledged_at": None, "acknowledged_by": None, "echoed": False}
+    return nobody | {"level": 0, "ended_at": None}
 
 
 async def _wanted(connection: AsyncConnection, incident: str) -> bool:

@@ -85,7 +85,7 @@ async def test_the_time_of_an_approval_counts_from_its_delivery(open_bench: Open
         await waits(bench, timedelta(seconds=2))
         incident = await bench.incident()
         assert incident.outcome is IncidentOutcome.ESCALATED
-        assert "nobody approved the plan in its time" in incident.reason
+        assert "nobody approved the plan in time" in incident.reason
 
 
 async def test_the_time_counts_from_the_first_delivery_however_often_it_is_told(

@@ -17,8 +17,10 @@ from remediator.app.heard_back import hear
 from remediator.catalogue import Escalation, Level, Service
 from remediator.errors import OwnershipLost, PermanentError, Refused, TemporaryError
 from remediator.maintenance import MaintenanceOrder
+from remediator.mitigation.deciding import DELIVERED_WITHIN
 from remediator.model import Alert, IncidentOutcome, Mode, SenderEvent
 from remediator.report.escalating import ATTEMPTS, Escalating
+from remediator.report.escalation import LOOK_AGAIN
 from remediator.store import tables as t
 from remediator.summons import Summons, Word
 from remediator.testing import World
@@ -291,6 +293,33 @@ async def test_the_end_of_the_alert_ends_it_and_pagerduty_hears_of_it(calling: C
         "mail": ["level 1"],
     }
     assert "escalation ended: the alert resolved" in await calling.journal()
+
+
+async def test_levels_that_were_over_before_the_incident_ended_begin_anew_with_its_end(
+    open_bench: OpenBench,
+) -> None:
+    async with open_bench(services=[served(Mode.APPROVE)]) as bench:
+        bench.around = replace(bench.around, confirms=True)
+        calling = Calling(bench)
+        alert = bench.alert(severity="critical")
+        await bench.receive(alert)
+        await bench.settle()
+        bench.clock.advance(DELIVERED_WITHIN)  # nobody delivers the request
+        await bench.settle()
+        await calling.turn()
+        assert calling.said["slack"] == ["level 0"]
+        await bench.receive(resolved(alert, bench.clock))
+        bench.clock.advance(LOOK_AGAIN)
+        await calling.turn()
+        assert "escalation ended: the alert resolved" in await calling.journal()
+        await bench.receive(alert.model_copy(update={"starts_at": bench.clock.now}))
+        bench.clock.advance(timedelta(minutes=10))
+        await bench.settle()
+        assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
+        await calling.turn()
+        assert calling.said["slack"] == ["level 0", "level 0"]
+        await calling.after(10)
+        assert calling.said["pagerduty"] == ["level 1"]
 
 
 async def test_an_incident_that_has_the_alert_now_ends_the_escalation_of_the_old_one(
