@@ -45,6 +45,7 @@ from remediator.store.inbox import delivery_of
 from remediator.store.journal import line_columns, line_of
 from remediator.store.ledger import STEP as LEDGER
 from remediator.store.ledger import Ledger
+from remediator.store.shortening import SHOWN_ALERTS, shortened
 from remediator.store.unreadable import stand_in
 from remediator.views import (
     AlertView,
@@ -63,8 +64,6 @@ from remediator.views import (
 
 V = TypeVar("V", bound=Value)
 
-SHOWN_ALERTS = 200
-"""Alerts of one incident that are shown; a storm's incident may have thousands."""
 _log = structlog.get_logger(__name__)
 
 
@@ -325,7 +324,7 @@ async def _alerts(connection: AsyncConnection, incident_id: str) -> list[AlertVi
         .order_by(*firing_first)
         .limit(SHOWN_ALERTS)
     )
-    return [_view(AlertView, row) for row in rows.mappings()]
+    return shortened(_view(AlertView, row) for row in rows.mappings())
 
 
 async def _findings(connection: AsyncConnection, incident_id: str) -> list[FindingView]:
