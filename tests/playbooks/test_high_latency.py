@@ -251,6 +251,20 @@ async def test_a_long_query_that_blocks_nobody_is_named_and_asked_about() -> Non
     assert (plan.kind, plan.asks is None) == ("cancel_queries", False)
 
 
+@pytest.mark.parametrize("replicas", [1, 3, 6])
+@pytest.mark.parametrize("cap", [1, 3, 12])
+@pytest.mark.parametrize("nodes", [0, 40])
+@pytest.mark.parametrize("cpu", [300, 950])
+async def test_a_bottleneck_is_never_named_beside_no_bottleneck_is_proven(
+    replicas: int, cap: int, nodes: int, cpu: int
+) -> None:
+    cluster = Cluster(replicas=replicas, cpu=cpu, space=Room(quota=None, nodes=nodes))
+    proposal = await Slow(workload=cluster, parameters={"scale_cap": cap}).proposed()
+    unproven = "No bottleneck is proven" in proposal.reason
+    assert unproven is ("is the bottleneck" not in proposal.reason)
+    assert unproven is (not proposal.mitigations)
+
+
 async def test_a_long_query_that_blocks_nobody_hides_no_other_bottleneck() -> None:
     plan = await plan_of(Slow(database=Database((LONG_QUERY,)), workload=HOT))
     assert (plan.kind, plan.asks) == ("scale", None)
