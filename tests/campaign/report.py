@@ -15,6 +15,8 @@ SCOPES = ("everything", "a system", "a service")
 """What an operator may pause."""
 ENOUGH, ENOUGH_FOR_CHANCE = 20, 50
 """Seeds from which on what is planned, and what comes of chance, has to have been tried."""
+ENOUGH_UPGRADES = 4
+"""Upgraded seeds from which on one has to have changed something: others only show that nothing fails."""
 OFTEN = 8
 """Times that a fault has to be planned for one of its kind to be cured for certain."""
 
@@ -40,8 +42,11 @@ def report(results: Sequence[Result], seconds: float, asked: int) -> str:
 
 def untried(results: Sequence[Result]) -> list[str]:
     """Say what a campaign that is long enough should have tried, and has not."""
+    upgraded = [result for result in results if result.plan.cut_over]
+    idle = len(upgraded) >= ENOUGH_UPGRADES and not sum(result.changes for result in upgraded)
+    missing = ["a change in an upgraded seed"] if idle else []
     if len(results) < ENOUGH:
-        return []
+        return missing
     states, did = _sum(r.states for r in results), _sum(r.did for r in results)
     cured, planned = _sum(r.cured for r in results), _planned(results)
     happened = {
@@ -60,7 +65,7 @@ def untried(results: Sequence[Result]) -> list[str]:
             "a pause of everything, a system, a service": min(did[f"pause of {k}"] for k in SCOPES)
             > 0,
         }
-    return [what for what, yes in happened.items() if not yes]
+    return missing + [what for what, yes in happened.items() if not yes]
 
 
 def _planned(results: Sequence[Result]) -> set[str]:

@@ -36,8 +36,8 @@ to an end: the longest lease of an unfinished message or taking back is 60 s, an
 the other."""
 HEALED_WITHIN = 120.0
 """Seconds in which servers and processes are back after the trouble."""
-NEW_KEYS = ("limits.spread",)
-"""What the version before does not know."""
+NEW_KEYS: tuple[str, ...] = ()
+"""What the version before does not know, each with its sections: ``limits.spread``."""
 GIVES_UP = 75.0
 """Seconds after the trouble when the alerts of what nobody cured resolve by themselves."""
 

@@ -275,6 +275,16 @@ def test_a_long_campaign_in_which_nothing_happened_says_what_was_not_tried() -> 
     assert untried(results[:5]) == []
 
 
+@pytest.mark.parametrize(("changes", "missing"), [(0, ["a change in an upgraded seed"]), (1, [])])
+def test_upgrades_in_which_nothing_was_changed_are_called_untried(
+    changes: int, missing: list[str]
+) -> None:
+    plans = [plan_of(seed, postgres=True, upgrade=True) for seed in range(4)]
+    results = [Result(plan) for plan in plans]
+    results[0].changes = changes
+    assert untried(results) == missing
+
+
 def test_every_mutant_has_the_promise_that_it_breaks() -> None:
     assert BREAKS.keys() == MUTANTS.keys()
     assert set().union(*BREAKS.values()) <= set(KINDS) - {"harness"}
