@@ -68,10 +68,11 @@ class StopFile:
         self._pauses[pause.scope] = pause
         return self._write()
 
-    def remove(self, scope: str) -> None:
-        """End a pause that is here alone, or that the store has taken."""
-        self._pauses.pop(scope, None)
-        self._write()
+    def remove(self, pause: PauseView) -> None:
+        """End a pause that is here alone, or that the store has taken; not one that came since."""
+        if self._pauses.get(pause.scope) == pause:
+            del self._pauses[pause.scope]
+            self._write()
 
     def close(self) -> None:
         """Let the file go."""
@@ -146,22 +147,23 @@ class SureCommands(Commands):
 
     async def pause(self, scope: str, by: str, reason: str) -> PauseView:
         """Stop every change in ``scope``: by the store, or else in this process at once."""
-        async with self._one_at_a_time:
-            try:
-                async with asyncio.timeout(_WITHIN):
-                    return await super().pause(scope, by, reason)
-            except (StoreUnavailable, TimeoutError) as error:
-                why = str(error) or f"the store has not taken it within {_WITHIN:g} s"
-            now = datetime.now(UTC)
-            view = PauseView(scope=scope, by=by, reason=reason, since=now, kept=Kept.REPLICA)
-            lasts = self._stop.add(view)
-            _log.error("paused_here_alone", scope=scope, by=by, reason=why, outlives_restart=lasts)
-            return view
+        self._known(scope, "pause")
+        try:
+            # another order may hang, so its turn is waited for no longer than the store
+            async with asyncio.timeout(_WITHIN), self._one_at_a_time:
+                return await super().pause(scope, by, reason)
+        except (StoreUnavailable, TimeoutError) as error:
+            why = str(error) or f"the store has not taken it within {_WITHIN:g} s"
+        now = datetime.now(UTC)
+        view = PauseView(scope=scope, by=by, reason=reason, since=now, kept=Kept.REPLICA)
+        lasts = self._stop.add(view)
+        _log.error("paused_here_alone", scope=scope, by=by, reason=why, outlives_restart=lasts)
+        return view
 
     async def resume(self, scope: str, by: str) -> None:
         """Allow changes in ``scope`` again; ``StoreUnavailable`` while that is the store's to say."""
         async with self._one_at_a_time:
-            here = any(pause.scope == scope for pause in self._stop.pauses)
+            here = [pause for pause in self._stop.pauses if pause.scope == scope]
             try:
                 await super().resume(scope, by)
             except Refused:
@@ -170,7 +172,8 @@ class SureCommands(Commands):
             except StoreUnavailable:
                 if not here or any(pause.scope == scope for pause in await self._stored()):
                     raise
-            self._stop.remove(scope)
+            for pause in here:
+                self._stop.remove(pause)
 
     async def hand_over(self) -> None:
         """Give the store what is kept here, once it takes it; for ever."""
@@ -186,5 +189,5 @@ class SureCommands(Commands):
                 return
             with contextlib.suppress(Refused):  # a scope that the configuration has lost
                 await super().pause(pause.scope, pause.by, pause.reason)
-            self._stop.remove(pause.scope)
+            self._stop.remove(pause)
             _log.info("pause_stored", scope=pause.scope, by=pause.by)

@@ -261,7 +261,7 @@ async def test_nothing_is_changed_that_is_paused_here_alone(bench: Bench, tmp_pa
     bench.around = replace(bench.around, stopped=stop.halt)
     await bench.settle(60)
     assert bench.world.applied == []
-    stop.remove("global")
+    stop.remove(PAUSE)
     await bench.settle(60)
     assert bench.world.applied != []
     stop.close()
@@ -345,4 +345,37 @@ async def test_a_store_that_hangs_does_not_hold_up_a_pause(bench: Bench, tmp_pat
     let.set()
     with contextlib.suppress(StoreUnavailable):  # PostgreSQL ends a session that holds its locks
         await hanging
+    stop.close()
+
+
+async def test_an_order_that_hangs_holds_up_no_pause_and_does_not_end_it(
+    bench: Bench, tmp_path: Path
+) -> None:
+    """A resume is waiting for the store; whoever pauses meanwhile is served, and stays served."""
+    stop = StopFile(tmp_path / STOP_FILE)
+    stop.add(PAUSE)
+    let = asyncio.Event()
+    commands = SureCommands(
+        stop, bench.store.records.pauses, bench.store.database, lambda: None, ("global",), {}
+    )
+    begun = asyncio.Event()
+
+    async def hang(_: object) -> bool:
+        begun.set()
+        return await let.wait()
+
+    hanging = asyncio.create_task(bench.store.database.write(hang))
+    await begun.wait()
+    resuming = asyncio.create_task(commands.resume("global", "bob"))
+    await asyncio.sleep(0)  # it has its turn before the pause
+    began = asyncio.get_running_loop().time()
+    pause = await commands.pause("global", "ann", "now")
+    assert asyncio.get_running_loop().time() - began < timedelta(seconds=8).total_seconds()
+    assert pause.kept is Kept.REPLICA
+    let.set()
+    with contextlib.suppress(StoreUnavailable):  # PostgreSQL ends a session that holds its locks
+        await hanging
+    with contextlib.suppress(StoreUnavailable):
+        await resuming
+    assert [kept.by for kept in stop.pauses] == ["ann"]
     stop.close()
