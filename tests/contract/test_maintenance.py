@@ -432,7 +432,7 @@ async def test_an_order_is_kept_with_who_and_when_and_listed_with_those_of_the_f
 @pytest.mark.parametrize(
     ("scope", "times", "status", "said"),
     [
-        ("shop/cart", {"lasts": HOUR}, 404, "known are: global, shop/orders"),
+        ("shop/cart", {"lasts": HOUR}, 404, "known are: global, shop, shop/orders"),
         ("global", {"lasts": timedelta(days=8)}, 422, "7d at most"),
         ("global", {"until": datetime(2020, 1, 1, tzinfo=UTC)}, 422, "has to end after"),
         ("global", {}, 422, "has to end after"),
