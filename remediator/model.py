@@ -58,9 +58,14 @@ def parse_duration(text: object) -> object:
         return text
     match = _DURATION.fullmatch(text.strip())
     if not text.strip() or match is None:
-        raise ValueError(f"{text!r} is not a duration; write it like 30s, 5m, 1h30m or 250ms")
+        raise ValueError(f"{text[:80]!r} is not a duration; write it like 30s, 5m, 1h30m or 250ms")
     days, hours, minutes, seconds, millis = (float(part or 0) for part in match.groups())
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=millis)
+    try:
+        return timedelta(
+            days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=millis
+        )
+    except OverflowError:
+        raise ValueError(f"{text[:80]!r} is too long for a duration") from None
 
 
 def format_duration(duration: timedelta) -> str:

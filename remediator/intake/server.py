@@ -43,6 +43,8 @@ ALERTMANAGER_PATHS = ("/webhooks/alertmanager", "/", "/alerts", "/api/v1/alerts"
 DELIVERY = "dlv"
 """Prefix of a delivery's id."""
 _READY_WITHIN = 5.0
+_FRESH_FOR = 0.05
+"""Seconds for which the metrics are rendered once, however many ask: a twentieth of what they cost."""
 
 _log = structlog.get_logger(__name__)
 
@@ -129,8 +131,10 @@ def health_routes(
         text = "".join(f"{problem}\n" for problem in problems) or "ready\n"
         return web.Response(text=text, status=503 if problems else 200)
 
+    fresh = _Fresh(render)
+
     async def metrics(_: Call) -> web.Response:
-        body, content_type = render()
+        body, content_type = fresh.get()
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     return (
@@ -138,6 +142,21 @@ def health_routes(
         Route("GET", "/readyz", None, readyz, "Say whether work can be taken", errors=(503,)),
         Route("GET", "/metrics", None, metrics, "Show the metrics for Prometheus"),
     )
+
+
+class _Fresh:
+    """The metrics as of a moment ago: anybody may ask, and rendering them costs milliseconds."""
+
+    def __init__(self, render: Callable[[], tuple[bytes, str]]) -> None:
+        self._render = render
+        self._at = float("-inf")
+        self._shown = (b"", "")
+
+    def get(self) -> tuple[bytes, str]:
+        now = asyncio.get_running_loop().time()
+        if now - self._at >= _FRESH_FOR:
+            self._at, self._shown = now, self._render()
+        return self._shown
 
 
 async def _problems(ready: Callable[[], Awaitable[list[str]]]) -> list[str]:

@@ -37,6 +37,7 @@ from remediator.model import (
     Source,
     new_id,
 )
+from remediator.redaction import redact_text
 from remediator.severity import Rating
 from remediator.store.episodes import Batch, Correlation, Episode, Joining, Note, Opening, Snapshot
 from remediator.store.events import SAID, Reported
@@ -228,7 +229,9 @@ class _Draft:
             service=match.service,
             playbook=match.playbook,
             outcome=IncidentOutcome.NO_MATCH if match.playbook is None else None,
-            reason=match.reason,
+            reason=redact_text(
+                match.reason
+            ),  # sealed in the journal, where nothing can be masked later
             dry_run=delivery.dry_run if replayed else False,
             replay_of=delivery.replay_of,
             replayed_by=delivery.credential if replayed else None,
@@ -256,7 +259,7 @@ class _Draft:
             service=match.service,
             playbook=None,
             outcome=IncidentOutcome.NO_MATCH,
-            reason=match.reason,
+            reason=redact_text(match.reason),
             handling=match.handling,
             sender=sender,
         )

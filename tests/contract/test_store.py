@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select
 
 from remediator.errors import OwnershipLost, Refused
 from remediator.model import (
@@ -22,6 +23,7 @@ from remediator.model import (
     Risk,
 )
 from remediator.pipeline import take_step
+from remediator.store import tables
 from remediator.store.claimed import LEASE
 from remediator.store.queue import Transition
 from remediator.testing import FrozenClock, World
@@ -147,6 +149,15 @@ async def test_an_alert_of_no_service_is_a_record_and_its_copies_add_none(bench:
     incident = await bench.incident()
     assert (incident.state, incident.outcome) == (IncidentState.CLOSED, IncidentOutcome.NO_MATCH)
     assert "no service of the catalogue" in incident.reason
+
+
+async def test_no_secret_of_a_label_is_sealed_into_the_journal(bench: Bench) -> None:
+    secret = "AKIAIOSFODNN7EXAMPLE"
+    await bench.receive(bench.alert(alertname="Unknown", service="nobody", api_key=secret))
+    async with bench.store.database.read() as connection:
+        lines = (await connection.execute(select(tables.journal))).mappings().all()
+    assert any("no service of the catalogue matches" in line["reason"] for line in lines)
+    assert not [line for line in lines if secret in str(dict(line))]
 
 
 async def test_an_alert_with_a_very_long_name_is_taken(bench: Bench) -> None:

@@ -496,6 +496,7 @@ async def test_a_maintenance_window_is_ordered_listed_and_ended_by_name(server: 
         {"scope": "shop", "until": "2026-12-01T22:00:00"},
         {"scope": "shop", "for": "2h", "lasts": "2h"},
         {"scope": "shop", "until": "9999-12-31T23:59:59Z"},
+        {"scope": "shop", "for": "9" * 5000 + "d"},
         {"scope": "shop", "for": "2h", "from": "9999-12-31T23:59:59-12:00"},
         {"scope": "shop", "for": "2h", "from": "0001-01-01T00:00:00+12:00"},
     ],

@@ -719,6 +719,23 @@ async def test_metrics_are_open(server: Server) -> None:
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4"
 
 
+async def test_the_metrics_are_rendered_once_for_many_who_ask_at_once() -> None:
+    rendered: list[int] = []
+
+    def render() -> tuple[bytes, str]:
+        rendered.append(1)
+        return b"up 1\n", "text/plain"
+
+    async def ready() -> list[str]:
+        return []
+
+    show = next(route for route in health_routes(ready, render) if route.path == "/metrics")
+    call: Any = None
+    answers: Any = await asyncio.gather(*(show.handler(call) for _ in range(100)))
+    assert len(rendered) == 1
+    assert {answer.body for answer in answers} == {b"up 1\n"}
+
+
 async def test_unknown_paths_are_404_and_unknown_methods_405(server: Server) -> None:
     for path in ("/webhooks/pagerduty", "/webhooks/alertmanager/", "/x", "/api/v1/x"):
         assert (await server.post(GROUP, path)).status_code == 404
