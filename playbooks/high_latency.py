@@ -237,12 +237,12 @@ class HighLatency(Playbook[LatencyParameters]):
 
     def _latency(self, context: Context, findings: Findings) -> Answer:
         if not self.parameters.is_measured:
-            return Answer("The latency is not measured here; the firing alert stands for it.")
+            return Answer("The latency is not measured here; the firing alert is taken as proof.")
         latency = findings.evidence("latency", Latency)
         if latency is None:
             return _unseen(findings.unknown("latency"))
         if latency.within:
-            said = f"The latency is within its limit now ({latency}): the sender has to see it too."
+            said = f"The latency is within its limit now ({latency}): waiting for the alert to resolve."
             return Answer(said, ends=True, wait=AGAIN)
         return Answer(f"The latency is {latency}.")
 

@@ -107,7 +107,7 @@ class Surroundings:
         """
         now, halt = await self.ledger.paused(incident, claimed=claimed)
         if before is not None and now >= before:
-            return Halt(reason="the time in which it might be applied was over")
+            return Halt(reason="the time limit for applying it had passed")
         return longest(self._planned(incident, now), halt, self.stopped(incident))
 
     def whole(self, incident: Incident, standing: Standing) -> Standing:
@@ -295,7 +295,7 @@ class Work:
         waited = self.waited_since(self.claim.incident.opened_at)
         if self.cause is None or waited > CAUSE_PATIENCE:
             return None
-        reason = f"{self.cause} is at work on this service and may explain it: its verdict first"
+        reason = f"{self.cause} is working on this service and may explain this alert: waiting for its verdict"
         waiting = self.wait(reason, SEEN_AGAIN, code="cause")
         return waiting.model_copy(update={"progress": True})
 
@@ -305,7 +305,7 @@ class Work:
         causes = [name for name in self.service.playbooks if self._explains(name)]
         if not causes or left <= timedelta(0) or self.claim.incident.replay_of is not None:
             return None
-        reason = f"what is seen may be explained by what {', '.join(causes)} takes: a moment for it"
+        reason = f"{', '.join(causes)} may explain this alert: waiting a moment for its own alert"
         return self.wait(reason, left, code="cause")
 
     def _explains(self, name: str) -> bool:

@@ -33,7 +33,7 @@ class EvidenceBounds(Parameters):
         lost = [what for one in replacing for what in _unread(one, findings)]
         if self.evidence == "optional" or not lost:
             return proposal
-        why = f"Nothing is replaced before its logs and events were read: {'; '.join(lost)}."
+        why = f"Nothing is replaced until its logs and events have been read: {'; '.join(lost)}."
         said = f"{proposal.reason} {why} (evidence: optional would do without)"
         return Proposal(reason=said, wait=AGAIN, noted=proposal.noted)
 

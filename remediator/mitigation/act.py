@@ -74,9 +74,9 @@ async def pull(
     """
     halt = await paused()
     if halt is not None:
-        return Outcome(state=MitigationState.NOT_APPLIED, detail=f"not begun: {halt.reason}")
+        return Outcome(state=MitigationState.NOT_APPLIED, detail=f"not applied: {halt.reason}")
     if clock() >= deadline:
-        detail = "not begun: the time in which it might be applied was over"
+        detail = "not applied: the time limit for applying it had passed"
         return Outcome(state=MitigationState.NOT_APPLIED, detail=detail)
     return await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key), PULL_TIMEOUT)
 
@@ -122,7 +122,7 @@ def not_prepared(
         for entry in work.claim.entries
     )
     if refused_before or not isinstance(error, BackendRefused):
-        return work.escalate(f"{mitigation.kind} cannot be made: {error}")
+        return work.escalate(f"{mitigation.kind} cannot be applied: {error}")
     event = work.event(f"{mitigation.kind}: not made", str(error))
     if approved is not None:
         settlement = Settlement(

@@ -112,7 +112,7 @@ async def _look(work: Work, entry: LedgerEntry) -> Transition:
     try:
         outcome = await observe(lever, entry)
     except (TemporaryError, PermanentError) as error:
-        unseen = f"it cannot be looked up: {error}"
+        unseen = f"its state cannot be read: {error}"
         return _unsure(work, entry, unseen, over=work.out_of_patience)
     if outcome.state is MitigationState.NOT_APPLIED:
         unsure = _not_seen_yet(work, entry, outcome)
@@ -122,8 +122,8 @@ async def _look(work: Work, entry: LedgerEntry) -> Transition:
         over = _certain_in(work, entry, TELLS_WITHIN) <= timedelta(0)
         return _unsure(work, entry, outcome.detail, over=over)
     if outcome.state is MitigationState.NOT_APPLIED and not lever.conditional:
-        return _unknown(work, entry, f"not seen in the world: {outcome.detail}")
-    detail = f"{outcome.detail} (found by looking: its answer was lost, or who made it ended)"
+        return _unknown(work, entry, f"the change is not visible on the backend: {outcome.detail}")
+    detail = f"{outcome.detail} (found by looking at the backend: the answer was lost, or the process ended)"
     return _after(work, entry, outcome.model_copy(update={"detail": detail}))
 
 
@@ -184,7 +184,7 @@ def _unknown(work: Work, entry: LedgerEntry, reason: str) -> Transition:
     settlement = Settlement(
         id=entry.id, state=MitigationState.UNKNOWN, in_flight=False, evidence=reason
     )
-    why = f"whether {entry.mitigation.kind} was carried out is unknown ({reason})"
+    why = f"it is not known whether {entry.mitigation.kind} was applied ({reason})"
     escalation = work.escalate(f"{why}; it is not repeated")
     return escalation.model_copy(update={"settlement": settlement})
 
@@ -238,4 +238,6 @@ def _configuration_changed(work: Work, approved: LedgerEntry | None) -> Transiti
 async def _impaired(work: Work) -> str | None:
     senses = await probe(work.context.ports, work.playbook.senses)
     bad = [f"{s.name}: {s.reason}" for s in senses if s.state is SenseState.IMPAIRED]
-    return f"our senses are impaired, so nothing is changed: {'; '.join(bad)}" if bad else None
+    return (
+        f"a data source cannot be trusted, so nothing is changed: {'; '.join(bad)}" if bad else None
+    )

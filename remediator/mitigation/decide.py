@@ -60,7 +60,7 @@ def decide(
         reason = f"{_only_recorded(mode, dry_run=dry_run)}; {_AT_MOST[mode]} {would}"
         return Decision(effect=Effect.SHADOW, code=code, reason=reason)
     if impaired:
-        reason = f"our senses are impaired, so nothing is changed: {'; '.join(impaired)}"
+        reason = f"a data source cannot be trusted, so nothing is changed: {'; '.join(impaired)}"
         return Decision(effect=Effect.WAIT, code="senses", reason=reason)
     if limits.effect is not Effect.ALLOW:
         return limits
@@ -72,10 +72,10 @@ def decide(
 
 def _would(limits: Decision, impaired: Sequence[str]) -> str:
     if limits.effect is Effect.ALLOW and not impaired:
-        return "it would have been made"
+        return "it would have been applied"
     if limits.effect is Effect.ASK and not impaired:
         return f"a human would have been asked: {limits.reason}"
-    return f"it would not have been made: {'; '.join(impaired) or limits.reason}"
+    return f"it would not have been applied: {'; '.join(impaired) or limits.reason}"
 
 
 _AT_MOST = {

@@ -54,7 +54,7 @@ async def decide(work: Work) -> Transition:
     if not work.still_configured(mitigation):  # the configuration changed: look afresh
         return Transition(phase=Phase.DIAGNOSE, next_round=True, notify=False)
     if len(work.made) >= MUTATIONS_PER_INCIDENT:
-        return work.escalate(f"{MUTATIONS_PER_INCIDENT} mitigations did not cure it")
+        return work.escalate(f"{MUTATIONS_PER_INCIDENT} mitigations did not fix it")
     return await _follow(work, mitigation, await _decided(work, mitigation))
 
 
@@ -101,7 +101,7 @@ def _unheard(work: Work, entry: LedgerEntry, within: timedelta) -> Transition:
 
 def expired(work: Work, entry: LedgerEntry) -> Transition:
     """Forget a plan whose time a maintenance window took: after it, look afresh and ask again."""
-    reason = "its time was over during maintenance; it is looked at afresh"
+    reason = "the plan expired during maintenance; the incident is diagnosed again"
     settlement = Settlement(
         id=entry.id, state=MitigationState.EXPIRED, reason=reason, in_flight=False
     )
@@ -160,7 +160,9 @@ async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transi
     incident, plan = work.claim.incident, preparation.mitigation
     other = await work.around.ledger.asked_elsewhere(incident, plan)
     if other is not None:
-        reason = f"{other} asks for a change of the same things: its answer is waited for"
+        reason = (
+            f"{other} already asks for approval to change the same items: waiting for that decision"
+        )
         return work.wait(reason, SEEN_AGAIN, code="asked").model_copy(update={"progress": True})
     asked_for = mitigation.reason
     if decision.code != "approve":

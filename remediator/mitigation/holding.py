@@ -62,9 +62,9 @@ async def _take_back(store: Store, around: Surroundings, owed: Obligation) -> No
 def _hindrance(owed: Obligation, halt: Halt | None, *, free: bool) -> str | None:
     """Say why it is not the time to take the change back, or None."""
     if not free:
-        return "a mitigation of the same target is in flight"
+        return "a mitigation of the same target is in progress"
     if owed.firing is not None:
-        return f"{owed.firing} fires: the service is not stable"
+        return f"{owed.firing} is firing: the service is not stable"
     return None if halt is None else halt.reason
 
 

@@ -24,7 +24,7 @@ async def verify(work: Work) -> Transition:
     """Take one sample, and judge once there is enough."""
     entry = work.find(MitigationState.APPLIED)
     if entry is None:
-        return work.escalate("nothing is in flight that could be verified")
+        return work.escalate("no applied change was found to verify")
     sample = await take_sample(work.playbook, work.context, entry.mitigation)
     judged = verdict(
         (*work.claim.samples, sample),
@@ -51,24 +51,24 @@ async def revert(work: Work) -> Transition:
     """Put the change back, then look afresh; what cannot be put back is a human's."""
     entry = work.find(MitigationState.APPLIED)
     if entry is None:
-        return work.escalate("nothing is in flight that could be put back")
+        return work.escalate("no applied change was found to revert")
     halted = work.wait_for_maintenance() or await _halted(work)
     if halted is not None:
         return halted
     if work.around.monotonic() >= work.around.ledger.apply_deadline(work.started):
-        return work.wait("not put back yet: the step was held up", SEEN_AGAIN, code="late")
+        return work.wait("not reverted yet: the step was delayed", SEEN_AGAIN, code="late")
     try:
         outcome = await act.revert(work.lever(entry.mitigation), entry)
     except PermanentError as error:
-        return work.escalate(f"the change could not be put back: {error}")
+        return work.escalate(f"the change could not be reverted: {error}")
     if outcome.state is not MitigationState.REVERTED:
         if not (outcome.final or work.out_of_patience):
             return work.wait(outcome.detail, SEEN_AGAIN, code="revert")
-        return work.escalate(f"the change could not be put back: {outcome.detail}")
+        return work.escalate(f"the change could not be reverted: {outcome.detail}")
     settlement = Settlement(
         id=entry.id, state=MitigationState.REVERTED, items=outcome.items, in_flight=False
     )
-    reason = f"it did not help and was put back: {outcome.detail}"
+    reason = f"it did not help and was reverted: {outcome.detail}"
     return work.again(reason, work.event("put back", outcome.detail), settlement)
 
 
@@ -79,8 +79,8 @@ async def _halted(work: Work) -> Transition | None:
     if halt.until is not None:  # a window began just now: the next look waits for its end
         return Transition(phase=Phase.REVERT, notify=False)
     if work.out_of_patience:
-        return work.escalate(f"the change was not put back: {halt.reason}")
-    return work.wait(f"not put back yet: {halt.reason}", SEEN_AGAIN, code=halt.code)
+        return work.escalate(f"the change was not reverted: {halt.reason}")
+    return work.wait(f"not reverted yet: {halt.reason}", SEEN_AGAIN, code=halt.code)
 
 
 async def settle(work: Work) -> Transition:
@@ -119,7 +119,7 @@ def _follow(work: Work, judged: Verdict) -> Transition:
     event = work.event(f"verdict: {judged.assessment}", judged.reason)
     match judged.assessment:
         case Assessment.CANNOT_TELL:
-            return work.escalate(f"whether it helped cannot be told: {judged.reason}")
+            return work.escalate(f"it is not known whether it helped: {judged.reason}")
         case Assessment.NOT_BETTER:
             return work.again(f"it did not help: {judged.reason}", event)
         case Assessment.BETTER:

@@ -30,7 +30,7 @@ def judge(
         halt = standing.paused
         return Decision(effect=Effect.WAIT, code=halt.code, reason=halt.reason)
     if not standing.firing:
-        reason = "no alert of the incident fires any more"
+        reason = "no alert of the incident is firing any more"
         return Decision(effect=Effect.DENY, code="resolved", reason=reason)
     return (
         _forbidden(allowance, plan)
@@ -40,7 +40,7 @@ def judge(
         or _cooling_down(standing, bounds)
         or _busy(standing, bounds)
         or (None if agreed else _asked_by(allowance, plan) or demoted(standing, allowance))
-        or Decision(effect=Effect.ALLOW, code="allowed", reason="within every bound")
+        or Decision(effect=Effect.ALLOW, code="allowed", reason="within all limits")
     )
 
 
@@ -57,7 +57,7 @@ def _to_be_asked(allowance: Allowance, plan: Plan) -> Decision | None:
     if not needed:
         return None
     who = "a human has" if needed == 1 else f"{needed} different persons have"
-    reason = f"{who} to agree to {kind} on this service (mitigations: {kind}: {allowance.approval})"
+    reason = f"{who} to approve {kind} on this service (mitigations: {kind}: {allowance.approval})"
     return Decision(effect=Effect.ASK, code="kind", reason=reason)
 
 
@@ -96,7 +96,7 @@ def _held(standing: Standing) -> Decision | None:
         return None
     reason = (
         f"the temporary change that {standing.held_by} made to this target has not been taken"
-        " back yet; a further one of the same kind is a human's decision"
+        " back yet; a human has to decide about another one of the same kind"
     )
     return Decision(effect=Effect.DENY, code="held", reason=reason)
 
@@ -120,11 +120,11 @@ def _cooling_down(standing: Standing, bounds: Sequence[Bound]) -> Decision | Non
 
 def _busy(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:
     if standing.busy_with is not None:
-        reason = f"a mitigation of {standing.busy_with} on the same target is in flight"
+        reason = f"a mitigation by {standing.busy_with} on the same target is in progress"
         return Decision(effect=Effect.WAIT, code="target_busy", reason=reason)
     for bound, usage in zip(bounds, standing.usages, strict=True):
         if usage.in_flight >= bound.limits.concurrency:
-            reason = f"{usage.in_flight} mitigations of {bound.scope} are in flight already"
+            reason = f"{usage.in_flight} mitigations of {bound.scope} are in progress already"
             effect = Effect.WAIT if bound.limits.concurrency else Effect.DENY
             return Decision(effect=effect, code="concurrency", reason=reason)
     return None

@@ -120,7 +120,7 @@ def _growing(standing: Standing, allowance: Allowance, plan: Plan) -> Decision |
     reason = (
         f"our changes of {ours.name} in {format_duration(rule.window)} would together raise"
         f" {ours.written(first)} to {ours.written(sum_of_all)}, which is more than {factor:g}"
-        " times; it may not grow for ever, so the next step is a human's"
+        " times: a human has to decide about the next step"
     )
     return _denied("cumulative", reason)
 
@@ -146,7 +146,7 @@ def _sweeping(standing: Standing, allowance: Allowance) -> Decision | None:
     reason = (
         f"{len(others)} other services are being changed or were within"
         f" {format_duration(rule.window)} ({names}); at most {most} of {allowance.services} may:"
-        " a signal that is wrong everywhere must not sweep through all of them"
+        " a wrong signal must not change every service"
     )
     return _denied("blast_radius", reason)
 

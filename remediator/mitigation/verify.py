@@ -71,7 +71,9 @@ def verdict(
         return Verdict(assessment=last.assessment, reason=last.evidence)
     if looked < verification.deadline + 2 * hold + gap:
         return None
-    reason = f"it is better, but nobody could look without gaps for long enough: {last.evidence}"
+    reason = (
+        f"it looks better, but there were too many gaps between samples to be sure: {last.evidence}"
+    )
     return Verdict(assessment=Assessment.CANNOT_TELL, reason=reason)
 
 

@@ -158,7 +158,7 @@ async def acknowledge(
     row = (await connection.execute(standing)).mappings().first()
     is_open = incident["state"] == IncidentState.OPEN
     if not is_open and (row is None or row["since"] is None or row["ended_at"] is not None):
-        raise Refused(409, f"incident {incident_id} waits for nobody: it is {incident['outcome']}")
+        raise Refused(409, f"incident {incident_id} needs nobody: it is {incident['outcome']}")
     if row is not None and row["acknowledged_at"] is not None and echo:
         at, who = row["acknowledged_at"], row["acknowledged_by"]
         return Acknowledged(incident_id=IncidentId(incident_id), by=who, at=at, anew=False)

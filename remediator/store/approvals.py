@@ -67,7 +67,8 @@ async def waiting_plan(
     row = (await connection.execute(query)).mappings().first()
     if row is None:
         raise Refused(
-            409, f"incident {incident_id} waits for no approval: it is at {incident['phase']}"
+            409,
+            f"incident {incident_id} is not waiting for an approval: its phase is {incident['phase']}",
         )
     unheard = row["answer_within"] is not None and row["asked_at"] is None
     if row["expires_at"] is not None and row["expires_at"] <= now and not unheard:

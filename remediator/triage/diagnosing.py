@@ -26,7 +26,9 @@ async def diagnose(work: Work) -> Transition:
         return waiting
     seen = await look.diagnose(work.playbook, work.context)
     if seen.impaired and not work.never_changes and not work.out_of_patience:
-        reason = f"our senses are impaired, so nothing is changed: {'; '.join(seen.impaired)}"
+        reason = (
+            f"a data source cannot be trusted, so nothing is changed: {'; '.join(seen.impaired)}"
+        )
         return work.wait(reason, SEEN_AGAIN, code="senses", findings=seen.findings)
     proposal = seen.proposal.model_copy(update={"impaired": seen.impaired})
     known = work.claim.proposal

@@ -93,7 +93,7 @@ async def test_a_kind_that_needs_two_persons_waits_for_both_in_mode_auto(
         incident = await bench.incident()
         (plan,) = incident.mitigations
         assert (incident.phase, plan.approvals_needed) == (Phase.APPROVAL, 2)
-        assert "2 different persons have to agree to switch_off" in plan.reason
+        assert "2 different persons have to approve switch_off" in plan.reason
         await bench.store.commands.approve(incident.id, plan.plan_hash, "ann")
         await bench.settle(5)
         assert bench.world.applied == []
@@ -189,7 +189,7 @@ async def test_an_expired_plan_is_refused(open_bench: OpenBench, verb: str) -> N
 async def test_a_plan_that_was_decided_is_refused(open_bench: OpenBench, verb: str) -> None:
     async with waiting(open_bench) as (bench, incident, plan):
         await bench.store.commands.approve(incident.id, plan.plan_hash, "ann")
-        with pytest.raises(Refused, match="waits for no approval"):
+        with pytest.raises(Refused, match="is not waiting for an approval"):
             await ordered(bench, verb, incident.id, plan.plan_hash)
         await bench.settle()
         assert len(bench.world.applied) == 1

@@ -279,7 +279,7 @@ async def test_what_somebody_else_has_changed_reaches_a_human_at_once(
         await bench.settle(75)
         incident = await bench.incident()
         assert incident.outcome is IncidentOutcome.ESCALATED
-        assert incident.reason == ("the change could not be put back: kubectl has changed it since")
+        assert incident.reason == ("the change could not be reverted: kubectl has changed it since")
 
 
 async def test_what_was_changed_last_is_judged_also_when_the_clock_was_put_back(

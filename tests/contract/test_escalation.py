@@ -384,7 +384,7 @@ async def test_what_waits_for_nobody_cannot_be_acknowledged(calling: Calling) ->
     await calling.bench.receive(resolved(alert, calling.bench.clock))
     await calling.after(1)
     incident = (await calling.bench.incident()).id
-    with pytest.raises(Refused, match="waits for nobody") as caught:
+    with pytest.raises(Refused, match="needs nobody") as caught:
         await commands.acknowledge(incident, "alice")
     assert caught.value.status == 409
 

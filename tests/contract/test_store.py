@@ -404,7 +404,7 @@ async def test_shadow_changes_nothing_and_says_what_it_would_do(open_bench: Open
         assert bench.world.things == {"lamp", "oven"}
         (would,) = incident.mitigations
         assert would.state is MitigationState.SHADOWED
-        assert "it would have been made" in would.reason
+        assert "it would have been applied" in would.reason
 
 
 async def test_approve_waits_and_then_makes_exactly_that_plan(open_bench: OpenBench) -> None:

@@ -166,7 +166,7 @@ async def test_what_is_never_stable_is_handed_to_a_human(open_bench: OpenBench) 
         assert bench.world.things == set()
         first = min(await bench.incidents(), key=lambda incident: incident.opened_at)
         assert first.outcome is IncidentOutcome.ESCALATED
-        assert "Dim fires: the service is not stable" in first.reason
+        assert "Dim is firing: the service is not stable" in first.reason
 
 
 async def test_a_long_pause_does_not_use_up_the_attempts(open_bench: OpenBench) -> None:

@@ -175,7 +175,9 @@ async def test_two_playbooks_never_ask_for_the_same_things_at_once(
         incidents = await bench.incidents()
         (asking,) = asked(incidents)
         (waiting,) = (i for i in incidents if i is not asking)
-        assert waiting.reason.startswith(f"{asking.id} asks for a change of the same things")
+        assert waiting.reason.startswith(
+            f"{asking.id} already asks for approval to change the same items"
+        )
         await bench.store.commands.approve(asking.id, None, "ann")
         await bench.settle(15)
         assert len(bench.world.applied) == 1

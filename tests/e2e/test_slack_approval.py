@@ -103,7 +103,7 @@ async def test_nobody_but_an_approver_lets_the_plan_go_ahead_and_only_once(
     await slack.wait_for(lambda _: not message.buttons, 10)
     assert message.lines[0].startswith("Approved by operator: ")
     assert (await slack.click(asking.url, approve, ANN))[0] == 200
-    assert "waits for no approval" in await _told(slack, 7)
+    assert "is not waiting for an approval" in await _told(slack, 7)
 
 
 @pytest.mark.parametrize("approvals", [{"low": 2, "medium": 2}])

@@ -588,7 +588,9 @@ async def test_nothing_is_replaced_before_its_logs_and_events_were_read(
     findings = await playbook_of().diagnose(context)
     proposal = playbook_of().propose(context, findings)
     assert (proposal.mitigations, proposal.wait) == ((), timedelta(seconds=30))
-    assert f"Nothing is replaced before its logs and events were read: {lost}" in proposal.reason
+    assert (
+        f"Nothing is replaced until its logs and events have been read: {lost}" in proposal.reason
+    )
     without = playbook_of(evidence="optional").propose(context, findings)
     assert [plan.kind for plan in without.mitigations] == ["set_memory"]
 
