@@ -139,7 +139,7 @@ async def test_shadow_says_that_a_kind_is_forbidden(open_bench: OpenBench) -> No
         await bench.settle(5)
         incident = await bench.incident()
         assert incident.outcome is IncidentOutcome.SHADOWED
-        assert "would not have been made: the configuration forbids" in incident.reason
+        assert "would not have been applied: the configuration forbids" in incident.reason
 
 
 async def test_the_same_person_counts_once_whichever_way_the_yes_comes(

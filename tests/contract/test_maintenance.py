@@ -235,7 +235,7 @@ async def test_a_dry_run_goes_on_and_a_replay_for_real_waits(bench: Bench) -> No
     await bench.settle()
     real, dry = sorted(await bench.incidents(), key=lambda i: i.dry_run)
     assert (dry.outcome, real.state) == (IncidentOutcome.SHADOWED, IncidentState.OPEN)
-    assert "it would not have been made: maintenance of global" in dry.reason
+    assert "it would not have been applied: maintenance of global" in dry.reason
     assert len(_waits(real)) == 1
 
 

@@ -249,7 +249,7 @@ async def test_shadow_says_what_the_live_state_would_have_forbidden(
         lever.figure = Figure(name="replicas", was=4, will=9)
         shadowed = await fires(bench, "Change")
         assert shadowed.outcome is IncidentOutcome.SHADOWED
-        assert "would not have been made: our changes of replicas" in shadowed.reason
+        assert "would not have been applied: our changes of replicas" in shadowed.reason
 
 
 async def test_a_lever_that_does_not_say_what_it_raises_is_not_pulled(
