@@ -15,7 +15,7 @@ SCOPES = ("everything", "a system", "a service")
 """What an operator may pause."""
 ENOUGH, ENOUGH_FOR_CHANCE = 20, 50
 """Seeds from which on what is planned, and what comes of chance, has to have been tried."""
-ENOUGH_UPGRADES = 4
+ENOUGH_UPGRADES = 8
 """Upgraded seeds from which on one has to have changed something: others only show that nothing fails."""
 OFTEN = 8
 """Times that a fault has to be planned for one of its kind to be cured for certain."""

@@ -147,7 +147,7 @@ async def test_a_symptom_waits_for_the_verdict_on_its_cause(bench: Bench) -> Non
     by_name = {i.playbook: i for i in await bench.incidents()}
     assert by_name["SwitchOff"].phase is Phase.SETTLE
     assert (by_name["Dim"].phase, by_name["Dim"].mitigations) == (Phase.DIAGNOSE, [])
-    assert "SwitchOff is at work" in by_name["Dim"].reason
+    assert "SwitchOff is working on this service" in by_name["Dim"].reason
     await bench.receive(resolved(cause, bench.clock), resolved(symptom, bench.clock))
     await bench.settle(15)
     outcomes = {i.playbook: i.outcome for i in await bench.incidents()}

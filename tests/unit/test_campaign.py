@@ -279,7 +279,7 @@ def test_a_long_campaign_in_which_nothing_happened_says_what_was_not_tried() -> 
 def test_upgrades_in_which_nothing_was_changed_are_called_untried(
     changes: int, missing: list[str]
 ) -> None:
-    plans = [plan_of(seed, postgres=True, upgrade=True) for seed in range(4)]
+    plans = [plan_of(seed, postgres=True, upgrade=True) for seed in range(8)]
     results = [Result(plan) for plan in plans]
     results[0].changes = changes
     assert untried(results) == missing
