@@ -170,7 +170,10 @@ def test_a_plan_for_two_says_who_is_missing(agreed: list[str], said: str) -> Non
 
 def test_what_the_manual_has_to_paste_is_so(load: Load) -> None:
     manual = (Path(__file__).parents[2] / "docs" / "slack.md").read_text()
-    manifest, config = (part.partition("```")[0] for part in re.split(r"```yaml\n", manual)[1:])
+    manifest, config, channels = (
+        part.partition("```")[0] for part in re.split(r"```yaml\n", manual)[1:]
+    )
+    assert set(yaml.safe_load(channels)["slack"]["channels"]) <= {"sev1", "sev2", "sev3", "sev4"}
     app = yaml.safe_load(manifest)
     assert app["settings"]["interactivity"]["request_url"].endswith(f".com{PATH}")
     assert app["oauth_config"]["scopes"]["bot"] == ["chat:write"]
