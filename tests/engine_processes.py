@@ -43,6 +43,7 @@ from remediator.testing import World, WorldLever
 from remediator.work import Levers, Surroundings
 from tests.engine_gates import Door, Gate, Loss, Point
 from tests.engine_world import PLAYBOOKS, Change, Record, Scene
+from tests.store_fixtures import WORLDLY
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,7 @@ class Replica:
             ports=self._ports,
             levers=self._levers(build.lever, ledger),
             ledger=ledger,
+            kinds=WORLDLY,
             monotonic=self._monotonic if build.sees_time else lambda: 0.0,
         )
 
