@@ -162,8 +162,20 @@ async def test_a_full_pool_is_treated_latency_waits_for_it_and_nothing_is_scaled
     async def latency() -> float:
         return 0.9 if await scene.is_(leak) else 0.1
 
-    slow.readings |= {"orders_latency_seconds": latency, "orders_cpu_share": latency}
-    slow.alert_when("DatabaseConnectionPoolExhausted", "orders_latency_seconds > 0.5")
+    async def pool_active() -> float:
+        return 10 if await scene.is_(leak) else 1
+
+    async def pool_size() -> float:
+        return 10
+
+    slow.readings |= {
+        "orders_latency_seconds": latency,
+        "orders_cpu_share": latency,
+        "orders_pool_active": pool_active,
+        "orders_pool_size": pool_size,
+    }
+    full = "orders_pool_active / orders_pool_size > 0.9"
+    slow.alert_when("DatabaseConnectionPoolExhausted", full)
     _use_database(slow, scene)
     async with open_shop(slow):
         by_playbook: dict[str, dict[str, Any]] = {}
@@ -189,5 +201,7 @@ def _use_database(shop: Shop, scene: Scene) -> None:
     shop.orders["playbooks"]["PoolExhausted"] = {
         "idle_tx_s": 60,
         "app_roles": [scene.app],
+        "pool_active_query": "orders_pool_active",
+        "pool_max_query": "orders_pool_size",
         "verification": FAST,
     }
