@@ -7,6 +7,7 @@ ever scaled: more instances would open more connections.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from functools import partial
 from typing import ClassVar
 
@@ -39,6 +40,9 @@ from remediator import (
     read_once,
     sessions_listed,
 )
+
+AGAIN = timedelta(seconds=30)
+"""Time after which a pool that did not answer is looked at again."""
 
 
 class PoolParameters(ConnectionBounds):
@@ -94,7 +98,8 @@ class PoolExhausted(Playbook[PoolParameters]):
         chosen = tuple(plan for plan in plans if plan is not None)
         reason = chosen[0].reason if chosen else self._unproven(findings, short)
         said = [reason, *self._advice(findings, chosen, short)]
-        return Proposal(mitigations=chosen, reason=" ".join(said))
+        wait = None if chosen else self._look_again(findings)
+        return Proposal(mitigations=chosen, reason=" ".join(said), wait=wait)
 
     async def verify(self, context: Context, mitigation: Mitigation) -> Sample:
         """Better when the connections are free again, for the application as for a new one."""
@@ -124,6 +129,14 @@ class PoolExhausted(Playbook[PoolParameters]):
             if parameters.has_pool:
                 checks["pool"] = parameters.pool_finding(context, reading)
             return await context.gather(checks)
+
+    @staticmethod
+    def _look_again(findings: Findings) -> timedelta | None:
+        """Look again where a pool that did not answer decides whether sessions are touched."""
+        pool = findings.get("pool")
+        left = any(sessions_listed(findings, name) for name in ("leaks", "long_queries"))
+        unseen = pool is not None and pool.status is FindingStatus.UNKNOWN
+        return AGAIN if unseen and left else None
 
     def _unproven(self, findings: Findings, short: str | None) -> str:
         """Say what the measurements make of the alert where no session is to be touched."""

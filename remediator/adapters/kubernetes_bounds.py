@@ -15,11 +15,13 @@ from remediator.adapters.kubernetes_objects import (
     Object,
     amount,
     is_stateful,
+    owned_by,
     read_pod,
     read_workload,
+    revision_of,
     uid_of,
 )
-from remediator.errors import BackendRefused
+from remediator.errors import BackendRefused, BackendUnavailable
 from remediator.model import (
     Duration,
     Instances,
@@ -121,7 +123,10 @@ def forbid(*rules: tuple[bool, str]) -> None:
 
 
 def steady(scene: Scene, bounds: Bounds) -> Workload:
-    """Return the workload; refuse what nothing may be changed about now."""
+    """Return the workload; refuse what nothing may be changed about now.
+
+    Raises ``BackendUnavailable`` while its status says that a rollout is over and its pods do not.
+    """
     workload = read_workload(scene.live)
     managed = workload.gitops is not None and not bounds.allow_gitops
     forbid(
@@ -131,7 +136,23 @@ def steady(scene: Scene, bounds: Bounds) -> Workload:
         (workload.rollout is not None, f"a rollout is in progress: {workload.rollout}"),
         (managed, f"it is managed by {workload.gitops}, which would undo the change"),
     )
+    left = _of_other_revisions(scene)
+    if left:
+        raise BackendUnavailable(
+            f"a rollout is in progress: {left} pods of another revision are there, which the"
+            " deployment's status does not count"
+        )
     return workload
+
+
+def _of_other_revisions(scene: Scene) -> int:
+    """Count pods that were not made from the present template; the status lags behind them."""
+    if not scene.replica_sets:
+        return 0
+    runs = revision_of(scene.live)
+    ours = [uid_of(kept) for kept in scene.replica_sets if revision_of(kept) == runs]
+    mine = {uid_of(pod) for pod in owned_by(scene.pods, ours)}
+    return sum(read_pod(pod).stays for pod in scene.pods if uid_of(pod) not in mine)
 
 
 def in_turn(scene: Scene, *, cures: bool = False) -> None:

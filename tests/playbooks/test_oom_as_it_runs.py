@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import pytest
 
 from playbooks.oom import OOM, OOMParameters
-from remediator.adapters.kubernetes_objects import read_pod, read_workload
+from remediator.adapters.kubernetes_objects import REVISION, read_pod, read_workload
 from remediator.adapters.kubernetes_pods import read_usage
 from remediator.diagnostics.capacity import used_cpu
-from remediator.errors import BackendRefused
+from remediator.errors import BackendRefused, BackendUnavailable
 from remediator.model import Item, Mitigation, Proposal
 from remediator.testing import context_for
 from tests.recorded_cluster import (
@@ -179,6 +180,38 @@ async def test_a_pod_that_is_kept_as_a_record_only_stops_nothing(tmp_path: Path)
     async with cluster.lever(tmp_path) as lever:
         await lever.prepare(raised)
     assert cluster.changes
+
+
+@pytest.mark.parametrize("kind", ["evict_pod", "restart_rollout", "set_memory"])
+async def test_a_pod_of_another_revision_is_waited_for_and_not_called_resized(
+    tmp_path: Path, kind: str
+) -> None:
+    cluster = recorded("resize")
+    left, pod = cluster.pods
+    later = {**left["metadata"]["ownerReferences"][0], "uid": "later", "name": "app-2"}
+    pod["metadata"]["ownerReferences"] = [later]
+    cluster.deployment["metadata"]["annotations"] = {REVISION: "2"}
+    cluster.replica_sets = [
+        replica_set(cluster, owner, number)
+        for number, owner in enumerate((left["metadata"]["ownerReferences"][0], later), start=1)
+    ]
+    meant = left["metadata"]
+    items = {"evict_pod": [Item(key="it", identity={"pod": meant["name"], "uid": meant["uid"]})]}
+    bounds = {"set_memory": {"container": "app", "limit": 48 * MI, "cap": 64 * MI}}
+    plan = plan_of(cluster, kind, *items.get(kind, ()), **bounds.get(kind, {}))
+    async with cluster.lever(tmp_path) as lever:
+        with pytest.raises(BackendUnavailable, match="1 pods of another revision are there"):
+            await lever.prepare(plan)
+        assert not cluster.changes
+        meant["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        with contextlib.suppress(BackendRefused):  # for what remains, the rollout is over
+            await lever.prepare(plan)
+
+
+def replica_set(cluster: Recorded, reference: Json, number: int) -> Json:
+    owner = {"uid": cluster.deployment["metadata"]["uid"], "controller": True}
+    metadata = {"name": reference["name"], "uid": reference["uid"], "ownerReferences": [owner]}
+    return {"metadata": metadata | {"annotations": {REVISION: str(number)}}, "spec": {}}
 
 
 async def test_a_pod_that_was_resized_in_place_is_not_replaced_by_a_smaller_one(

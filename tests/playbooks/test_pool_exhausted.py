@@ -360,6 +360,14 @@ async def test_unknown_pool_proves_nothing_and_is_told() -> None:
     assert "The use of the pool is unknown" in proposal.reason
 
 
+async def test_an_unknown_pool_is_looked_at_again_where_it_decides_about_a_session() -> None:
+    unknown: dict[str, Any] = {"admin": Pool({}), "pool_path": "/pool"}
+    assert (await proposed([idle(1)], **unknown)).wait == timedelta(seconds=30)
+    assert (await proposed([], **unknown)).wait is None
+    assert (await proposed([idle(1)], admin=CALM, pool_path="/pool")).wait is None
+    assert (await proposed([idle(1)])).wait is None
+
+
 async def test_without_a_measured_pool_what_blocks_nobody_is_left_alone() -> None:
     proposal = await proposed([idle(1), active(2)])
     assert proposal.mitigations == ()
