@@ -16,17 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-import asyncpg
 import structlog
 from sqlalchemy import Table, insert, text
-from sqlalchemy.exc import (
-    DBAPIError,
-    IntegrityError,
-    InterfaceError,
-    OperationalError,
-    ProgrammingError,
-)
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.audit import Keys
@@ -40,7 +31,7 @@ from remediator.store.engines import (
     is_postgres,
     pooling_of,
 )
-from remediator.store.fullness import unavailable
+from remediator.store.faults import Undone, before_the_commit, translated
 from remediator.store.tables import metadata
 
 T = TypeVar("T")
@@ -62,16 +53,6 @@ after 10 at the earliest."""
 
 _AGAIN = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds between attempts to write a result while the store is away."""
-_OF_THE_STATEMENT = ("0A", "21", "22", "23", "42", "44", "P0")
-"""Begin of the SQLSTATEs that say that a statement would fail again. All others pass: connections
-lost, read-only after a failover, deadlock, no resources, cancelled or shutting down."""
-
-_DRIVER = (
-    *(OSError, TimeoutError, asyncpg.PostgresError),
-    *(asyncpg.InterfaceError, asyncpg.InternalClientError),
-)
-"""What the driver itself raises; the last also where a connection breaks while it is made or used."""
-
 _log = structlog.get_logger(__name__)
 
 
@@ -297,21 +278,27 @@ class Database:
         except DiskFull:
             if not self.full():
                 raise
-            return await self._commit(batch)
+        except Undone as error:
+            _log.warning("commit_repeated", reason=str(error))
+        return await self._commit(batch)
 
     async def _commit(self, batch: list[_Job]) -> list[Any]:
         with translated(self._url):
             async with self._writer.begin() as connection:
-                journal.forget(connection)
-                serial = any(job.serial for job in batch)
-                lock = SERIAL_LOCK if serial else None
-                await self._begin(connection, pooled=self._pooled, lock=lock)
-                for table, rows in _together(batch):
-                    await connection.execute(insert(table), rows)
-                results = [job.operation and await job.operation(connection) for job in batch]
-                heads = await journal.write(connection, self._keys, self._memory)
+                with before_the_commit():
+                    results, heads = await self._work(connection, batch)
         self._memory.note(heads)
         return results
+
+    async def _work(self, connection: AsyncConnection, batch: list[_Job]) -> tuple[list[Any], Any]:
+        journal.forget(connection)
+        serial = any(job.serial for job in batch)
+        lock = SERIAL_LOCK if serial else None
+        await self._begin(connection, pooled=self._pooled, lock=lock)
+        for table, rows in _together(batch):
+            await connection.execute(insert(table), rows)
+        results = [job.operation and await job.operation(connection) for job in batch]
+        return results, await journal.write(connection, self._keys, self._memory)
 
 
 def _together(batch: list[_Job]) -> list[tuple[Table, list[Mapping[str, Any]]]]:
@@ -331,27 +318,6 @@ def _answer(job: _Job, result: object) -> None:
 def _fail(job: _Job, error: Exception) -> None:
     if not job.done.done():
         job.done.set_exception(error)
-
-
-@contextlib.contextmanager
-def translated(url: str = "") -> Any:
-    """Turn a lost or refusing database into ``StoreUnavailable``; let everything else through.
-
-    ``url`` tells where a SQLite is, whose disk may be full.
-    """
-    try:
-        yield
-    except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-        said = f"the store does not answer: {type(error).__name__}"
-        raise unavailable(error, said, url) from error
-    except DBAPIError as error:
-        state = str(getattr(error.orig, "sqlstate", None) or "")
-        again = isinstance(error, IntegrityError | ProgrammingError)
-        if (again or state.startswith(_OF_THE_STATEMENT)) and not error.connection_invalidated:
-            raise
-        raise unavailable(error, f"the store cannot take it now ({state or 'lost'})") from error
-    except _DRIVER as error:
-        raise unavailable(error, f"the store cannot be reached: {type(error).__name__}") from error
 
 
 async def patiently(write: Callable[[], Awaitable[T]]) -> T:

@@ -21,6 +21,8 @@ STATEMENT_TIMEOUT = 10.0
 process may hold the serial lock."""
 HELD_FOR = "5s"
 """Time that a process which stands still in a transaction keeps its locks in PostgreSQL."""
+_LOOKS_FOR = "60s"
+"""The same for a transaction that only reads: it keeps no lock that a write waits for."""
 MIGRATED_WITHIN = 600.0
 """Seconds that a statement may take which changes the schema, or waits until somebody else has."""
 _CONNECTED_WITHIN = 5.0
@@ -83,11 +85,11 @@ async def pooling_of(url: str) -> Pooling:
 
     Who connects is told the id of the session. A pooler makes one up: it has none yet.
     """
-    one = await _connect(url, STATEMENT_TIMEOUT, pooled=True)
+    one = await _connect(url, STATEMENT_TIMEOUT, held=None)
     try:
         if await _session(one) == one.get_server_pid():
             return Pooling.NONE
-        two = await _connect(url, STATEMENT_TIMEOUT, pooled=True)
+        two = await _connect(url, STATEMENT_TIMEOUT, held=None)
         try:
             mine, other = set[int](), set[int]()
             for _ in range(_LOOKS):
@@ -136,8 +138,10 @@ def _sqlite_engine(url: str, *, read_only: bool) -> AsyncEngine:
 
 
 def _postgres_engine(url: str, *, read_only: bool, pooled: bool, patience: float) -> AsyncEngine:
+    held = _LOOKS_FOR if read_only else HELD_FOR
+
     async def connect() -> _Connection:
-        return await _connect(url, patience, pooled=pooled)
+        return await _connect(url, patience, held=None if pooled else held)
 
     return create_async_engine(
         "postgresql+asyncpg://",
@@ -160,10 +164,11 @@ class _Session(_Driver):
             await super().close(timeout=timeout or _GOODBYE_WITHIN)
 
 
-async def _connect(url: str, patience: float, *, pooled: bool) -> _Connection:
+async def _connect(url: str, patience: float, *, held: str | None) -> _Connection:
+    """Connect; ``held`` is how long a transaction may stand still, None where a pooler may be."""
     settings = {"application_name": "remediator"}
-    if not pooled:  # a pooler refuses what it does not know, or loses it
-        settings["idle_in_transaction_session_timeout"] = HELD_FOR
+    if held is not None:  # a pooler refuses what it does not know, or loses it
+        settings["idle_in_transaction_session_timeout"] = held
     return await asyncpg.connect(
         url,
         timeout=_CONNECTED_WITHIN,
@@ -171,5 +176,5 @@ async def _connect(url: str, patience: float, *, pooled: bool) -> _Connection:
         connection_class=_Session,
         server_settings=settings,
         # without it statements have no names: a name would stay behind in another's session
-        statement_cache_size=0 if pooled else _PREPARED,
+        statement_cache_size=0 if held is None else _PREPARED,
     )

@@ -20,7 +20,7 @@ from remediator.errors import DiskFull, Refused, StoreUnavailable
 from remediator.maintenance import Halt
 from remediator.model import Incident, IncidentId, IncidentState, MitigationState, Phase
 from remediator.store import Store, open_store
-from remediator.store.database import translated
+from remediator.store.faults import translated
 from remediator.store.stopping import STOP_FILE, StopFile, SureCommands
 from remediator.telemetry import Telemetry
 from remediator.views import Kept, PauseView

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +16,7 @@ from remediator.store import open_store
 from remediator.store.engines import Pooling, pooling_of
 from tests.campaign.network import link_to
 from tests.pgbouncer_fixtures import pgbouncer
+from tests.postgres_fixtures import eventually, execute
 
 
 async def _one(connection: AsyncConnection) -> int:
@@ -33,6 +35,88 @@ async def test_a_connection_that_falls_silent_fails_one_write_and_is_replaced(
         with pytest.raises(StoreUnavailable):
             await store.database.write(_one)
         assert await store.database.write(_one) == 1
+
+
+_IDLES = text("SET LOCAL idle_in_transaction_session_timeout = '1ms'")
+_WHO = text("SELECT pg_backend_pid()")
+
+
+class _StandsStill:
+    """A write during which the process stands still for too long, so many ``times``."""
+
+    def __init__(self, dsn: str, times: int) -> None:
+        self.dsn, self.times, self.runs = dsn, times, 0
+
+    async def __call__(self, connection: AsyncConnection) -> int:
+        self.runs += 1
+        if self.runs <= self.times:
+            pid = (await connection.execute(_WHO)).scalar_one()
+            await connection.execute(_IDLES)
+            await self._ended(pid)
+        return await _one(connection)
+
+    async def _ended(self, pid: int) -> None:
+        watcher = await asyncpg.connect(self.dsn)
+        try:
+
+            async def gone() -> bool:
+                found = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1"
+                return not await watcher.fetchval(found, pid)
+
+            await eventually(gone, "the server has ended the session")
+        finally:
+            await watcher.close()
+
+
+async def test_a_write_whose_session_the_server_ended_is_made_anew_once(
+    postgres_database: str,
+) -> None:
+    async with open_store(postgres_database, owner="one", changed=lambda: None) as store:
+        once, twice = (_StandsStill(postgres_database, times) for times in (1, 2))
+        assert await store.database.write(once) == 1
+        assert once.runs == 2
+        with pytest.raises(StoreUnavailable):
+            await store.database.write(twice)
+        assert twice.runs == 2
+        assert await store.database.write(_one) == 1
+
+
+async def test_a_write_whose_connection_is_lost_at_its_commit_is_not_made_anew(
+    postgres_database: str,
+) -> None:
+    await execute(
+        postgres_database,
+        "CREATE TABLE last_words (said text)",
+        "CREATE FUNCTION ends() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$",
+        "CREATE CONSTRAINT TRIGGER at_the_commit AFTER INSERT ON last_words"
+        " DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION ends()",
+    )
+    runs: list[None] = []
+
+    async def insert(connection: AsyncConnection) -> None:
+        runs.append(None)
+        await connection.execute(text("INSERT INTO last_words VALUES ('so be it')"))
+
+    async with open_store(postgres_database, owner="one", changed=lambda: None) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.database.write(insert)
+        assert len(runs) == 1
+        assert await store.database.write(_one) == 1
+
+
+async def test_who_stands_still_while_it_reads_is_given_longer_than_who_writes(
+    postgres_database: str,
+) -> None:
+    held = text("SHOW idle_in_transaction_session_timeout")
+    async with open_store(postgres_database, owner="one", changed=lambda: None) as store:
+        async with store.database.read() as connection:
+            assert (await connection.execute(held)).scalar_one() == "1min"
+
+        async def bound(connection: AsyncConnection) -> str:
+            return str((await connection.execute(held)).scalar_one())
+
+        assert await store.database.write(bound) == "5s"
 
 
 async def test_what_the_driver_cannot_make_sense_of_is_a_store_that_is_away() -> None:
