@@ -256,7 +256,8 @@ class Work:
     def windows(self) -> list[Window]:
         """Maintenance windows since the incident was opened, planned and ordered."""
         incident, now = self.claim.incident, self.claim.now
-        planned = self.around.catalogue.windows(incident, incident.opened_at, now)
+        begin = min(incident.opened_at, now)  # the clock may have been put back since
+        planned = self.around.catalogue.windows(incident, begin, now)
         return [*planned, *self.claim.windows]
 
     @property

@@ -63,6 +63,12 @@ DANGERS: dict[str, dict[str, Any]] = {
         "service": services,
         "seconds": stalls,
     },
+    "dies_at_its_call": {
+        "replica": replicas,
+        "point": st.sampled_from([Point.RESERVED, Point.CALLING, Point.CHANGED]),
+        "service": st.sampled_from(["pay", "pay", *SERVICES]),
+        "seconds": st.sampled_from([30, 60, 12]),
+    },
     "sleeps_through_a_jump": {
         "replica": replicas,
         "point": st.sampled_from([*[Point.RESERVED] * 4, Point.CALLING, Point.CALLING, *Point]),
@@ -219,6 +225,12 @@ class Engine(Stage):
             self.run(self._pass(timedelta(seconds=seconds)))
         if one.task is not None:
             self.run(one.go_on(suspended=suspended and not self.steady))
+
+    @rule(**DANGERS["dies_at_its_call"])
+    def dies_at_its_call(self, replica: int, point: Point, service: str, seconds: int) -> None:
+        """It dies at its call, and whoever takes over has to find out whether that was made."""
+        self.dies(replica, point, service)
+        self.time_passes_at_work(seconds)
 
     @rule(**DANGERS["sleeps_through_a_jump"])
     def sleeps_through_a_jump(

@@ -45,6 +45,9 @@ from tests.engine_gates import Door, Gate, Loss, Point
 from tests.engine_world import PLAYBOOKS, Change, Record, Scene
 from tests.store_fixtures import WORLDLY
 
+AT_ONCE = 500
+"""Steps in which all that is due comes to wait for something, while the clock stands still."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -320,7 +323,7 @@ class Replica:
         self.scene.record.expect(mine, f"a stale owner of {claim.incident.id} wrote {result.phase}")
 
     async def _steps(self) -> None:
-        while True:
+        for _ in range(AT_ONCE):
             try:
                 claim = await self.one()
             except StoreUnavailable:
@@ -328,6 +331,7 @@ class Replica:
             if claim is None:
                 return
             await self.step(claim)
+        raise AssertionError("what is due is looked at again and again, and no time passes")
 
     async def _taking_back(self) -> None:
         await self.gate.pass_(Point.CLAIMED)

@@ -77,6 +77,7 @@ async def read_claim(
         .where(mine, t.mitigations.c.in_flight)
         .order_by(t.samples.c.id)  # not by their time: the clock may have been put back
     )
+    begin = min(incident.opened_at, now)  # the clock may have been put back since
     return Claim(
         incident=incident,
         alerts=await incident_alerts(connection, incident.id),
@@ -88,7 +89,7 @@ async def read_claim(
             Sample.model_validate({name: sample[name] for name in Sample.model_fields})
             for sample in samples.mappings()
         ),
-        windows=tuple(await windows_over(connection, incident, incident.opened_at, now)),
+        windows=tuple(await windows_over(connection, incident, begin, now)),
         now=now,
         lease=lease,
     )

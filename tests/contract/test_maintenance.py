@@ -288,6 +288,30 @@ async def test_a_window_that_began_with_its_order_runs_also_when_the_clock_is_pu
     assert halt.code == "maintenance"
 
 
+@pytest.mark.parametrize("origin", ["file", "order"])
+async def test_a_clock_put_back_into_a_window_before_the_incident_lets_it_wait(
+    bench: Bench, origin: str
+) -> None:
+    if origin == "file":
+        _plan(bench, _window(bench, timedelta(0), HOUR))
+    else:
+        window = await _order(bench)
+    bench.clock.advance(HOUR)
+    if origin == "order":
+        await bench.store.commands.end_maintenance(window.id, "ann")
+    bench.clock.advance(timedelta(seconds=5))
+    await bench.receive(bench.alert())
+    bench.clock.advance(timedelta(minutes=-5))
+    await bench.receive(bench.alert(pod="another"))  # which wakes it
+    steps = 0
+    while steps < 10 and await bench.step():
+        steps += 1
+    assert steps < 10, "it is looked at again and again, and nothing passes meanwhile"
+    assert (await bench.incident()).reason.startswith("maintenance of global until")
+    await bench.settle(360)
+    assert [m.state for m in (await bench.incident()).mitigations] == [MitigationState.APPLIED]
+
+
 async def test_the_reservation_itself_asks_for_ordered_windows(bench: Bench) -> None:
     await bench.receive(bench.alert())
     (claim,) = await bench.claim()
