@@ -20,8 +20,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from tests.campaign.facts import Broken
 from tests.campaign.ground import Ground, Slot, a_slot, the_ground
-from tests.campaign.judge import Broken
 from tests.campaign.mutants import BREAKS, MUTANTS, tree_of
 from tests.campaign.plan import Plan, plan_of
 from tests.campaign.replicas import ROOT

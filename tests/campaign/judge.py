@@ -3,95 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 
-from remediator.demo.slack import LocalSlack
-from tests.campaign.apiserver import Seen
-from tests.campaign.network import Pause, Span
-from tests.campaign.plan import Plan
-from tests.campaign.records import TABLES, Book
-from tests.campaign.sender import Accepted
-from tests.campaign.world import Part, World
+from tests.campaign.facts import COUNTED, MADE, Broken, Facts, Row, instant
+from tests.campaign.world import Part
 
-COUNTED = {"reserved", "applied", "unknown", "reverted"}
-MADE = {"applied", "reverted"}
 SILENT = {"no_match", "suppressed"}
 ARRIVES_WITHIN = timedelta(seconds=3)
 """Time past ``apply_before`` within which a call that was begun in time reaches its backend."""
 HELD_UP = timedelta(seconds=12)
 """The same while the network keeps messages: an adapter's longest call, and settling."""
+TAKEN, REFUSED = 200, range(400, 500)
+"""Status of an order that was taken, and of one that was not; of any other nobody knows."""
 COOLDOWN = timedelta(minutes=5)
 """Of every playbook, where the configuration says nothing."""
-KINDS = (
-    *("lost", "doubled", "past a bound", "late", "stuck", "not taken back", "untold", "wrong"),
-    "harness",
-)
-"""The last is a fault of the campaign itself: what it wanted to try was not tried."""
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A promise that was not kept."""
-
-    kind: str
-    """One of ``KINDS``."""
-    what: str
-
-
-Row = Mapping[str, Any]
-
-
-@dataclass
-class Facts:
-    """Everything that is known of a seed after its end."""
-
-    plan: Plan
-    world: World
-    slack: LocalSlack
-    accepted: Sequence[Accepted]
-    seen: Sequence[Seen] = ()
-    """What the API server recorded in the namespaces of this seed."""
-    paused: Sequence[Pause] = ()
-    stopped: Sequence[Span] = ()
-    kept: Sequence[Span] = ()
-    """When the network kept messages."""
-    stood_still: Sequence[Span] = ()
-    """When the campaign itself did, whose process the network is."""
-    reserved_by: Mapping[str, str] = field(default_factory=dict)
-    """By effect, which replica wrote it into the ledger."""
-    tables: dict[str, list[Row]] = field(default_factory=dict)
-    changes: dict[str, int] = field(default_factory=dict)
-    """By service, how often its backend was changed."""
-
-    @property
-    def ills(self) -> list[list[Part]]:
-        """The parts, those of one fault together."""
-        by_fault: dict[str, list[Part]] = defaultdict(list)
-        for part in self.world.parts:
-            by_fault[part.backends].append(part)
-        return [*by_fault.values()]
-
-    def entries(self, parts: Sequence[Part]) -> list[Row]:
-        """Return the ledger's rows of some parts."""
-        services = {part.service for part in parts}
-        return [row for row in self.tables["mitigations"] if row["service"] in services]
-
-    def incidents(self, parts: Sequence[Part]) -> list[Row]:
-        """Return the incidents of some parts."""
-        services = {part.service for part in parts}
-        return [row for row in self.tables["incidents"] if row["service"] in services]
-
-
-async def facts_of(facts: Facts, book: Book) -> Facts:
-    """Read the store and the backends."""
-    for table in TABLES:
-        facts.tables[table] = [*await book.rows(table)]
-    for part in facts.world.parts:
-        facts.changes[part.service] = await part.fault.changes()
-    return facts
 
 
 async def judge(facts: Facts) -> list[Broken]:
@@ -244,7 +170,7 @@ def _past_cooldown(facts: Facts) -> Verdicts:
         last[row["target_key"]] = row
         if before is None or before["incident_id"] == row["incident_id"]:
             continue
-        if _instant(row["reserved_at"]) - _instant(before["reserved_at"]) < COOLDOWN:
+        if instant(row["reserved_at"]) - instant(before["reserved_at"]) < COOLDOWN:
             yield "past a bound", f"{row['effect_key']} came too soon after {before['effect_key']}"
 
 
@@ -253,8 +179,26 @@ def _in_pauses(facts: Facts) -> Verdicts:
         for row in facts.tables["mitigations"]:
             at, span = row["reserved_at"], pause.span
             mine = pause.covers(row["system"], row["service"])
-            if mine and at is not None and span.begin < _instant(at) < span.end:
+            if mine and at is not None and span.begin < instant(at) < span.end:
                 yield "past a bound", f"{row['effect_key']} was reserved in a pause"
+
+
+# --- approvals ----------------------------------------------------------------------------------
+
+
+def _unapproved(facts: Facts) -> Verdicts:
+    """Nothing is begun before a human agreed in time, nor what one refused."""
+    asking = {part.service for part in facts.world.parts if part.asks}
+    for row in facts.tables["mitigations"]:
+        if row["service"] not in asking or row["reserved_at"] is None:
+            continue
+        plan = (row["incident_id"], row["plan_hash"])
+        said = [answer for answer in facts.answers if (answer.incident, answer.plan) == plan]
+        until = instant(min(row["reserved_at"], row["expires_at"] or row["reserved_at"]))
+        if not any(a.approves and a.at < until and a.status not in REFUSED for a in said):
+            yield "unapproved", f"{row['effect_key']} was begun, and nobody had agreed in time"
+        if any(a.status == TAKEN and not a.approves for a in said):
+            yield "unapproved", f"{row['effect_key']} was begun, and it had been refused"
 
 
 # --- when ---------------------------------------------------------------------------------------
@@ -271,7 +215,7 @@ def _late(facts: Facts) -> Verdicts:
         if row is None:
             yield "wrong", f"{service} was changed at {at} without a reservation"
         elif _is_late(facts, row, at) and not _stood_still(facts, row, at):
-            late = (at - _instant(row["apply_before"])).total_seconds()
+            late = (at - instant(row["apply_before"])).total_seconds()
             yield "late", f"{row['effect_key']} was made {late:.1f} s after its time was over"
 
 
@@ -284,7 +228,7 @@ def excused(facts: Facts) -> int:
 
 
 def _is_late(facts: Facts, row: Row, at: datetime) -> bool:
-    begin, end = _instant(row["reserved_at"]), _instant(row["apply_before"])
+    begin, end = instant(row["reserved_at"]), instant(row["apply_before"])
     kept = any(span.meets(begin, at) for span in facts.kept)
     lost = sum((span.within(begin, at) for span in facts.stood_still), timedelta(0))
     return at - lost > end + (HELD_UP if kept else ARRIVES_WITHIN)
@@ -293,7 +237,7 @@ def _is_late(facts: Facts, row: Row, at: datetime) -> bool:
 def _stood_still(facts: Facts, row: Row, at: datetime) -> bool:
     effect = row["effect_key"]
     return any(
-        span.meets(_instant(row["reserved_at"]), at)
+        span.meets(instant(row["reserved_at"]), at)
         and span.who == facts.reserved_by.get(effect)
         and effect not in span.written
         for span in facts.stopped
@@ -323,7 +267,7 @@ def _reserved_for(rows: Sequence[Row], effect: str, at: datetime) -> Row | None:
     before = [
         row
         for row in rows
-        if row["reserved_at"] is not None and _instant(row["reserved_at"]) <= at
+        if row["reserved_at"] is not None and instant(row["reserved_at"]) <= at
         if not effect or row["effect_key"] == effect
     ]
     return max(
@@ -364,7 +308,7 @@ def _untold(facts: Facts) -> Verdicts:
 
 _CHECKS = (
     *(_lost, _doubled, _seen_twice, _only_said, _twice_in_the_journal, _unasked),
-    *(_past_budget, _past_concurrency, _past_cooldown, _in_pauses),
+    *(_past_budget, _past_concurrency, _past_cooldown, _in_pauses, _unapproved),
     *(_late, _stuck, _untold),
 )
 
@@ -372,7 +316,3 @@ _CHECKS = (
 def _handed_over(facts: Facts, part: Part) -> bool:
     """Whether a human was told that what is left has to be put back."""
     return any("not taken back" in row["reason"] for row in facts.incidents([part]))
-
-
-def _instant(micros: int) -> datetime:
-    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=micros)

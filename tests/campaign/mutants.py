@@ -64,15 +64,25 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
             f"    {_CALL}\n    return {_CALL}\n",
         ),
     ),
+    "approval": (
+        Cut("remediator/mitigation/decide.py", "    if mode is Mode.APPROVE:", "    if False:"),
+        Cut(
+            "remediator/mitigation/acting.py",
+            "Mode.AUTO if approved is None else Mode.APPROVE",
+            "Mode.APPROVE",
+        ),
+    ),
 }
 """By name: the lock of reservations, the fencing by epoch, the last look before a call (at two clocks,
-and whose the incident is), looking instead of repeating after a crash, and one call for a reservation."""
+and whose the incident is), looking instead of repeating after a crash, one call for a reservation, and
+the question whether a human agrees."""
 BREAKS = {
     "lock": {"past a bound"},
     "epoch": {"doubled"},
     "apply_before": {"late"},
     "observe": {"doubled", "late"},
     "once": {"doubled"},
+    "approval": {"unapproved"},
 }
 """What each does not keep, as ``judge.KINDS``: anything else that is broken does not find it. Who
 repeats instead of looking does so after the time, and twice where the first call arrived."""

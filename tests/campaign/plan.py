@@ -103,6 +103,8 @@ class Plan:
     several replicas meet then."""
     cut_over: tuple[float, ...] = ()
     """When each replica is replaced by one of the new version; empty: all are of one version."""
+    asked: frozenset[int] = frozenset()
+    """Faults whose services ask a human before each change."""
 
     @property
     def postgres(self) -> bool:
@@ -141,7 +143,14 @@ def plan_of(seed: int, *, postgres: bool, upgrade: bool = False) -> Plan:
         happenings=happenings,
         slow_store=0.006 if postgres and crowd and tight else 0.0,
         cut_over=tuple(2.0 + 3.0 * n for n in range(replicas)) if upgrade else (),
+        asked=_asked(random.Random(f"asked {seed}/{postgres}"), len(faults)),
     )
+
+
+def _asked(chance: random.Random, faults: int) -> frozenset[int]:
+    """Choose the faults that need an approval, in two seeds of three."""
+    many = chance.choice((0, 0, 1, 2, 3, 3))
+    return frozenset(chance.sample(range(faults), min(many, faults)))
 
 
 def _faults(chance: random.Random) -> tuple[str, ...]:

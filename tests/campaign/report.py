@@ -7,12 +7,13 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from tests.campaign.judge import KINDS
+from tests.campaign.facts import KINDS
 from tests.campaign.plan import ALWAYS, WITH_HOLD, WITH_PAUSE
 from tests.campaign.run import Result
 
 SCOPES = ("everything", "a system", "a service")
 """What an operator may pause."""
+ANSWERED = ("approves", "rejects", "is late")
 ENOUGH, ENOUGH_FOR_CHANCE = 20, 50
 """Seeds from which on what is planned, and what comes of chance, has to have been tried."""
 ENOUGH_UPGRADES = 8
@@ -59,6 +60,8 @@ def untried(results: Sequence[Result]) -> list[str]:
     if len(results) >= ENOUGH_FOR_CHANCE:
         found = sum(result.found for result in results)
         happened |= {
+            "an approval, a refusal, a late one": min(did[f"the operator {w}"] for w in ANSWERED)
+            > 0,
             "a change that was taken back": states["reverted"] > 0,
             "a lost answer that was found by looking": found > 0,
             "a change of which nobody knows": states["unknown"] > 0,

@@ -19,9 +19,11 @@ import yaml
 
 from remediator.demo.slack import LocalSlack
 from tests.campaign.apiserver import changes_in
+from tests.campaign.approver import Approver
 from tests.campaign.chaos import Chaos
+from tests.campaign.facts import Broken, Facts, facts_of
 from tests.campaign.ground import Ground, Slot
-from tests.campaign.judge import Broken, Facts, excused, facts_of, judge
+from tests.campaign.judge import excused, judge
 from tests.campaign.network import link_to
 from tests.campaign.plan import SPAN, Plan
 from tests.campaign.records import UNSEEN, Book
@@ -93,7 +95,8 @@ class _Seed:
     slack: LocalSlack
     book: Book
     client: httpx.AsyncClient
-    replicas: list[Replica] = field(default_factory=list)
+    approver: Approver
+    replicas: list[Replica]
 
 
 async def run_seed(plan: Plan, ground: Ground, slot: Slot) -> Result:
@@ -141,6 +144,7 @@ async def _facts(seed: _Seed, sender: Sender, chaos: Chaos) -> Facts:
             stopped=chaos.stopped,
             kept=chaos.kept,
             stood_still=seed.ground.standstills,
+            answers=seed.approver.answers,
             reserved_by={effect: r.name for r in seed.replicas for effect in r.reserved},
         ),
         seed.book,
@@ -162,7 +166,9 @@ async def _prepared(
         link.base_delay = plan.slow_store
     sqlite = None if plan.postgres else folder / "replica-0/state/remediator.db"
     client = await stack.enter_async_context(httpx.AsyncClient(timeout=25, verify=False))
-    seed = _Seed(plan, ground, slot, folder, stack, world, slack, Book(sqlite, dsn), client)
+    book, replicas = Book(sqlite, dsn), list[Replica]()
+    approver = Approver(plan.seed, replicas, client)
+    seed = _Seed(plan, ground, slot, folder, stack, world, slack, book, client, approver, replicas)
     orders = iter(plan.orders)
     old, new = _written(seed)
     for number in range(plan.replicas):
@@ -233,6 +239,8 @@ async def _trouble(seed: _Seed, result: Result) -> tuple[Sender, Chaos]:
     sender = Sender(seed.replicas, random.Random(f"sender {plan.seed}"), seed.client)
     for part in seed.world.parts:
         await enter(_running(sender.follow(part)))
+    if plan.asked:
+        await enter(_running(seed.approver.work()))
     async with _running(sender.make_noise()):
         ordered = [chaos.run(happening) for happening in plan.happenings]
         cuts = [chaos.cut_over(*one) for one in zip(seed.replicas, plan.cut_over, strict=False)]
@@ -340,6 +348,7 @@ async def _audited(seed: _Seed) -> list[Broken]:
 
 def _count(result: Result, facts: Facts, sender: Sender, seed: _Seed) -> None:
     result.answers = sender.answers
+    result.did += seed.approver.did
     result.accepted = len(sender.accepted)
     for parts in facts.ills:
         made = facts.changes[parts[0].service]

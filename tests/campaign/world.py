@@ -32,6 +32,8 @@ from tests.redis_fixtures import READER, WRITER, RedisScene
 from tests.service_fixtures import pool_alert
 
 HOLD: dict[str, Any] = {"hold": "3s", "step_down": 1.0, "step_pause": "1s"}
+ANSWERED_WITHIN = "6s"
+"""Time for which an approval is waited for, from the delivery of its request."""
 SLUGGISH = 4.0
 """Seconds after its reset for which a breaker may be reset once more."""
 _CACHED, _FILLER = 600, "x" * 1000
@@ -49,6 +51,8 @@ class Part:
     """Begin of the names of its backends; a twin has those of another part."""
     fires: float = 0.0
     """When its alert fires, in seconds since the beginning."""
+    asks: bool = False
+    """Whether a human has to agree to each change."""
 
     @property
     def namespace(self) -> str | None:
@@ -111,7 +115,8 @@ async def the_world(plan: Plan, ground: Ground, slot: Slot, folder: Path) -> Asy
             own.mkdir()
             fault = await stack.enter_async_context(_arrange(kind, ground, reached)(own))
             name = f"{kind}{number}"
-            part = Part(name, kind, fault, own, name, plan.fires[number])
+            asks = number in plan.asked
+            part = Part(name, kind, fault, own, name, plan.fires[number], asks)
             await _go_by_links(making, part)
             world.parts.append(part)
             if number == plan.twin:
@@ -195,6 +200,10 @@ def _renamed(service: dict[str, Any], part: Part) -> dict[str, Any]:
 
     targets = {role: target(value) for role, value in service["targets"].items()}
     renamed = {**service, "match": {"service": part.service}, "targets": targets}
+    if part.asks:
+        playbooks = service["playbooks"].items()
+        renamed["playbooks"] = {key: {**given, "mode": "approve"} for key, given in playbooks}
+        renamed["approvals"] = {"within": ANSWERED_WITHIN}
     if "prometheus" in service:
         renamed["prometheus"] = f"{name}-{service['prometheus']}"
     return renamed

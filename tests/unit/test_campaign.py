@@ -12,7 +12,9 @@ import pytest
 
 from remediator.demo.slack import LocalSlack
 from tests.campaign.apiserver import Seen
-from tests.campaign.judge import KINDS, Facts, excused, judge
+from tests.campaign.approver import Answer
+from tests.campaign.facts import KINDS, Facts
+from tests.campaign.judge import excused, judge
 from tests.campaign.mutants import BREAKS, MUTANTS, tree_of
 from tests.campaign.network import Pause, Span
 from tests.campaign.plan import ALWAYS, WITH_HOLD, WITH_PAUSE, plan_of
@@ -262,6 +264,33 @@ async def test_a_reservation_in_a_pause_of_its_scope_is_called_past_a_bound(
     facts = _facts(mitigations=[ENTRY | {"state": "denied", "reserved_at": _micros(5)}])
     facts.paused = [Pause(scope, Span(AT, AT + timedelta(seconds=10)))]
     assert [broken.kind for broken in await judge(facts)] == ["past a bound"] * covered
+
+
+# --- approvals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ([], False),
+        ([(True, -5, 200)], True),
+        ([(True, -5, 0)], True),  # its answer was lost
+        ([(True, -5, 409)], False),
+        ([(True, 2, 200)], False),
+        ([(True, -5, 200), (False, -4, 200)], False),
+        ([(True, -5, 200), (False, -4, 409)], True),
+    ],
+)
+async def test_a_change_that_no_human_agreed_to_in_time_is_called_unapproved(
+    said: list[tuple[bool, float, int]], *, kept: bool
+) -> None:
+    facts = _changed(1, ENTRY | {"plan_hash": "p", "expires_at": _micros(1)})
+    facts.world.parts[:] = [replace(part, asks=True) for part in facts.world.parts]
+    facts.answers = [
+        Answer("inc-1", "p", approves, AT + timedelta(seconds=at), status)
+        for approves, at, status in said
+    ]
+    assert [broken.kind for broken in await judge(facts)] == ["unapproved"] * (not kept)
 
 
 # --- whether enough was tried -------------------------------------------------------------------
