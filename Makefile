@@ -35,7 +35,7 @@ campaign: .venv/.installed-test
 
 # Engines that lack a part: each has to break its promise within 50 seeds.
 campaign-mutants: .venv/.installed-test
-	@for mutant in apply_before epoch lock observe once approval; do \
+	@for mutant in apply_before epoch lock observe once approval room; do \
 	  $(CAMPAIGN) --seeds 50 --mutant $$mutant || exit 1; done
 
 check: .venv/.installed-check

@@ -44,16 +44,31 @@ def _takes(file: Any, size: int) -> bool:
     return True
 
 
+class NotMounted(Exception):
+    """No small disk can be mounted here."""
+
+
 @contextlib.contextmanager
 def small_disk(path: Path, size: str = "4m") -> Iterator[SmallDisk]:
     """Mount a disk of ``size`` at ``path``; needs root, and is required when CI is set."""
+    with contextlib.ExitStack() as stack:
+        try:
+            disk = stack.enter_context(mounted_disk(path, size))
+        except NotMounted as error:
+            if os.environ.get("CI"):
+                pytest.fail(str(error))
+            pytest.skip("mounting a small disk needs root")
+        yield disk
+
+
+@contextlib.contextmanager
+def mounted_disk(path: Path, size: str) -> Iterator[SmallDisk]:
+    """Mount a disk of ``size`` at ``path``; raises ``NotMounted`` where that is not permitted."""
     path.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "tmpfs", str(path)]
     done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
-        if os.environ.get("CI"):
-            pytest.fail(f"no small disk can be mounted: {done.stderr}")
-        pytest.skip("mounting a small disk needs root")
+        raise NotMounted(f"no small disk can be mounted: {done.stderr}")
     try:
         yield SmallDisk(path)
     finally:

@@ -18,9 +18,10 @@ import httpx
 
 from tests.campaign.ground import Slot
 from tests.campaign.network import Link, Pause, Span, Weather
-from tests.campaign.plan import Happening, Plan
+from tests.campaign.plan import FULL, Happening, Plan
 from tests.campaign.replicas import OPERATOR, Replica
 from tests.campaign.world import World
+from tests.disk_fixtures import SmallDisk
 
 WEATHER = {
     "slow": Weather(delay=0.4),
@@ -28,6 +29,11 @@ WEATHER = {
     "connections reset": Weather(reset=0.1),
     "black hole": Weather(hole=True),
 }
+
+TAKEN, THERE_IS_NONE = 200, 409
+"""Status of an order: it is done; there is nothing to be done."""
+_PAUSES = 20
+"""Tries to pause on a full disk, where a process that died may not be able to start."""
 
 
 @dataclass
@@ -39,6 +45,9 @@ class Chaos:
     world: World
     replicas: list[Replica]
     client: httpx.AsyncClient
+    disk: SmallDisk | None = None
+    """That of the one process's state, where it may be filled."""
+    wrong: list[str] = field(default_factory=list)
     did: Counter[str] = field(default_factory=Counter)
     springs: Counter[str] = field(default_factory=Counter)
     """How often each named point was reached by a process that stopped or died there."""
@@ -154,6 +163,39 @@ class Chaos:
             self.slot.shared.send(signal.SIGCONT)
         return True
 
+    async def disk_full(self, happening: Happening) -> bool:
+        """Fill it, with all that was kept back, and pause meanwhile."""
+        if self.disk is None:
+            return False
+        filling = asyncio.create_task(_keep_full(self.disk))
+        try:
+            await asyncio.sleep(happening.lasts)
+            paused = await self._pause_without_store()
+        finally:
+            filled = not filling.done()
+            filling.cancel()
+            await asyncio.gather(filling, return_exceptions=True)
+            self.disk.free()
+        await asyncio.sleep(happening.lasts)
+        if paused is not None:
+            self.paused.append(Pause("global", Span(paused, datetime.now(UTC))))
+        await self._order("resume", "global", until=True)
+        return filled
+
+    async def _pause_without_store(self) -> datetime | None:
+        """Pause, and say when that was answered: a process that listens takes it, store or not."""
+        (replica,) = self.replicas
+        for _ in range(_PAUSES):  # it may have died
+            pid = replica.pid
+            status = await self._ordered(replica, "pause", "global")
+            if status == TAKEN:
+                self.did["pause on a full disk"] += 1
+                return datetime.now(UTC)
+            if status and not replica.told_to_end(pid):
+                self.wrong.append(f"a pause was answered {status} while the disk was full")
+            await asyncio.sleep(0.2)
+        return None
+
     # --- the network --------------------------------------------------------------------------
 
     async def slack_away(self, happening: Happening) -> bool:
@@ -206,19 +248,27 @@ class Chaos:
         """Give an order to any replica; with ``until`` as often as it takes."""
         while True:
             for replica in (r for r in self.replicas if r.url):
-                if await self._ordered(replica, what, scope):
+                if await self._ordered(replica, what, scope) in {TAKEN, THERE_IS_NONE}:
                     return True
             if not until:
                 return False
             await asyncio.sleep(0.3)
 
-    async def _ordered(self, replica: Replica, what: str, scope: str) -> bool:
+    async def _ordered(self, replica: Replica, what: str, scope: str) -> int:
+        """Return the status of the answer; 0: there was none."""
         headers = {"Authorization": f"Bearer {OPERATOR}"}
         url = f"{replica.url}/api/v1/{what}"
         with contextlib.suppress(httpx.HTTPError):
             answer = await self.client.post(url, json={"scope": scope}, headers=headers)
-            return answer.status_code in {200, 409}
-        return False
+            return answer.status_code
+        return 0
+
+
+async def _keep_full(disk: SmallDisk) -> None:
+    """Fill it again and again, as something is given up for room; until cancelled."""
+    while True:
+        disk.fill()
+        await asyncio.sleep(0.1)
 
 
 def _stop(replica: Replica, order: dict[str, Any]) -> Span:
@@ -244,6 +294,7 @@ _HOW: dict[str, Callable[[Chaos, Happening], Awaitable[bool]]] = {
     "store restarts": Chaos.store_restarts,
     "store hangs": Chaos.store_hangs,
     "store drops connections": Chaos.store_drops,
+    FULL: Chaos.disk_full,
     "redis crashes": Chaos.redis_crashes,
     "redis hangs": Chaos.redis_hangs,
     "slack away": Chaos.slack_away,

@@ -72,10 +72,18 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
             "Mode.APPROVE",
         ),
     ),
+    "room": (
+        Cut("remediator/app/service.py", "return parts.room.problem", "return None"),
+        Cut(
+            "remediator/store/database.py",
+            "            if not self.full():\n                raise\n",
+            "            if not self.full():\n                return [None for _ in batch]\n",
+        ),
+    ),
 }
 """By name: the lock of reservations, the fencing by epoch, the last look before a call (at two clocks,
-and whose the incident is), looking instead of repeating after a crash, one call for a reservation, and
-the question whether a human agrees."""
+and whose the incident is), looking instead of repeating after a crash, one call for a reservation,
+the question whether a human agrees, and the refusal of what a full disk does not take."""
 BREAKS = {
     "lock": {"past a bound"},
     "epoch": {"doubled"},
@@ -83,6 +91,7 @@ BREAKS = {
     "observe": {"doubled", "late"},
     "once": {"doubled"},
     "approval": {"unapproved"},
+    "room": {"lost"},
 }
 """What each does not keep, as ``judge.KINDS``: anything else that is broken does not find it. Who
 repeats instead of looking does so after the time, and twice where the first call arrived."""

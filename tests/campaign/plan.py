@@ -106,6 +106,10 @@ class Plan:
     asked: frozenset[int] = frozenset()
     """Faults whose services ask a human before each change."""
 
+    def has(self, what: str) -> bool:
+        """Whether something happens in it."""
+        return any(happening.what == what for happening in self.happenings)
+
     @property
     def postgres(self) -> bool:
         return self.replicas > 1
@@ -116,6 +120,9 @@ IN_CLUSTER = ("memory", "scale", "evicted")
 _REPLICA = ("kill", "kill", "stop", "stop", "term")
 _STORE = ("store crashes", "store restarts", "store hangs", "store drops connections")
 _AROUND = ("slack away", "slack hangs", "prometheus away", "redis crashes", "redis hangs")
+FULL = "disk full"
+OWN_STORE = (FULL,)
+"""What happens to the store that a process has for itself."""
 _NETWORK = ("slow", "answers lost", "answers lost", "connections reset", "black hole")
 
 
@@ -128,6 +135,8 @@ def plan_of(seed: int, *, postgres: bool, upgrade: bool = False) -> Plan:
     tight = chance.random() < (0.7 if crowd else 0.3)
     replicas = REPLICAS if postgres else 1
     happenings = _happenings(chance, replicas)
+    if not upgrade:
+        happenings += _to_the_store(random.Random(f"store {seed}/{postgres}"), replicas)
     orders = _orders(seed, chance, _rare(faults, happenings), replicas)
     if orders[0] is not None and orders[0].point == RESERVED and orders[0].stop is not None:
         happenings = tuple(h for h in happenings if h.what not in _REPLICA or h.whom != 0)
@@ -145,6 +154,15 @@ def plan_of(seed: int, *, postgres: bool, upgrade: bool = False) -> Plan:
         cut_over=tuple(2.0 + 3.0 * n for n in range(replicas)) if upgrade else (),
         asked=_asked(random.Random(f"asked {seed}/{postgres}"), len(faults)),
     )
+
+
+def _to_the_store(chance: random.Random, replicas: int) -> tuple[Happening, ...]:
+    """Do one thing to the store that a process has for itself, in most of the seeds with one."""
+    if replicas > 1:
+        return ()
+    what = chance.choice((*OWN_STORE, ""))
+    at, lasts = round(chance.uniform(1.0, 6.0), 1), round(chance.uniform(2.0, 5.0), 1)
+    return (Happening(at, what, 0, lasts),) if what else ()
 
 
 def _asked(chance: random.Random, faults: int) -> frozenset[int]:

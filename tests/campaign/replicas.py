@@ -99,8 +99,8 @@ class Replica:
     starts: int = 0
     wrong: list[str] = field(default_factory=list)
     """Ends that nobody ordered."""
-    on_postgres: bool = False
-    """Whether its store may be away."""
+    store_away: bool = False
+    """Whether its store may be away: a server, or on a disk that is full."""
     successor: tuple[Zygote, Path] | None = None
     """The new version and its configuration, which are to be used some time."""
     served_before: bool = False
@@ -136,7 +136,7 @@ class Replica:
 
     def _without_store(self, code: int) -> bool:
         return (
-            self.on_postgres
+            self.store_away
             and code == 1
             and self.last_words().rpartition("\n{")[2].count(_NO_STORE) > 0
         )
@@ -224,6 +224,10 @@ class Replica:
             self._sent.add((self.pid, number))
             return True
         return False
+
+    def told_to_end(self, pid: int) -> bool:
+        """Whether somebody told that process to end."""
+        return (pid, signal.SIGTERM) in self._sent
 
     def last_words(self) -> str:
         """Return the end of its log."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from tests.campaign.facts import KINDS
-from tests.campaign.plan import ALWAYS, WITH_HOLD, WITH_PAUSE
+from tests.campaign.plan import ALWAYS, OWN_STORE, WITH_HOLD, WITH_PAUSE
 from tests.campaign.run import Result
 
 SCOPES = ("everything", "a system", "a service")
@@ -18,6 +18,8 @@ ENOUGH, ENOUGH_FOR_CHANCE = 20, 50
 """Seeds from which on what is planned, and what comes of chance, has to have been tried."""
 ENOUGH_UPGRADES = 8
 """Upgraded seeds from which on one has to have changed something: others only show that nothing fails."""
+PLANNED = 2
+"""Times that something is planned for the store of one process for it to be tried for certain."""
 OFTEN = 8
 """Times that a fault has to be planned for one of its kind to be cured for certain."""
 
@@ -57,6 +59,7 @@ def untried(results: Sequence[Result]) -> list[str]:
         "a process killed, stopped and ended": min(did[w] for w in ("kill", "stop", "term")) > 0,
     }
     happened |= {f"the cure of a fault of the kind {kind}": cured[kind] > 0 for kind in planned}
+    happened |= {what: did[what] > 0 for what in OWN_STORE if _happen(results, what) >= PLANNED}
     if len(results) >= ENOUGH_FOR_CHANCE:
         found = sum(result.found for result in results)
         happened |= {
@@ -74,6 +77,10 @@ def untried(results: Sequence[Result]) -> list[str]:
 def _planned(results: Sequence[Result]) -> set[str]:
     times = Counter(kind for result in results for kind in result.plan.faults)
     return {kind for kind, number in times.items() if number >= OFTEN}
+
+
+def _happen(results: Sequence[Result], what: str) -> int:
+    return sum(result.plan.has(what) for result in results)
 
 
 def repeat(result: Result) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import shutil
@@ -25,11 +26,12 @@ from tests.campaign.facts import Broken, Facts, facts_of
 from tests.campaign.ground import Ground, Slot
 from tests.campaign.judge import excused, judge
 from tests.campaign.network import link_to
-from tests.campaign.plan import SPAN, Plan
+from tests.campaign.plan import FULL, SPAN, Plan
 from tests.campaign.records import UNSEEN, Book
 from tests.campaign.replicas import OPERATOR, STARTED_WITHIN, Replica, Zygote
 from tests.campaign.sender import Sender
 from tests.campaign.world import World, merged, the_world
+from tests.disk_fixtures import NotMounted, SmallDisk, mounted_disk
 
 LEASE = "1s"
 QUIET_WITHIN = 180.0
@@ -38,6 +40,8 @@ to an end: the longest lease of an unfinished message or taking back is 60 s, an
 the other."""
 HEALED_WITHIN = 120.0
 """Seconds in which servers and processes are back after the trouble."""
+DISK, RESERVE = "16m", "1MiB"
+"""Size of a disk that is filled, and what the service keeps back on it."""
 NEW_KEYS: tuple[str, ...] = ()
 """What the version before does not know, each with its sections: ``limits.spread``."""
 GIVES_UP = 75.0
@@ -97,6 +101,8 @@ class _Seed:
     client: httpx.AsyncClient
     approver: Approver
     replicas: list[Replica]
+    disk: SmallDisk | None = None
+    """That of the state of the one process, where it is to be filled."""
 
 
 async def run_seed(plan: Plan, ground: Ground, slot: Slot) -> Result:
@@ -119,6 +125,7 @@ async def run_seed(plan: Plan, ground: Ground, slot: Slot) -> Result:
         result.broken += await judge(facts)
         result.broken += [Broken("wrong", what) for r in seed.replicas for what in r.wrong]
         result.broken += [Broken("wrong", what) for what in sender.wrong]
+        result.broken += [Broken("wrong", what) for what in chaos.wrong]
         result.broken += await _audited(seed)
         if plan.cut_over and not any(r.served_before for r in seed.replicas):
             result.broken.append(Broken("harness", "the version before never listened"))
@@ -170,15 +177,25 @@ async def _prepared(
     approver = Approver(plan.seed, replicas, client)
     seed = _Seed(plan, ground, slot, folder, stack, world, slack, book, client, approver, replicas)
     orders = iter(plan.orders)
+    seed.disk = _small_disk(seed) if plan.has(FULL) else None
     old, new = _written(seed)
     for number in range(plan.replicas):
         own = folder / f"replica-{number}"
-        own.mkdir()
+        own.mkdir(exist_ok=True)
         replica = Replica(f"replica-{number}", own, *old, lambda: next(orders, None))
-        replica.on_postgres = plan.postgres
+        replica.store_away = plan.postgres or plan.has(FULL)
         replica.successor = new if plan.cut_over else None
         seed.replicas.append(replica)
     return seed
+
+
+def _small_disk(seed: _Seed) -> SmallDisk | None:
+    """Give the one process a disk of its own for its state, where that may be mounted."""
+    state = seed.folder / "replica-0/state"
+    state.parent.mkdir()
+    with contextlib.suppress(NotMounted):
+        return seed.stack.enter_context(mounted_disk(state, DISK))
+    return None
 
 
 def _written(seed: _Seed) -> tuple[tuple[Zygote, Path], tuple[Zygote, Path]]:
@@ -210,7 +227,7 @@ def _configuration(seed: _Seed) -> dict[str, Any]:
         "listen": "127.0.0.1:0",
         "shutdown_within": "5s",
         "log": {"format": "json"},
-        "store": {"lease": LEASE},
+        "store": {"lease": LEASE, "reserve": RESERVE},
         "redis": {"url_file": "redis.url"},
         "credentials": [
             {"name": "alertmanager", "role": "ingest", "token_env": "CAMPAIGN_INGEST"},
@@ -231,7 +248,7 @@ def _configuration(seed: _Seed) -> dict[str, Any]:
 async def _trouble(seed: _Seed, result: Result) -> tuple[Sender, Chaos]:
     """Run the service through everything that happens, and let it heal."""
     plan, enter = seed.plan, seed.stack.enter_async_context
-    chaos = Chaos(plan, seed.slot, seed.world, seed.replicas, seed.client)
+    chaos = Chaos(plan, seed.slot, seed.world, seed.replicas, seed.client, seed.disk)
     for replica in seed.replicas:
         await enter(_kept(replica))
     points = await enter(_running(chaos.watch_points()))  # one may stop itself while it starts
