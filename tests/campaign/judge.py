@@ -6,7 +6,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
+from tests.campaign.approver import Answer
 from tests.campaign.facts import COUNTED, MADE, Broken, Facts, Row, instant
+from tests.campaign.network import Span
 from tests.campaign.world import Part
 
 SILENT = {"no_match", "suppressed"}
@@ -25,7 +27,8 @@ async def judge(facts: Facts) -> list[Broken]:
     found = [Broken(kind, what) for check in _CHECKS for kind, what in check(facts)]
     for part in facts.world.parts:
         harm = await part.fault.harm()
-        if harm and not (part.kind == "scale" and _handed_over(facts, part)):
+        excused_by = _handed_over(facts, part) or facts.forgets(part)
+        if harm and not (part.kind == "scale" and excused_by):
             kind = "not taken back" if part.kind == "scale" else "wrong"
             found.append(Broken(kind, f"{part.service}: {harm}"))
     return found
@@ -38,8 +41,11 @@ def _lost(facts: Facts) -> Verdicts:
     stored = {row["id"]: row for row in facts.tables["deliveries"]}
     alerts = {row["fingerprint"] for row in facts.tables["alerts"]}
     incidents = {row["id"] for row in facts.tables["incidents"]}
+    gone = frozenset[str]() if facts.forgotten is None else facts.forgotten.deliveries
     for taken in facts.accepted:
         row = stored.get(taken.delivery)
+        if taken.delivery in gone:
+            continue
         if row is None:
             yield "lost", f"{taken.delivery} was answered 202 and is not stored"
         elif row["triaged_at"] is None:
@@ -58,15 +64,17 @@ def _doubled(facts: Facts) -> Verdicts:
     """One change cures each fault, whatever the ledger says; taking it back is another."""
     for parts in facts.ills:
         made, most = facts.changes[parts[0].service], 1 + _taken_back(facts, parts)
+        most += facts.may_again(parts)
         if made > most:
             yield "doubled", f"{parts[0].backends} was changed {made} times, and once was enough"
 
 
 def _seen_twice(facts: Facts) -> Verdicts:
-    known = {row["effect_key"] for row in facts.tables["mitigations"]}
+    known = {row["effect_key"] for row in facts.ledger}
+    again = Counter(row["effect_key"] for row in facts.gone if row["state"] == "reverted")
     patches = Counter((one.effect, one.back) for one in facts.seen if one.effect)
     for (effect, back), times in patches.items():
-        if times > 1:
+        if times > 1 + again[effect]:
             yield "doubled", f"{effect} was {'taken back' if back else 'made'} {times} times"
         if effect not in known:
             yield "doubled", f"{effect} was made and is in no ledger"
@@ -129,7 +137,8 @@ def _past_budget(facts: Facts) -> Verdicts:
     made = sum(facts.changes[parts[0].service] for parts in facts.ills)
     made -= sum(_taken_back(facts, parts) for parts in facts.ills)
     counted = sum(row["state"] in COUNTED for row in rows)
-    for what, number in (("changes were made", made), ("rows count", counted)):
+    lost = sum(row["state"] in COUNTED for row in facts.gone)
+    for what, number in (("changes were made", made - lost), ("rows count", counted)):
         if number > facts.plan.budget:
             yield "past a bound", f"{number} {what}, the budget is {facts.plan.budget}"
 
@@ -176,11 +185,19 @@ def _past_cooldown(facts: Facts) -> Verdicts:
 
 def _in_pauses(facts: Facts) -> Verdicts:
     for pause in facts.paused:
-        for row in facts.tables["mitigations"]:
-            at, span = row["reserved_at"], pause.span
+        span = _until_forgotten(facts, pause.span)
+        for row in facts.ledger:
+            at = row["reserved_at"]
             mine = pause.covers(row["system"], row["service"])
             if mine and at is not None and span.begin < instant(at) < span.end:
                 yield "past a bound", f"{row['effect_key']} was reserved in a pause"
+
+
+def _until_forgotten(facts: Facts, span: Span) -> Span:
+    """Cut what a store that was restored does not know of what was ordered."""
+    if facts.forgotten is None or not facts.forgotten.covers(span.begin):
+        return span
+    return span._replace(end=min(span.end, facts.forgotten.span.end))
 
 
 # --- approvals ----------------------------------------------------------------------------------
@@ -189,7 +206,7 @@ def _in_pauses(facts: Facts) -> Verdicts:
 def _unapproved(facts: Facts) -> Verdicts:
     """Nothing is begun before a human agreed in time, nor what one refused."""
     asking = {part.service for part in facts.world.parts if part.asks}
-    for row in facts.tables["mitigations"]:
+    for row in facts.ledger:
         if row["service"] not in asking or row["reserved_at"] is None:
             continue
         plan = (row["incident_id"], row["plan_hash"])
@@ -197,8 +214,14 @@ def _unapproved(facts: Facts) -> Verdicts:
         until = instant(min(row["reserved_at"], row["expires_at"] or row["reserved_at"]))
         if not any(a.approves and a.at < until and a.status not in REFUSED for a in said):
             yield "unapproved", f"{row['effect_key']} was begun, and nobody had agreed in time"
-        if any(a.status == TAKEN and not a.approves for a in said):
+        if any(a.status == TAKEN and not a.approves and not _forgot(facts, a, row) for a in said):
             yield "unapproved", f"{row['effect_key']} was begun, and it had been refused"
+
+
+def _forgot(facts: Facts, answer: Answer, row: Row) -> bool:
+    """Whether the store had forgotten ``answer`` when it reserved ``row``."""
+    known = facts.forgotten
+    return known is not None and known.covers(answer.at) and row not in known.reservations
 
 
 # --- when ---------------------------------------------------------------------------------------

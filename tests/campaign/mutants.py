@@ -80,10 +80,18 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
             "            if not self.full():\n                return [None for _ in batch]\n",
         ),
     ),
+    "clock": (
+        Cut(
+            "remediator/store/clock.py",
+            "LONGEST_WAIT = timedelta(hours=1)",
+            "LONGEST_WAIT = timedelta(days=9)",
+        ),
+    ),
 }
 """By name: the lock of reservations, the fencing by epoch, the last look before a call (at two clocks,
 and whose the incident is), looking instead of repeating after a crash, one call for a reservation,
-the question whether a human agrees, and the refusal of what a full disk does not take."""
+the question whether a human agrees, the refusal of what a full disk does not take, and the start that
+looks for what a clock has put off."""
 BREAKS = {
     "lock": {"past a bound"},
     "epoch": {"doubled"},
@@ -92,6 +100,7 @@ BREAKS = {
     "once": {"doubled"},
     "approval": {"unapproved"},
     "room": {"lost"},
+    "clock": {"stuck"},
 }
 """What each does not keep, as ``judge.KINDS``: anything else that is broken does not find it. Who
 repeats instead of looking does so after the time, and twice where the first call arrived."""

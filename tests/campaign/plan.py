@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 REPLICAS = 3
 """Processes on one PostgreSQL; SQLite serves one."""
+AHEAD = (2 * 3600, 24 * 3600)
+"""Seconds by which a clock is wrong: more than anything that is due at a time may be from now."""
 SPAN = 14.0
 """Seconds in which things go wrong."""
 
@@ -105,6 +107,8 @@ class Plan:
     """When each replica is replaced by one of the new version; empty: all are of one version."""
     asked: frozenset[int] = frozenset()
     """Faults whose services ask a human before each change."""
+    ahead: int = 0
+    """Seconds by which the machine's clock is ahead until it is put back."""
 
     def has(self, what: str) -> bool:
         """Whether something happens in it."""
@@ -121,8 +125,10 @@ _REPLICA = ("kill", "kill", "stop", "stop", "term")
 _STORE = ("store crashes", "store restarts", "store hangs", "store drops connections")
 _AROUND = ("slack away", "slack hangs", "prometheus away", "redis crashes", "redis hangs")
 FULL = "disk full"
-OWN_STORE = (FULL,)
-"""What happens to the store that a process has for itself."""
+PUT_BACK = "clock put back"
+RESTORED = "restored from a copy"
+OWN_STORE = (FULL, PUT_BACK, RESTORED)
+"""What happens to the store of one process; the last also to that of several."""
 _NETWORK = ("slow", "answers lost", "answers lost", "connections reset", "black hole")
 
 
@@ -152,15 +158,14 @@ def plan_of(seed: int, *, postgres: bool, upgrade: bool = False) -> Plan:
         happenings=happenings,
         slow_store=0.006 if postgres and crowd and tight else 0.0,
         cut_over=tuple(2.0 + 3.0 * n for n in range(replicas)) if upgrade else (),
+        ahead=AHEAD[seed // 2 % 2] if any(h.what == PUT_BACK for h in happenings) else 0,
         asked=_asked(random.Random(f"asked {seed}/{postgres}"), len(faults)),
     )
 
 
 def _to_the_store(chance: random.Random, replicas: int) -> tuple[Happening, ...]:
-    """Do one thing to the store that a process has for itself, in most of the seeds with one."""
-    if replicas > 1:
-        return ()
-    what = chance.choice((*OWN_STORE, ""))
+    """Do one thing to the store, in most of the seeds on SQLite and some on PostgreSQL."""
+    what = chance.choice((*OWN_STORE, "") if replicas == 1 else (RESTORED, "", ""))
     at, lasts = round(chance.uniform(1.0, 6.0), 1), round(chance.uniform(2.0, 5.0), 1)
     return (Happening(at, what, 0, lasts),) if what else ()
 

@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 STARTED_WITHIN = 90.0
 PREFERRED_AFTER = 0.3
 """Seconds between an end and the next start."""
+_ENDS_WITHIN = 10.0
+"""Seconds that a stop takes at the longest, before it is a kill."""
 _STOPPED = {-signal.SIGTERM, 0}
 """Ends on SIGTERM; by the signal itself before the process could listen to it."""
 _NO_STORE = "remediator: the store "
@@ -30,8 +32,10 @@ _NO_STORE = "remediator: the store "
 class Zygote:
     """Starts processes of one tree of the service."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, *, sets_clocks: bool) -> None:
+        """``sets_clocks`` where its processes may have a wall clock of their own."""
         self._process = process
+        self.sets_clocks = sets_clocks
         self._asked: deque[asyncio.Future[int]] = deque()
         """Who waits for the id of a process, in the order in which they asked."""
         self._ended: dict[int, asyncio.Future[int]] = {}
@@ -62,19 +66,23 @@ class Zygote:
 
 
 @contextlib.asynccontextmanager
-async def zygote_of(tree: Path) -> AsyncIterator[Zygote]:
-    """Run a zygote for the service in ``tree``, which has ``remediator/`` and ``playbooks/``."""
+async def zygote_of(tree: Path, clock: Path | None) -> AsyncIterator[Zygote]:
+    """Run a zygote for the service in ``tree``, which has ``remediator/`` and ``playbooks/``.
+
+    ``clock`` is the library that sets the clocks of its processes.
+    """
+    preload = {} if clock is None else {"LD_PRELOAD": str(clock)}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "tests.campaign.zygote"),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{ROOT}"},
+        env={**os.environ, "PYTHONPATH": f"{tree}{os.pathsep}{ROOT}", **preload},
         start_new_session=True,
     )
     assert process.stdin is not None
     assert process.stdout is not None
     assert json.loads(await process.stdout.readline()) == {"ready": True}
-    zygote = Zygote(process)
+    zygote = Zygote(process, sets_clocks=clock is not None)
     listening = asyncio.create_task(zygote.listen())
     try:
         yield zygote
@@ -82,6 +90,12 @@ async def zygote_of(tree: Path) -> AsyncIterator[Zygote]:
         process.stdin.close()
         await process.wait()
         await listening
+
+
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
 
 
 @dataclass
@@ -103,8 +117,14 @@ class Replica:
     """Whether its store may be away: a server, or on a disk that is full."""
     successor: tuple[Zygote, Path] | None = None
     """The new version and its configuration, which are to be used some time."""
+    ahead: int = 0
+    """Seconds by which the clock of the machine is ahead when the next process starts."""
     served_before: bool = False
     """Whether the version before has listened."""
+    free: asyncio.Event = field(default_factory=_set)
+    """Whether a process may be started."""
+    _busy: bool = False
+    """Whether one is being started, or has not ended."""
     _sent: set[tuple[int, signal.Signals]] = field(default_factory=set)
     _ended: asyncio.Future[int] | None = None
     _read: int = 0
@@ -122,7 +142,10 @@ class Replica:
     async def keep(self) -> None:
         """Start a process whenever there is none, until cancelled."""
         while True:
+            await self.free.wait()
+            self._busy = True
             code = await self._run()
+            self._busy = False
             ordered = self._killed(code) or self._without_store(code) or self._too_old(code)
             if not ordered and not (self.previous and self.served_before):
                 self.wrong.append(f"{self.name} ended by itself with {code}: {self.last_words()}")
@@ -164,6 +187,7 @@ class Replica:
             "folder": str(self.folder),
             "config": str(self.config),
             "environ": self._environ(),
+            "ahead": self.ahead,
             "order": given and {**given, "stop": order and order.stop},
         }
         forking = asyncio.create_task(self.zygote.fork(task))
@@ -228,6 +252,19 @@ class Replica:
     def told_to_end(self, pid: int) -> bool:
         """Whether somebody told that process to end."""
         return (pid, signal.SIGTERM) in self._sent
+
+    async def hold(self) -> None:
+        """End what runs as an operator stops a service, and start nothing until it is ``free``."""
+        self.free.clear()
+        clock = asyncio.get_running_loop().time
+        patience = clock() + _ENDS_WITHIN
+        while self._busy:
+            self.send(signal.SIGCONT)
+            if clock() > patience:
+                self.send(signal.SIGKILL)
+            elif not self.told_to_end(self.pid):
+                self.send(signal.SIGTERM)
+            await asyncio.sleep(0.1)
 
     def last_words(self) -> str:
         """Return the end of its log."""

@@ -29,6 +29,7 @@ from tests.campaign.network import link_to
 from tests.campaign.plan import FULL, SPAN, Plan
 from tests.campaign.records import UNSEEN, Book
 from tests.campaign.replicas import OPERATOR, STARTED_WITHIN, Replica, Zygote
+from tests.campaign.restoring import Vault
 from tests.campaign.sender import Sender
 from tests.campaign.world import World, merged, the_world
 from tests.disk_fixtures import NotMounted, SmallDisk, mounted_disk
@@ -152,6 +153,7 @@ async def _facts(seed: _Seed, sender: Sender, chaos: Chaos) -> Facts:
             kept=chaos.kept,
             stood_still=seed.ground.standstills,
             answers=seed.approver.answers,
+            forgotten=chaos.forgotten,
             reserved_by={effect: r.name for r in seed.replicas for effect in r.reserved},
         ),
         seed.book,
@@ -184,6 +186,7 @@ async def _prepared(
         own.mkdir(exist_ok=True)
         replica = Replica(f"replica-{number}", own, *old, lambda: next(orders, None))
         replica.store_away = plan.postgres or plan.has(FULL)
+        replica.ahead = plan.ahead if replica.zygote.sets_clocks else 0
         replica.successor = new if plan.cut_over else None
         seed.replicas.append(replica)
     return seed
@@ -248,7 +251,8 @@ def _configuration(seed: _Seed) -> dict[str, Any]:
 async def _trouble(seed: _Seed, result: Result) -> tuple[Sender, Chaos]:
     """Run the service through everything that happens, and let it heal."""
     plan, enter = seed.plan, seed.stack.enter_async_context
-    chaos = Chaos(plan, seed.slot, seed.world, seed.replicas, seed.client, seed.disk)
+    vault = Vault(seed.book, seed.slot.store, seed.folder)
+    chaos = Chaos(plan, seed.slot, seed.world, seed.replicas, seed.client, vault, seed.disk)
     for replica in seed.replicas:
         await enter(_kept(replica))
     points = await enter(_running(chaos.watch_points()))  # one may stop itself while it starts

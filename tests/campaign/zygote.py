@@ -26,6 +26,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
+from tests.campaign.clock import set_ahead
+
 PRELOADED = (
     "remediator.cli",
     "remediator.app",
@@ -53,6 +55,8 @@ class Trap:
 
     def __init__(self, trace: Path, reserved: Path, order: dict[str, Any] | None) -> None:
         self._trace, self._reserved, self._order = trace, reserved, order
+        self.ahead = 0
+        """Seconds by which this process's clock is."""
         self._seen: Counter[str] = Counter()
 
     def listen(self) -> None:
@@ -116,7 +120,9 @@ class Trap:
 
     def _spring(self, order: dict[str, Any]) -> None:
         self._order = None
-        _add(self._trace, [json.dumps({**order, "at": time.time(), "pid": os.getpid()})])
+        _add(
+            self._trace, [json.dumps({**order, "at": time.time() - self.ahead, "pid": os.getpid()})]
+        )
         os.kill(os.getpid(), signal.SIGKILL if order["stop"] is None else signal.SIGSTOP)
 
 
@@ -136,7 +142,11 @@ def serve(task: dict[str, Any]) -> None:
         mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
         file = os.open(name, mode, 0o600)
         os.dup2(file, number)
-    Trap(folder / "trace", folder / "reserved", task["order"]).listen()
+    trap = Trap(folder / "trace", folder / "reserved", task["order"])
+    trap.ahead = task["ahead"]
+    if trap.ahead:
+        set_ahead(trap.ahead)
+    trap.listen()
     importlib.import_module("remediator.cli").main(["serve", "--config", task["config"]])
 
 

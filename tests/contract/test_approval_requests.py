@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from remediator.errors import TemporaryError
+from remediator.errors import Refused, TemporaryError
 from remediator.mitigation.deciding import DELIVERED_WITHIN
 from remediator.model import IncidentOutcome, MitigationState, Mode, Phase
 from remediator.ports import Handle, Post, request_key
@@ -22,6 +22,7 @@ from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 WITHIN = timedelta(minutes=5)
 """How long an approval of severity 1 is waited for."""
+SECOND = timedelta(seconds=1)
 LONG = timedelta(minutes=13)
 
 
@@ -99,6 +100,26 @@ async def test_the_time_counts_from_the_first_delivery_however_often_it_is_told(
         await bench.settle()
         await say(bench, chat)
         assert (await plan_of(bench)).expires_at == asked + WITHIN
+
+
+@pytest.mark.parametrize("delivered", [True, False])
+async def test_after_a_clock_was_put_back_a_plan_waits_no_longer_than_its_time_from_the_start(
+    open_bench: OpenBench, *, delivered: bool
+) -> None:
+    async with asking(open_bench) as (bench, chat):
+        clock, incident_id = bench.clock, (await bench.incident()).id
+        if delivered:
+            await say(bench, chat)
+    clock.advance(-timedelta(days=1))
+    async with open_bench(services=[a_service(mode=Mode.APPROVE)]) as bench:
+        await bench.settle()
+        assert (await bench.incident()).phase is Phase.APPROVAL
+        await waits(bench, WITHIN + (timedelta() if delivered else DELIVERED_WITHIN) - SECOND)
+        assert (await bench.incident()).phase is Phase.APPROVAL
+        await waits(bench, 2 * SECOND)
+        with pytest.raises(Refused, match=r"closed|expired"):
+            await bench.store.commands.approve(incident_id, None, "ann")
+        assert (await bench.incident()).outcome is IncidentOutcome.ESCALATED
 
 
 async def test_a_request_that_is_not_delivered_is_never_recorded_as_not_approved(

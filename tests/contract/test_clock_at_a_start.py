@@ -7,10 +7,11 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from remediator.model import IncidentOutcome, Phase
+from remediator.model import IncidentOutcome, MitigationState, Phase
 from remediator.store import tables as t
+from remediator.store.ledger import LATEST
 from remediator.testing import FrozenClock, World
-from tests.store_fixtures import Bench, OpenBench, a_service, resolved
+from tests.store_fixtures import Bench, OpenBench, a_service, reserve, resolved
 
 DAY = timedelta(days=1)
 
@@ -51,6 +52,29 @@ async def test_a_temporary_change_is_taken_back_after_its_hold_time_and_not_befo
         assert world.things == set()
         await bench.settle(3700)
         assert world.things == {"lamp"}
+
+
+async def test_a_call_that_nobody_knows_of_is_looked_for_once_its_time_is_over_from_the_start(
+    open_bench: OpenBench, clock: FrozenClock
+) -> None:
+    world = World(things={"lamp"})
+    clock.advance(DAY)
+    async with open_bench(world) as bench:
+        await bench.receive(bench.alert())
+        while (await bench.incident()).phase is not Phase.ACT:
+            await bench.step()
+        (claim,) = await bench.claim()
+        assert (await reserve(bench, claim, "lamp"))[1] is not None
+    clock.advance(-DAY)
+    async with open_bench(world) as bench:
+        await bench.settle()
+        (entry,) = (await bench.incident()).mitigations
+        assert entry.state is MitigationState.RESERVED
+        assert world.applied == []
+        lasts = bench.store.ledger.apply_within + LATEST
+        await bench.settle((2 * lasts).total_seconds())
+        assert (await bench.incident()).mitigations[0].state is not MitigationState.RESERVED
+        assert len(world.applied) == 1
 
 
 async def test_what_was_put_off_by_a_right_clock_keeps_its_time(

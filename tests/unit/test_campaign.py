@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from remediator.demo.slack import LocalSlack
 from tests.campaign.apiserver import Seen
 from tests.campaign.approver import Answer
-from tests.campaign.facts import KINDS, Facts
+from tests.campaign.facts import KINDS
 from tests.campaign.judge import excused, judge
 from tests.campaign.mutants import BREAKS, MUTANTS, tree_of
 from tests.campaign.network import Pause, Span
@@ -22,32 +19,7 @@ from tests.campaign.replicas import ROOT
 from tests.campaign.report import untried
 from tests.campaign.run import Result
 from tests.campaign.sender import Accepted
-from tests.campaign.world import Part, World
-from tests.fault_rigs import Fault, configuration
-
-Row = Mapping[str, Any]
-INCIDENT = {
-    "id": "inc-1",
-    "state": "closed",
-    "phase": "done",
-    "outcome": "no_match",
-    "reason": "",
-    "system": "shop",
-    "service": "orders",
-}
-ENTRY = {
-    "effect_key": "k",
-    "incident_id": "inc-1",
-    "system": "shop",
-    "service": "orders",
-    "state": "applied",
-    "in_flight": False,
-    "target_key": "t",
-    "reserved_at": 1_795_773_600_000_000,
-    "apply_before": 1_795_773_601_000_000,
-}
-LINE = {"incident_id": "inc-1", "at": 0, "reason": "", "data": {}}
-AT = datetime(2026, 11, 27, 10, 0, tzinfo=UTC)
+from tests.campaign_fixtures import AT, ENTRY, INCIDENT, LINE, Row, changed, micros, some_facts
 
 
 @pytest.mark.parametrize("postgres", [True, False])
@@ -75,14 +47,14 @@ def test_a_mutant_differs_from_the_service_only_where_it_is_cut(name: str, tmp_p
 
 
 async def test_a_delivery_that_was_accepted_and_is_not_stored_is_called_lost() -> None:
-    facts = _facts(accepted=[Accepted("dlv-1", ("a",))])
+    facts = some_facts(accepted=[Accepted("dlv-1", ("a",))])
     found = {broken.what for broken in await judge(facts)}
     assert "dlv-1 was answered 202 and is not stored" in found
     assert "the alert a was answered 202 and is nowhere" in found
 
 
 async def test_what_is_within_every_promise_is_not_called_broken() -> None:
-    assert await judge(_facts()) == []
+    assert await judge(some_facts()) == []
 
 
 @pytest.mark.parametrize(
@@ -100,13 +72,13 @@ async def test_what_is_within_every_promise_is_not_called_broken() -> None:
     ],
 )
 async def test_what_is_left_behind_is_called_by_its_name(table: str, row: Row, kind: str) -> None:
-    found = await judge(_facts([], **{table: [row]}))
+    found = await judge(some_facts([], **{table: [row]}))
     assert {broken.kind for broken in found} == {kind}
 
 
 async def test_two_closes_of_one_incident_are_called_doubled() -> None:
     close = {"incident_id": "inc-1", "event": "closed as mitigated", "id": 1, "at": 0, "step": ""}
-    found = await judge(_facts(journal=[close, close | {"id": 2}], mitigations=[ENTRY]))
+    found = await judge(some_facts(journal=[close, close | {"id": 2}], mitigations=[ENTRY]))
     assert [broken.kind for broken in found] == ["doubled"]
 
 
@@ -114,23 +86,23 @@ async def test_two_closes_of_one_incident_are_called_doubled() -> None:
 
 
 async def test_a_change_that_was_made_once_and_said_is_within_every_promise() -> None:
-    assert await judge(_changed(1, ENTRY)) == []
+    assert await judge(changed(1, ENTRY)) == []
 
 
 @pytest.mark.parametrize("rows", [[ENTRY], [ENTRY, ENTRY | {"effect_key": "other"}]])
 async def test_a_backend_that_was_changed_twice_is_called_doubled_whatever_the_ledger_says(
     rows: list[Row],
 ) -> None:
-    facts = _changed(2, *rows)
+    facts = changed(2, *rows)
     assert "doubled" in {broken.kind for broken in await judge(facts)}
 
 
 async def test_a_change_that_is_only_said_is_called_wrong() -> None:
-    assert {broken.kind for broken in await judge(_changed(0, ENTRY))} == {"wrong"}
+    assert {broken.kind for broken in await judge(changed(0, ENTRY))} == {"wrong"}
 
 
 async def test_what_nobody_knows_and_no_human_got_is_called_untold() -> None:
-    found = await judge(_changed(1, ENTRY | {"state": "unknown"}))
+    found = await judge(changed(1, ENTRY | {"state": "unknown"}))
     assert [broken.kind for broken in found] == ["untold"]
 
 
@@ -145,13 +117,13 @@ async def test_what_nobody_knows_and_no_human_got_is_called_untold() -> None:
 async def test_what_the_api_server_saw_twice_or_nobody_noted_is_called_doubled(
     seen: list[Seen],
 ) -> None:
-    facts = _facts(mitigations=[ENTRY])
+    facts = some_facts(mitigations=[ENTRY])
     facts.seen = seen
     assert {broken.kind for broken in await judge(facts)} == {"doubled"}
 
 
 async def test_harm_to_a_bystander_is_wrong_also_where_a_human_got_the_incident() -> None:
-    facts = _changed(1, ENTRY, harm="the innocent session was ended")
+    facts = changed(1, ENTRY, harm="the innocent session was ended")
     facts.tables["incidents"] = [INCIDENT | {"reason": "is unknown; it is not repeated"}]
     assert {broken.kind for broken in await judge(facts)} == {"wrong"}
 
@@ -172,7 +144,7 @@ async def test_a_call_after_its_time_is_called_late_unless_something_outside_kep
     seconds: float, spans: list[str], kinds: list[str]
 ) -> None:
     at = AT + timedelta(seconds=seconds)
-    facts = _changed(1, ENTRY, at=at)
+    facts = changed(1, ENTRY, at=at)
     for name in spans:
         setattr(facts, name, [Span(AT, at, "replica-0")])
     assert [broken.kind for broken in await judge(facts)] == kinds
@@ -190,7 +162,7 @@ async def test_only_a_process_that_stopped_after_its_last_look_at_the_clock_is_e
     who: str, written: set[str], *, judged: bool
 ) -> None:
     at = AT + timedelta(seconds=6)
-    facts = _changed(1, ENTRY, at=at)
+    facts = changed(1, ENTRY, at=at)
     facts.stopped = [Span(AT, at, who, frozenset(written))]
     assert [broken.kind for broken in await judge(facts)] == ["late"] * judged
     assert excused(facts) == (not judged)
@@ -200,8 +172,8 @@ async def test_a_call_is_held_against_the_reservation_that_was_used_of_services_
     None
 ):
     dropped = ENTRY | {"effect_key": "d", "incident_id": "inc-2", "state": "not_applied"}
-    used = ENTRY | {"reserved_at": _micros(8), "apply_before": _micros(9), "service": "too"}
-    facts = _changed(1, dropped, used, at=AT + timedelta(seconds=9.5))
+    used = ENTRY | {"reserved_at": micros(8), "apply_before": micros(9), "service": "too"}
+    facts = changed(1, dropped, used, at=AT + timedelta(seconds=9.5))
     (part,) = facts.world.parts
     facts.world.parts.append(replace(part, service="too"))
     facts.changes["too"] = 1
@@ -209,13 +181,13 @@ async def test_a_call_is_held_against_the_reservation_that_was_used_of_services_
 
 
 async def test_a_later_reservation_does_not_excuse_an_earlier_call() -> None:
-    later = {"reserved_at": _micros(60), "apply_before": _micros(61), "state": "not_applied"}
-    facts = _changed(1, ENTRY, ENTRY | later, at=AT + timedelta(seconds=50))
+    later = {"reserved_at": micros(60), "apply_before": micros(61), "state": "not_applied"}
+    facts = changed(1, ENTRY, ENTRY | later, at=AT + timedelta(seconds=50))
     assert [broken.kind for broken in await judge(facts)] == ["late"]
 
 
 async def test_a_call_without_a_reservation_is_called_wrong() -> None:
-    facts = _changed(1, ENTRY, at=AT - timedelta(seconds=1))
+    facts = changed(1, ENTRY, at=AT - timedelta(seconds=1))
     assert [broken.kind for broken in await judge(facts)] == ["wrong"]
 
 
@@ -224,7 +196,7 @@ async def test_a_call_without_a_reservation_is_called_wrong() -> None:
 
 async def test_more_changes_than_the_budget_are_called_past_a_bound() -> None:
     rows = [ENTRY | {"effect_key": str(n), "target_key": str(n)} for n in range(11)]
-    assert [broken.kind for broken in await judge(_facts(mitigations=rows))] == ["past a bound"]
+    assert [broken.kind for broken in await judge(some_facts(mitigations=rows))] == ["past a bound"]
 
 
 @pytest.mark.parametrize(("targets", "concurrency"), [("ab", 1), ("aa", 10)])
@@ -243,14 +215,14 @@ async def test_changes_that_were_in_flight_together_are_called_past_a_bound(
         {**LINE, "id": at, "event": event, "step": "ledger", "data": {"effect_key": str(n)}}
         for at, (n, event) in enumerate(order)
     ]
-    facts = _facts(mitigations=rows, journal=lines)
+    facts = some_facts(mitigations=rows, journal=lines)
     facts.plan = replace(facts.plan, concurrency=concurrency)
     assert ("past a bound" in {b.kind for b in await judge(facts)}) is together
 
 
 async def test_another_incident_that_changes_a_target_too_soon_is_called_past_a_bound() -> None:
-    soon = {"effect_key": "l", "incident_id": "inc-2", "reserved_at": _micros(100)}
-    found = await judge(_facts(mitigations=[ENTRY, ENTRY | soon]))
+    soon = {"effect_key": "l", "incident_id": "inc-2", "reserved_at": micros(100)}
+    found = await judge(some_facts(mitigations=[ENTRY, ENTRY | soon]))
     assert [broken.kind for broken in found] == ["past a bound"]
 
 
@@ -261,7 +233,7 @@ async def test_another_incident_that_changes_a_target_too_soon_is_called_past_a_
 async def test_a_reservation_in_a_pause_of_its_scope_is_called_past_a_bound(
     scope: str, *, covered: bool
 ) -> None:
-    facts = _facts(mitigations=[ENTRY | {"state": "denied", "reserved_at": _micros(5)}])
+    facts = some_facts(mitigations=[ENTRY | {"state": "denied", "reserved_at": micros(5)}])
     facts.paused = [Pause(scope, Span(AT, AT + timedelta(seconds=10)))]
     assert [broken.kind for broken in await judge(facts)] == ["past a bound"] * covered
 
@@ -284,7 +256,7 @@ async def test_a_reservation_in_a_pause_of_its_scope_is_called_past_a_bound(
 async def test_a_change_that_no_human_agreed_to_in_time_is_called_unapproved(
     said: list[tuple[bool, float, int]], *, kept: bool
 ) -> None:
-    facts = _changed(1, ENTRY | {"plan_hash": "p", "expires_at": _micros(1)})
+    facts = changed(1, ENTRY | {"plan_hash": "p", "expires_at": micros(1)})
     facts.world.parts[:] = [replace(part, asks=True) for part in facts.world.parts]
     facts.answers = [
         Answer("inc-1", "p", approves, AT + timedelta(seconds=at), status)
@@ -317,34 +289,3 @@ def test_upgrades_in_which_nothing_was_changed_are_called_untried(
 def test_every_mutant_has_the_promise_that_it_breaks() -> None:
     assert BREAKS.keys() == MUTANTS.keys()
     assert set().union(*BREAKS.values()) <= set(KINDS) - {"harness"}
-
-
-def _micros(seconds: float) -> int:
-    return int((AT.timestamp() + seconds) * 1_000_000)
-
-
-def _changed(times: int, *rows: Row, harm: str = "", at: datetime | None = None) -> Facts:
-    """Facts of one breaker that was reset so many times."""
-
-    async def changes() -> int:
-        return times
-
-    async def harmed() -> str:
-        return harm
-
-    config = configuration("CircuitBreakerOpen", {})
-    posts = () if at is None else (at,)
-    fault = Fault("reset_breaker", config, {}, changes, harmed, times=posts)
-    facts = _facts(mitigations=rows, incidents=[INCIDENT])
-    facts.world.parts.append(Part("orders", "breaker", fault, Path(), "orders"))
-    facts.changes["orders"] = times
-    facts.reserved_by = {"k": "replica-0"}
-    return facts
-
-
-def _facts(accepted: Sequence[Accepted] = (), **rows: Sequence[Row]) -> Facts:
-    plan = next(p for p in (plan_of(n, postgres=True) for n in range(99)) if p.budget == 10)
-    facts = Facts(plan, World(), LocalSlack(), accepted)
-    empty = ("deliveries", "incidents", "alerts", "mitigations", "obligations", "notices")
-    facts.tables = {name: [*rows.get(name, ())] for name in (*empty, "journal")}
-    return facts
