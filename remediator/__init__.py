@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from remediator.authoring import *  # noqa: F403 - the names are listed there, once
+    from remediator.playbook.api import *  # noqa: F403 - the names are listed there, once
 else:
 
     def __getattr__(name: str) -> object:
         if name.startswith("_") and name != "__all__":  # what Python asks of every module
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module("remediator.authoring"), name)
+        return getattr(import_module("remediator.playbook.api"), name)
 
     def __dir__() -> list[str]:
-        return sorted([*globals(), *import_module("remediator.authoring").__all__])
+        return sorted([*globals(), *import_module("remediator.playbook.api").__all__])

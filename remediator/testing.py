@@ -12,29 +12,23 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.model import (
-    Alert,
-    AlertStatus,
-    Finding,
-    Incident,
-    IncidentId,
-    IncidentState,
+from remediator.model.alert import Alert, AlertStatus, Source
+from remediator.model.base import IncidentId
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import Finding, Sense, SenseState
+from remediator.model.incident import Incident, IncidentState, Phase
+from remediator.model.mitigation import (
     Item,
     ItemOutcome,
     Mitigation,
     MitigationState,
     Outcome,
-    Phase,
     Preparation,
     Proposal,
-    Sense,
-    SenseState,
-    Source,
-    Target,
 )
-from remediator.playbook import Context, Playbook
-from remediator.ports import Port
+from remediator.model.ports import Port
+from remediator.model.target import Target
+from remediator.playbook.base import Context, Playbook
 
 
 class FrozenClock:

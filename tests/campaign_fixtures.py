@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from remediator.demo.slack import LocalSlack
+from remediator.cli.demo.slack import LocalSlack
 from tests.campaign.facts import Facts
 from tests.campaign.network import Span
 from tests.campaign.plan import plan_of

@@ -13,10 +13,10 @@ from typing import Any
 
 import httpx
 
-from remediator.access import generated_secret
-from remediator.audit import Key, Keys
+from remediator.api.auth import generated_secret
+from remediator.model.audit import Verification
 from remediator.store import open_store
-from remediator.verification import Verification
+from remediator.store.audit.chain import Key, Keys
 from tests.crashing_service import CrashingService, Moment
 from tests.fault_rigs import Arrange, Fault
 from tests.lossy_proxy import Loss

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Any
 
-from remediator.errors import StoreUnavailable
+from remediator.model.errors import StoreUnavailable
 from remediator.store.database import Database
 from tests.engine_world import Clock
 

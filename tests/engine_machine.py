@@ -12,7 +12,8 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from remediator.model import Assessment, DeadLetter
+from remediator.model.alert import DeadLetter
+from remediator.model.verdict import Assessment
 from tests.engine_gates import Loss, Point
 from tests.engine_processes import Build
 from tests.engine_senders import SECOND

@@ -8,22 +8,16 @@ from typing import Any, cast
 
 from sqlalchemy import select
 
-from remediator.maintenance import Halt
-from remediator.model import (
-    Decision,
-    Incident,
-    LedgerEntry,
-    Mitigation,
-    Outcome,
-    Preparation,
-)
-from remediator.safeguards import Allowance
+from remediator.model.incident import Incident
+from remediator.model.lookback import Allowance
+from remediator.model.maintenance import Halt
+from remediator.model.mitigation import Decision, LedgerEntry, Mitigation, Outcome, Preparation
+from remediator.model.transition import Claim, Judge, Standing, Transition
+from remediator.remediation.step import Surroundings
 from remediator.store import tables as t
-from remediator.store.claimed import Claim
 from remediator.store.database import Database
-from remediator.store.ledger import Judge, Ledger, Standing
-from remediator.store.queue import Queue, Transition
-from remediator.work import Surroundings
+from remediator.store.incidents import Queue
+from remediator.store.ledger import Ledger
 from tests.engine_processes import Build, WatchedLever
 
 

@@ -14,33 +14,33 @@ from typing import Any, cast
 
 from sqlalchemy import select
 
-from remediator.catalogue import Catalogue, Service
-from remediator.errors import OwnershipLost, StoreUnavailable
-from remediator.maintenance import Halt
-from remediator.mitigation.holding import take_back
-from remediator.model import (
-    AlertStatus,
+from remediator.model.alert import AlertStatus
+from remediator.model.catalog import Catalogue, Service
+from remediator.model.errors import OwnershipLost, StoreUnavailable
+from remediator.model.incident import Incident
+from remediator.model.lookback import Allowance
+from remediator.model.maintenance import Halt
+from remediator.model.mitigation import (
     Decision,
-    Incident,
     LedgerEntry,
     Mitigation,
     MitigationState,
     Outcome,
     Preparation,
 )
-from remediator.pipeline import take_step
-from remediator.report.deliver import Telling, deliver
-from remediator.safeguards import Allowance
+from remediator.model.transition import LEASE, Claim, Judge, Standing, Transition
+from remediator.notify.sender import Telling, deliver
+from remediator.remediation.expire import take_back
+from remediator.remediation.pipeline import take_step
+from remediator.remediation.step import Levers, Surroundings
 from remediator.store import Store
 from remediator.store import tables as t
-from remediator.store.claimed import LEASE, Claim
 from remediator.store.database import Database, patiently
+from remediator.store.expirations import Obligations
 from remediator.store.inbox import Inbox
-from remediator.store.ledger import Judge, Ledger, Standing
-from remediator.store.obligations import Obligations
-from remediator.store.queue import Queue, Transition
+from remediator.store.incidents import Queue
+from remediator.store.ledger import Ledger
 from remediator.testing import World, WorldLever
-from remediator.work import Levers, Surroundings
 from tests.engine_gates import Door, Gate, Loss, Point
 from tests.engine_world import PLAYBOOKS, Change, Record, Scene
 from tests.store_fixtures import WORLDLY

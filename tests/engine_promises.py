@@ -10,16 +10,13 @@ from typing import Any
 
 from sqlalchemy import select
 
-from remediator.model import (
-    IncidentOutcome,
-    IncidentState,
-    Limits,
-    MitigationState,
-    Target,
-)
+from remediator.model.incident import IncidentOutcome, IncidentState
+from remediator.model.limits import Limits
+from remediator.model.mitigation import MitigationState
+from remediator.model.target import Target
+from remediator.model.transition import LEASE
 from remediator.store import Store
 from remediator.store import tables as t
-from remediator.store.claimed import LEASE
 from remediator.store.ledger import LATEST
 from tests.engine_senders import Senders
 from tests.engine_world import Scene

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from remediator.errors import StoreUnavailable
-from remediator.model import Alert, AlertStatus, DeadLetter, Delivery, DeliveryId
+from remediator.model.alert import Alert, AlertStatus, DeadLetter, Delivery
+from remediator.model.base import DeliveryId
+from remediator.model.errors import StoreUnavailable
 from remediator.store.inbox import Inbox
 from remediator.testing import firing_alert
-from remediator.triage.incidents import STALE_WITHIN
+from remediator.triage.correlate import STALE_WITHIN
 from tests.engine_world import Scene
 from tests.store_fixtures import a_delivery
 

@@ -14,14 +14,16 @@ from typing import Any
 from hypothesis.stateful import RuleBasedStateMachine
 from sqlalchemy import delete, func, select
 
-from remediator.errors import Refused, StoreUnavailable
-from remediator.maintenance import MaintenanceOrder
-from remediator.mitigation.act import SETTLE_TIME
-from remediator.model import Alert, Assessment, DeadLetter, Delivery, IncidentState
+from remediator.model.alert import Alert, DeadLetter, Delivery
+from remediator.model.errors import Refused, StoreUnavailable
+from remediator.model.incident import IncidentState
+from remediator.model.maintenance import MaintenanceOrder
+from remediator.model.verdict import Assessment
+from remediator.remediation.call import SETTLE_TIME
 from remediator.store import Store, open_store
 from remediator.store import tables as t
 from remediator.store.ledger import LATEST
-from remediator.triage.incidents import correlate
+from remediator.triage.correlate import correlate
 from remediator.triage.match import Match, match
 from tests.engine_gates import Point
 from tests.engine_processes import Build, Replica

@@ -10,13 +10,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from remediator.catalogue import Service
-from remediator.errors import TemporaryError
-from remediator.model import Bound, Finding, FindingStatus, Limits, Mode, Proposal, Target
-from remediator.playbook import Context, Findings, PlaybookSet
-from remediator.ports import Handle
+from remediator.model.catalog import Service
+from remediator.model.errors import TemporaryError
+from remediator.model.finding import Finding, FindingStatus
+from remediator.model.limits import Bound, Limits
+from remediator.model.mitigation import Proposal
+from remediator.model.notification import Handle
+from remediator.model.target import Mode, Target
+from remediator.model.views import IncidentView, Report
+from remediator.playbook.base import Context, Findings
+from remediator.playbook.loader import PlaybookSet
 from remediator.testing import FrozenClock, World
-from remediator.views import IncidentView, Report
 from tests.store_fixtures import WIDE, Dim, Eyes, SwitchOff, a_service
 
 SERVICES = ("orders", "cart", "search", "pay")

@@ -18,7 +18,7 @@ import asyncpg
 import httpx
 from aiohttp import web
 
-from remediator.adapters.kubernetes_client import Change, KubernetesClient
+from remediator.backends.kubernetes.client import Change, KubernetesClient
 from tests.breaker_fixtures import READER, WRITER, breaker_service
 from tests.kubernetes_fixtures import Cluster, until
 from tests.lossy_proxy import LossyDatabase, LossyProxy

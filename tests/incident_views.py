@@ -5,22 +5,20 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from remediator.model import (
-    AlertId,
-    AlertStatus,
-    Assessment,
-    FindingStatus,
-    IncidentId,
-    IncidentOutcome,
-    IncidentState,
-    ItemOutcome,
-    MitigationId,
-    MitigationState,
-    Mode,
-    Phase,
-    Risk,
+from remediator.model.alert import AlertStatus
+from remediator.model.base import AlertId, IncidentId, MitigationId
+from remediator.model.finding import FindingStatus
+from remediator.model.incident import IncidentOutcome, IncidentState, Phase
+from remediator.model.mitigation import ItemOutcome, MitigationState
+from remediator.model.target import Mode, Risk
+from remediator.model.verdict import Assessment
+from remediator.model.views import (
+    AlertView,
+    FindingView,
+    IncidentView,
+    MitigationView,
+    TimelineEvent,
 )
-from remediator.views import AlertView, FindingView, IncidentView, MitigationView, TimelineEvent
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 ID = IncidentId("inc-0198c2f5a1b2-9f8e7d6c5b")

@@ -25,15 +25,11 @@ import pytest_asyncio
 import yaml
 from aiohttp import web
 
-from remediator.adapters.kubernetes_client import (
-    Change,
-    Forbidden,
-    KubernetesClient,
-    NotFound,
-)
-from remediator.errors import BackendUnavailable
-from remediator.model import Item, Mitigation, Preparation, Target
-from remediator.ports import Lever
+from remediator.backends.kubernetes.client import Change, Forbidden, KubernetesClient, NotFound
+from remediator.model.errors import BackendUnavailable
+from remediator.model.mitigation import Item, Mitigation, Preparation
+from remediator.model.ports import Lever
+from remediator.model.target import Target
 from tests.postgres_fixtures import missing
 
 READY_WITHIN = 60.0

@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
-from remediator.errors import BackendRefused
-from remediator.model import Item, Mitigation, MitigationState
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.model.errors import BackendRefused
+from remediator.model.mitigation import Item, Mitigation, MitigationState
 from tests.kubernetes_fixtures import Cluster, until
 
 GI = 1 << 30

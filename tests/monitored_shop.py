@@ -19,8 +19,9 @@ import pytest
 import yaml
 from aiohttp import web
 
-from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
-from remediator.adapters.kubernetes_client import Right
+from remediator.backends.kubernetes.client import Right
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.reader import KubernetesReader
 from tests.kubernetes_fixtures import Cluster
 from tests.monitoring_fixtures import Start
 from tests.service_fixtures import Service

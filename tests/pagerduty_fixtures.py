@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from remediator.intake.signature import HEADER, sign
+from remediator.intake.pagerduty_webhook import HEADER, sign
 
 TOKEN = "a-rest-token"
 _numbers = itertools.count(1)

@@ -18,7 +18,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions, age_sessions
+from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions, age_sessions
 
 GIVEN = "REMEDIATOR_TEST_POSTGRES_DSN"
 """Environment variable: a superuser's DSN of a server to use instead of the embedded one."""

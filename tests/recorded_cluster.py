@@ -17,8 +17,9 @@ from typing import Any
 
 from aiohttp import web
 
-from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
-from remediator.model import Target
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.model.target import Target
 from tests.kubernetes_fixtures import served
 
 SAMPLES = Path(__file__).parent / "samples"

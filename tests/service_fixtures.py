@@ -19,8 +19,8 @@ import httpx
 import pytest
 import yaml
 
-from remediator.demo.slack import LocalSlack
-from remediator.fingerprints import fingerprint_of
+from remediator.cli.demo.slack import LocalSlack
+from remediator.model.fingerprint import fingerprint_of
 from tests.postgres_fixtures import Scene
 
 FAST = {

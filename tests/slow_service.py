@@ -8,30 +8,22 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from playbooks.high_latency import HighLatency, LatencyParameters
-from remediator.adapters.migrations import HttpMigrations
-from remediator.adapters.postgres import PostgresReader
-from remediator.adapters.redis import RedisReader
-from remediator.connections import ConnectionUsage, Holder, Session
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.keyspace import KeyCount, MemoryUse, PrefixUse, SlowCommand
-from remediator.model import (
-    Alert,
-    AlertStatus,
-    Incident,
-    IncidentId,
-    IncidentState,
-    Mitigation,
-    Phase,
-    Proposal,
-    Sample,
-    Sense,
-    SenseState,
-    Source,
-    Target,
-)
-from remediator.playbook import Context, Findings
-from remediator.ports import Migration, Point, Port
-from remediator.workloads import (
+from remediator.backends.http.migrations import HttpMigrations
+from remediator.backends.postgres.reader import PostgresReader
+from remediator.backends.redis.reader import RedisReader
+from remediator.model.alert import Alert, AlertStatus, Source
+from remediator.model.base import IncidentId
+from remediator.model.connections import ConnectionUsage, Holder, Session
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import Sense, SenseState
+from remediator.model.incident import Incident, IncidentState, Phase
+from remediator.model.keyspace import KeyCount, MemoryUse, PrefixUse, SlowCommand
+from remediator.model.mitigation import Mitigation, Proposal
+from remediator.model.ports import Port
+from remediator.model.readings import Migration, Point
+from remediator.model.target import Target
+from remediator.model.verdict import Sample
+from remediator.model.workloads import (
     Autoscaler,
     ContainerResources,
     Pod,
@@ -42,6 +34,7 @@ from remediator.workloads import (
     Workload,
     WorkloadEvent,
 )
+from remediator.playbook.base import Context, Findings
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

@@ -13,49 +13,31 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from remediator.audit import Key, Keys
-from remediator.catalogue import Catalogue, EnabledPlaybook, Service
-from remediator.flooding import RecordBound
 from remediator.intake.alertmanager import parse
-from remediator.kinds import KINDS, Kind
-from remediator.mitigation.holding import take_back
-from remediator.mitigation.limits import judge
-from remediator.model import (
-    FINAL,
-    Alert,
-    Assessment,
-    Bound,
-    Delivery,
-    DeliveryId,
-    Duration,
-    Finding,
-    FindingStatus,
-    IncidentId,
-    Limits,
-    Mitigation,
-    MitigationState,
-    Mode,
-    Preparation,
-    Proposal,
-    Risk,
-    Sample,
-    Sense,
-    SenseState,
-    Source,
-    Target,
-    Verification,
-    new_id,
-)
-from remediator.pipeline import take_step
-from remediator.playbook import Context, Findings, Parameters, Playbook, PlaybookSet, alertnames
-from remediator.safeguards import Allowance, Safeguards, Spread
+from remediator.model.alert import Alert, Delivery, Source
+from remediator.model.base import DeliveryId, IncidentId, new_id
+from remediator.model.catalog import Catalogue, EnabledPlaybook, Service
+from remediator.model.duration import Duration
+from remediator.model.finding import Finding, FindingStatus, Sense, SenseState
+from remediator.model.kinds import KINDS, Kind
+from remediator.model.limits import Bound, Limits
+from remediator.model.lookback import Allowance, Safeguards, Spread
+from remediator.model.mitigation import Mitigation, MitigationState, Preparation, Proposal
+from remediator.model.target import Mode, Risk, Target
+from remediator.model.transition import Claim, Transition
+from remediator.model.unmatched import RecordBound
+from remediator.model.verdict import FINAL, Assessment, Sample, Verification
+from remediator.playbook.base import Context, Findings, Parameters, Playbook, alertnames
+from remediator.playbook.loader import PlaybookSet
+from remediator.remediation.expire import take_back
+from remediator.remediation.limits import judge
+from remediator.remediation.pipeline import take_step
+from remediator.remediation.step import Levers, Surroundings, Work
 from remediator.store import Store, open_store, tables
-from remediator.store.claimed import Claim
-from remediator.store.queue import Transition
+from remediator.store.audit.chain import Key, Keys
 from remediator.testing import FrozenClock, World, WorldLever, firing_alert, items
-from remediator.triage.incidents import correlate
+from remediator.triage.correlate import correlate
 from remediator.triage.match import Match, match
-from remediator.work import Levers, Surroundings, Work
 
 SEALED = Keys(Key(b"a key that only tests use"))
 WIDE = Limits(budget=100, window=timedelta(hours=1), cooldown=timedelta(0), concurrency=100)

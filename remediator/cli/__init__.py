@@ -13,10 +13,9 @@ from typing import Annotated
 
 import typer
 
-from remediator.cli import audit, beginning, loaded, local, operate, reading, windows
-from remediator.cli.failure import REFUSED, USAGE, Failure
-from remediator.cli.text import plain
-from remediator.errors import ConfigError, RemediatorError
+from remediator.cli import audit, init, maintenance, orders, playbooks, queries, serve
+from remediator.cli.output import REFUSED, USAGE, Failure, plain
+from remediator.model.errors import ConfigError, RemediatorError
 
 app = typer.Typer(
     name="remediator",
@@ -32,27 +31,27 @@ app = typer.Typer(
 )
 for command in (
     *(
-        beginning.init,
-        local.serve,
-        local.demo,
-        local.check,
-        local.rbac,
-        local.schema,
-        local.migrate,
-        local.version,
+        init.init,
+        serve.serve,
+        serve.demo,
+        serve.check,
+        serve.rbac,
+        serve.schema,
+        serve.migrate,
+        serve.version,
     ),
-    *(reading.incidents, operate.approve, operate.reject, operate.cancel, operate.acknowledge),
-    *(reading.report, operate.replay, operate.pause, operate.resume),
-    *(loaded.playbooks, reading.limits, reading.deadletters),
+    *(queries.incidents, orders.approve, orders.reject, orders.cancel, orders.acknowledge),
+    *(queries.report, orders.replay, orders.pause, orders.resume),
+    *(playbooks.playbooks, queries.limits, queries.deadletters),
 ):
     app.command()(command)
-app.add_typer(windows.maintenance)
+app.add_typer(maintenance.maintenance)
 app.add_typer(audit.audit)
 
 
 def _print_version(*, asked: bool) -> None:
     if asked:
-        typer.echo(local.version_line())
+        typer.echo(serve.version_line())
         raise typer.Exit
 
 

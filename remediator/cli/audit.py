@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from remediator.cli.failure import REFUSED, USAGE, Failure
-from remediator.cli.operate import Json, print_json, say
-from remediator.cli.text import machine_readable, since_then
+from remediator.cli.orders import Json, print_json, say
+from remediator.cli.output import REFUSED, USAGE, Failure, machine_readable, since_then
 
 if TYPE_CHECKING:
-    from remediator.verification import Flaw, Verification
+    from remediator.model.audit import Flaw, Verification
+
 
 VERIFYING = 600.0
 """Seconds to wait until the service has verified everything."""
@@ -79,14 +79,14 @@ def verify_audit(
     if file is None and (key_file or against):
         raise Failure(USAGE, "--key-file and --against belong to --file EXPORT")
     if file is not None:
-        from remediator.cli.exported import verified
+        from remediator.cli.audit_file import verified
 
         found = verified(file, key_file or [], against)
         if as_json:
             typer.echo(machine_readable(found.model_dump_json()))
     else:
         from remediator.cli.client import Api
-        from remediator.verification import Verification
+        from remediator.model.audit import Verification
 
         with Api(timeout=VERIFYING) as api:
             answer = api.get("/audit/verify")

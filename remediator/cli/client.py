@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from remediator.cli.failure import REFUSED, UNREACHABLE, USAGE, Failure
-from remediator.errors import ConfigError
+from remediator.cli.output import REFUSED, UNREACHABLE, USAGE, Failure
+from remediator.model.errors import ConfigError
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 TIMEOUT = 20.0
@@ -45,7 +45,7 @@ def state_dir(environ: Mapping[str, str]) -> Path:
 
 def _configured_state_dir(environ: Mapping[str, str]) -> Path | None:
     """Read the folder from the configuration; one that is wrong must not hold up a `pause`."""
-    from remediator.settings import CONFIG_FILE, load_settings
+    from remediator.config.settings import CONFIG_FILE, load_settings
 
     if not environ.get("REMEDIATOR_CONFIG") and not Path(CONFIG_FILE).exists():
         return None

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from remediator.cli.client import LOOPBACK
-from remediator.cli.failure import UNREACHABLE, USAGE, Failure
+from remediator.cli.output import UNREACHABLE, USAGE, Failure
 
 WITHIN = 5.0
 """Seconds for one request."""
@@ -107,8 +107,8 @@ def _body(answer: httpx.Response) -> bytes:
 
 
 async def _deployments(kubeconfig: Path) -> list[Workload]:
-    from remediator.adapters.kubernetes_client import KubernetesClient
-    from remediator.errors import RemediatorError
+    from remediator.backends.kubernetes.client import KubernetesClient
+    from remediator.model.errors import RemediatorError
 
     try:
         async with KubernetesClient(kubeconfig, "the cluster") as cluster:

@@ -10,11 +10,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from remediator.cli.failure import REFUSED, Failure
-from remediator.cli.text import plain
+from remediator.cli.output import REFUSED, Failure, plain
 
 if TYPE_CHECKING:
     from remediator.cli.client import Api
+
 
 WHOLE = re.compile(r"[a-z]+-[0-9a-f]{12}-[0-9a-f]{10}")
 _PREFIX = re.compile(r"[0-9a-f][0-9a-f-]*")

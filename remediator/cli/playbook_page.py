@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from remediator.cli import render
-from remediator.cli.text import plain, styled
-from remediator.kinds import KINDS, ApprovalClass
-from remediator.views import ParameterView, PlaybookUse, PlaybookView
+from remediator.cli.output import plain, styled
+from remediator.model.kinds import KINDS, ApprovalClass
+from remediator.model.views import ParameterView, PlaybookUse, PlaybookView
 
 
 def _hurts(lever: str) -> str:

@@ -10,17 +10,14 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from remediator.cli.text import lasting, moment, plain, styled, words
-from remediator.model import (
-    Assessment,
-    FindingStatus,
-    IncidentOutcome,
-    Limits,
-    MitigationState,
-    Phase,
-    format_duration,
-)
-from remediator.views import (
+from remediator.cli.output import lasting, moment, plain, styled, words
+from remediator.model.duration import format_duration
+from remediator.model.finding import FindingStatus
+from remediator.model.incident import IncidentOutcome, Phase
+from remediator.model.limits import Limits
+from remediator.model.mitigation import MitigationState
+from remediator.model.verdict import Assessment
+from remediator.model.views import (
     AlertView,
     DeadLetterView,
     FindingView,

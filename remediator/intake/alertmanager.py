@@ -18,10 +18,10 @@ from typing import Annotated, Any
 
 import msgspec
 
-from remediator.bodies import EXCERPT
-from remediator.errors import RejectedDelivery
-from remediator.fingerprints import fingerprint_of
-from remediator.model import Alert, AlertStatus, DeadLetter, Source
+from remediator.api.body import EXCERPT
+from remediator.model.alert import Alert, AlertStatus, DeadLetter, Source
+from remediator.model.errors import RejectedDelivery
+from remediator.model.fingerprint import fingerprint_of
 
 MAX_LABELS = 512
 """Labels, or annotations, of one alert; more make it a dead letter."""

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from remediator.intake.alertmanager import clean, excerpt_of, load_object
-from remediator.model import Alert, AlertStatus, DeadLetter, SenderEvent, Source
+from remediator.model.alert import Alert, AlertStatus, DeadLetter, SenderEvent, Source
 
 OURS = "remediator/"
 """Beginning of the deduplication keys of our own escalations."""

@@ -5,31 +5,25 @@ A replay always opens new incidents; limits, mode and the live check hold as for
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from remediator.access import Permission
-from remediator.bodies import Body, BodyLimits, receive
-from remediator.errors import PermanentError, RejectedDelivery, TemporaryError
-from remediator.intake.alertmanager import Parsed, load_object
-from remediator.intake.fetching import Fetch, fetched, without_labels
+from remediator.api.body import Body, BodyLimits, receive
+from remediator.api.routing import Call, FieldProblem, Problem, Route, Text, body_problem
+from remediator.intake.alertmanager import Parsed, load_object, read_alert
 from remediator.intake.pagerduty import FIRING
 from remediator.intake.pagerduty import parse as parse_event
-from remediator.intake.plain import read_plain
-from remediator.intake.reading import Reader
-from remediator.intake.server import (
-    DELIVERY,
-    Inbox,
-    delivery_of,
-    refuse_when_stopping,
-    utc_now,
-)
-from remediator.model import Alert, AlertStatus, DeadLetter, IncidentId, Source, Value
-from remediator.routing import Call, FieldProblem, Problem, Route, Text, body_problem
+from remediator.intake.pagerduty_fetch import Fetch, fetched, without_labels
+from remediator.intake.reader import Reader
+from remediator.intake.webhooks import DELIVERY, Inbox, delivery_of, refuse_when_stopping, utc_now
+from remediator.model.access import Permission
+from remediator.model.alert import Alert, AlertStatus, DeadLetter, Source
+from remediator.model.base import IncidentId, Value
+from remediator.model.errors import PermanentError, RejectedDelivery, TemporaryError
 
 BY_HAND = "manual"
 """``replay_of`` of a body that was given by hand."""
@@ -219,3 +213,17 @@ def _firing(parsed: Parsed) -> tuple[Alert, ...]:
 
 def _unusable(message: str, path: str) -> Problem:
     return Problem(422, message, (FieldProblem(path=path, message=message),))
+
+
+_KNOWN = frozenset({"labels", "annotations"})
+
+
+def read_plain(item: Mapping[str, Any], received_at: datetime) -> Alert:
+    """Read ``{"labels": {...}, "annotations": {...}}`` as an alert that fires since now.
+
+    Raises ``RejectedDelivery`` saying what is wrong and where.
+    """
+    notice = {name: item[name] for name in _KNOWN & item.keys()}
+    notice |= {"status": "firing", "startsAt": received_at.isoformat()}
+    alert = read_alert(notice, None, received_at)
+    return alert.model_copy(update={"source": Source.REPLAY})

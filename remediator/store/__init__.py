@@ -8,31 +8,31 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
 
-from remediator.audit import Keys
-from remediator.flooding import RecordBound
-from remediator.live import Announce
-from remediator.model import Bound
+from remediator.model.events import Announce
+from remediator.model.limits import Bound
+from remediator.model.transition import LEASE
+from remediator.model.unmatched import RecordBound
 from remediator.store.approvals import Clicks
-from remediator.store.audited import Audit
-from remediator.store.claimed import LEASE
+from remediator.store.audit.chain import Keys
+from remediator.store.audit.export import Audit
 from remediator.store.clock import bring_forward
-from remediator.store.commands import Commands
 from remediator.store.database import Database, open_database
+from remediator.store.duplicates import NoRepeats, Repeats
 from remediator.store.escalations import Escalations
-from remediator.store.events import Events
+from remediator.store.expirations import Obligations
 from remediator.store.inbox import Inbox
+from remediator.store.incidents import Queue
 from remediator.store.ledger import Ledger
-from remediator.store.notices import Notices
-from remediator.store.obligations import Obligations
-from remediator.store.probing import Probe
-from remediator.store.queue import Queue
-from remediator.store.records import Records
-from remediator.store.repeats import NoRepeats, Repeats
+from remediator.store.maintenance import Windows
+from remediator.store.migrate import require_schema
+from remediator.store.operator_commands import Commands
+from remediator.store.outbox import Notices
+from remediator.store.probe import Probe
+from remediator.store.queries import Records
 from remediator.store.retention import Retention
-from remediator.store.schema import require_schema
-from remediator.store.silenced import Silenced
-from remediator.store.stopping import StopFile, SureCommands
-from remediator.store.windows import Windows
+from remediator.store.sender_events import Events
+from remediator.store.silences import Silenced
+from remediator.store.stop_file import StopFile, SureCommands
 
 __all__ = ["Store", "open_store"]
 

@@ -1,20 +1,32 @@
-"""The plan that waits for people: what may still be decided about it, and who agreed.
-
-Everything here runs inside an operator's order, so inside one serial transaction.
-"""
+"""Plans that wait for people: who is asked, who agreed, and how long there is time."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    delete,
+    insert,
+    literal,
+    literal_column,
+    select,
+    type_coerce,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import Refused
-from remediator.model import Approval, Consent, IncidentState, MitigationState
+from remediator.model.base import IncidentId
+from remediator.model.errors import Refused
+from remediator.model.incident import IncidentState
+from remediator.model.mitigation import Approval, Consent, Mitigation, MitigationState
 from remediator.store import tables as t
+from remediator.store.columns import micros_of
 from remediator.store.database import Database
+from remediator.store.journal import append
 
 _REMEMBERED = timedelta(hours=1)
 """Longer than a signed request is accepted."""
@@ -113,3 +125,77 @@ def said_of(consent: Consent) -> str:
 async def _write(connection: AsyncConnection, plan: Any, values: dict[str, Any]) -> None:
     this = t.mitigations.c.id == plan["id"]
     await connection.execute(update(t.mitigations).where(this).values(**values))
+
+
+_WAITING = (MitigationState.AWAITING_APPROVAL, MitigationState.APPROVED)
+
+
+async def asked_elsewhere(
+    connection: AsyncConnection, incident: IncidentId, mitigation: Mitigation
+) -> IncidentId | None:
+    """Return another open incident whose plan for the same things of the target waits."""
+    plans = t.mitigations.c
+    query = (
+        select(plans.incident_id, plans.mitigation)
+        .join(t.incidents, t.incidents.c.id == plans.incident_id)
+        .where(t.incidents.c.state == literal_column("'open'"))  # as the index has it
+        .where(plans.incident_id != incident, plans.target_key == mitigation.target.key)
+        .where(plans.state.in_(_WAITING))
+        .order_by(plans.created_at, plans.id)
+    )
+    for other, plan in (await connection.execute(query)).all():
+        if _same_things(mitigation, plan):
+            return IncidentId(other)
+    return None
+
+
+def _same_things(mitigation: Mitigation, other: Mapping[str, Any]) -> bool:
+    """Whether both name one item; a plan without items is about the whole target."""
+    ours = {item.key for item in mitigation.items}
+    theirs = {item["key"] for item in other.get("items", ())}
+    return not ours or not theirs or bool(ours & theirs)
+
+
+def unheard() -> ColumnElement[bool]:
+    """Pick the plans whose request was not delivered yet."""
+    plans = t.mitigations.c
+    waits = plans.state == MitigationState.AWAITING_APPROVAL
+    return waits & plans.asked_at.is_(None) & plans.answer_within.is_not(None)
+
+
+def until(now: datetime) -> ColumnElement[int]:
+    """Return the end of the time for an answer, for a request that is delivered ``now``."""
+    moment = literal(micros_of(now), BigInteger)
+    return moment + type_coerce(t.mitigations.c.answer_within, BigInteger)
+
+
+async def renew(connection: AsyncConnection, incidents: Collection[str], now: datetime) -> None:
+    """Let requests that are about to be sent name the time that they would have from now."""
+    mine = t.mitigations.c.incident_id.in_(sorted(incidents))
+    await connection.execute(
+        update(t.mitigations).where(mine, unheard()).values(expires_at=until(now))
+    )
+
+
+async def delivered(
+    connection: AsyncConnection,
+    incident: str,
+    now: datetime,
+    to: str,
+    only: Collection[str] | None = None,
+) -> None:
+    """Let the time for the answer begin: the request was delivered, and how; once for each plan.
+
+    ``only`` are the mitigations that were asked for; None is whichever waits.
+    """
+    plans = update(t.mitigations).where(t.mitigations.c.incident_id == incident, unheard())
+    if only is not None:
+        plans = plans.where(t.mitigations.c.id.in_(sorted(only)))
+    asked = plans.values(asked_at=now, expires_at=until(now)).returning(t.mitigations.c.plan_hash)
+    for plan in list(await connection.scalars(asked)):
+        data = {"plan": plan}
+        reason = f"to {to}; the time for the answer counts from now"
+        event = "approval request delivered"
+        append(connection, incident, at=now, step="approval", event=event, reason=reason, data=data)
+        waits = (t.incidents.c.id == incident) & (t.incidents.c.state == IncidentState.OPEN)
+        await connection.execute(update(t.incidents).where(waits).values(due_at=now, poked=True))

@@ -1,132 +1,108 @@
-"""Rows as a queue: one claim at a time, fenced by an epoch. For incidents and what is told of them.
-
-A claim is one statement over rows that are due and whose lease is over. It raises the row's
-epoch; every later write of that claim says so and touches no row once somebody else claimed.
-
-A lease that ends later than any that is given now is of a clock that was ahead and was put back: it
-holds nobody off. Twice the longest, since the time of a claim is read a little before it is made.
-"""
+"""What a step is given: a claimed incident, and all that is stored of it."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Table, Update, or_, select, true, update
+from sqlalchemy import CursorResult, Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import OwnershipLost, StoreUnavailable
+from remediator.model.alert import Alert, AlertStatus
+from remediator.model.incident import Incident, IncidentState
+from remediator.model.mitigation import Proposal
+from remediator.model.transition import Claim
+from remediator.model.verdict import Sample
+from remediator.store import tables as t
+from remediator.store.ledger import entry_of
+from remediator.store.maintenance import windows_over
 
-T = TypeVar("T")
+RECENT = timedelta(days=1)
+"""Age of an incident, at the opening of another, up to which its alerts are the other's matter."""
+MOST_ALERTS = 1000
+"""Most alerts of its own incident that a step sees: a storm's may have any number."""
+NEIGHBOURS = 50
+"""Most alerts of other incidents that a step sees."""
 
-AGED = 4
-"""One in so many claims goes to what has been due longest, whatever its rank."""
-GIVEN_BACK_WITHIN = 2.0
-"""Seconds in which the store has to take a claim back; after them its lease runs out."""
 
-
-def claim_due(  # noqa: PLR0913 - by keyword, each with a meaning of its own
-    table: Table,
-    now: datetime,
-    lease: timedelta,
-    limit: int,
-    *,
-    skip_locked: bool,
-    where: ColumnElement[bool] | None = None,
-    longest: timedelta | None = None,
-    ranked: bool = False,
-) -> Update:
-    """Return the statement that claims up to ``limit`` due rows ``where``, oldest first.
-
-    ``ranked``: by their rank, and the oldest first of the same one. ``longest`` is the longest lease that anybody is given, unless all are given ``lease``.
-    """
-    key, until = _key(table), table.c.lease_until
-    is_due = (table.c.due_at <= now) & or_(until.is_(None), until <= now)
-    was_due = until > _latest(now, longest or lease)
-    due = (
-        select(key)
-        .where(table.c.due_at.is_not(None), or_(is_due, was_due))
-        .where(true() if where is None else where)
-        .order_by(*([table.c.rank] if ranked else []), table.c.due_at)
-        .limit(limit)
+async def read_claim(
+    connection: AsyncConnection, row: Any, now: datetime, lease: timedelta
+) -> Claim:
+    """Read all that belongs to a claimed row; ``ValidationError`` where this version cannot."""
+    incident = incident_of(row)
+    mine = t.mitigations.c.incident_id == incident.id
+    entries = await connection.execute(
+        select(t.mitigations).where(mine).order_by(t.mitigations.c.created_at, t.mitigations.c.id)
     )
-    if skip_locked:
-        due = due.with_for_update(skip_locked=True)
+    samples = await connection.execute(
+        select(t.samples)
+        .join(t.mitigations, t.mitigations.c.id == t.samples.c.mitigation_id)
+        .where(mine, t.mitigations.c.in_flight)
+        .order_by(t.samples.c.id)  # not by their time: the clock may have been put back
+    )
+    begin = min(incident.opened_at, now)  # the clock may have been put back since
+    return Claim(
+        incident=incident,
+        alerts=await incident_alerts(connection, incident.id),
+        beside=tuple(await connection.scalars(_beside(incident))),
+        neighbours=_alerts(await connection.execute(_neighbours(incident))),
+        proposal=None if row["proposal"] is None else Proposal.model_validate(row["proposal"]),
+        entries=tuple(entry_of(entry) for entry in entries.mappings()),
+        samples=tuple(
+            Sample.model_validate({name: sample[name] for name in Sample.model_fields})
+            for sample in samples.mappings()
+        ),
+        windows=tuple(await windows_over(connection, incident, begin, now)),
+        now=now,
+        lease=lease,
+    )
+
+
+def _beside(incident: Incident) -> Select[Any]:
     return (
-        update(table)
-        .where(key.in_(due.scalar_subquery()))
-        .values(epoch=table.c.epoch + 1, lease_until=now + lease)
+        select(t.incidents.c.playbook)
+        .where(t.incidents.c.state == IncidentState.OPEN, t.incidents.c.id != incident.id)
+        .where(t.incidents.c.system == incident.system)
+        .where(t.incidents.c.service == incident.service, t.incidents.c.playbook.is_not(None))
+        .distinct()
+        .order_by(t.incidents.c.playbook)
     )
 
 
-class Turns:
-    """Shares claims out between rank and age, so that nothing of a low rank waits for ever."""
-
-    def __init__(self) -> None:
-        self._given = 0
-
-    def share(self, limit: int) -> list[tuple[int, bool]]:
-        """Return how many of the next ``limit`` claims go by rank (True), and how many by age."""
-        aged = (self._given + limit) // AGED - self._given // AGED
-        return [(n, ranked) for n, ranked in ((limit - aged, True), (aged, False)) if n]
-
-    def took(self, count: int) -> None:
-        """Count claims that were made; those that found nothing use up nobody's turn."""
-        self._given += count
+def _neighbours(incident: Incident) -> Select[Any]:
+    return (
+        select(t.alerts)
+        .join(t.incidents, t.incidents.c.id == t.alerts.c.incident_id)
+        .where(t.alerts.c.status == AlertStatus.FIRING)
+        .where(t.incidents.c.id != incident.id, t.incidents.c.replay_of.is_(None))
+        .where(t.incidents.c.system == incident.system)
+        .where(t.incidents.c.service == incident.service)
+        .where(t.incidents.c.opened_at > incident.opened_at - RECENT)
+        .order_by(t.alerts.c.first_seen_at.desc())
+        .limit(NEIGHBOURS)
+    )
 
 
-def is_held(
-    until: ColumnElement[datetime], now: datetime, longest: timedelta
-) -> ColumnElement[bool]:
-    """Return whether a lease ``until`` then holds others off now."""
-    return until.is_not(None) & (until > now) & (until <= _latest(now, longest))
+async def incident_alerts(connection: AsyncConnection, incident: str) -> tuple[Alert, ...]:
+    """Return the incident's alerts as they stand, oldest first; of many those that fire."""
+    mine = t.alerts.c.incident_id == incident
+    firing_first = (t.alerts.c.status != AlertStatus.FIRING, t.alerts.c.first_seen_at)
+    most = select(t.alerts.c.id).where(mine).order_by(*firing_first, t.alerts.c.id)
+    rows = await connection.execute(
+        select(t.alerts)
+        .where(t.alerts.c.id.in_(most.limit(MOST_ALERTS)))
+        .order_by(t.alerts.c.first_seen_at, t.alerts.c.id)
+    )
+    return _alerts(rows)
 
 
-def _latest(now: datetime, longest: timedelta) -> datetime:
-    return now + 2 * longest
+def _alerts(rows: CursorResult[Any]) -> tuple[Alert, ...]:
+    return tuple(
+        Alert.model_validate({name: row[name] for name in Alert.model_fields})
+        for row in rows.mappings()
+    )
 
 
-async def write_claimed(
-    connection: AsyncConnection, table: Table, row_id: str, epoch: int, values: dict[str, Any]
-) -> None:
-    """Change a claimed row; ``OwnershipLost`` when it was claimed or finished since."""
-    mine = (_key(table) == row_id) & (table.c.epoch == epoch)
-    done = await connection.execute(update(table).where(mine).values(**values))
-    if done.rowcount != 1:
-        raise OwnershipLost(f"{row_id} is no longer claimed by this worker")
-
-
-async def release_claimed(
-    connection: AsyncConnection, table: Table, row_id: str, epoch: int
-) -> None:
-    """Let whoever comes next claim the row at once; raises ``OwnershipLost`` as a write does."""
-    await write_claimed(connection, table, row_id, epoch, {"lease_until": None})
-
-
-@contextlib.asynccontextmanager
-async def given_back(release: Callable[[T], Awaitable[None]], claim: T) -> AsyncIterator[None]:
-    """Release ``claim`` when what is done with it is cancelled, because this process ends."""
-    try:
-        yield
-    except asyncio.CancelledError:
-        with contextlib.suppress(OwnershipLost, StoreUnavailable, TimeoutError):
-            async with asyncio.timeout(GIVEN_BACK_WITHIN):
-                await release(claim)
-        raise
-
-
-async def require_claimed(
-    connection: AsyncConnection, table: Table, row_id: str, epoch: int
-) -> None:
-    """Raise ``OwnershipLost`` when a claimed row was claimed or finished since."""
-    mine = (_key(table) == row_id) & (table.c.epoch == epoch)
-    if (await connection.execute(select(_key(table)).where(mine))).first() is None:
-        raise OwnershipLost(f"{row_id} is no longer claimed by this worker")
-
-
-def _key(table: Table) -> Column[Any]:
-    (key,) = table.primary_key.columns
-    return key
+def incident_of(row: Any) -> Incident:
+    """Read an incident's row."""
+    return Incident.model_validate({name: row[name] for name in Incident.model_fields})

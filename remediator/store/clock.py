@@ -12,11 +12,11 @@ import structlog
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.model import MitigationState
+from remediator.model.mitigation import MitigationState
 from remediator.store import tables as t
+from remediator.store.approvals import unheard, until
 from remediator.store.database import Database
 from remediator.store.ledger import entry_of
-from remediator.store.requests import unheard, until
 
 LONGEST_WAIT = timedelta(hours=1)
 """Longest time until anything but a take-back is looked at again: what a chat or a pager may ask for.

@@ -20,9 +20,9 @@ import structlog
 from sqlalchemy import Table, insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.audit import Keys
-from remediator.errors import DiskFull, StoreUnavailable
+from remediator.model.errors import DiskFull, StoreUnavailable
 from remediator.store import journal
+from remediator.store.audit.chain import Keys
 from remediator.store.engines import (
     HELD_FOR,
     MIGRATED_WITHIN,

@@ -13,30 +13,25 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
-from pydantic import AwareDatetime, ValidationError
+from pydantic import ValidationError
 from sqlalchemy import Select, and_, exists, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.maintenance import Window
-from remediator.model import (
-    AlertStatus,
-    Incident,
-    IncidentId,
-    IncidentState,
-    Source,
-    Value,
-)
+from remediator.model.alert import AlertStatus, Source
+from remediator.model.base import IncidentId
+from remediator.model.incident import Incident, IncidentState
+from remediator.model.notification import Word
 from remediator.store import tables as t
-from remediator.store.acknowledging import HOLD, NOT_TAKEN_BACK
-from remediator.store.claimed import incident_of
-from remediator.store.claims import Turns, claim_due, is_held, release_claimed, write_claimed
+from remediator.store.acknowledgements import HOLD, NOT_TAKEN_BACK
+from remediator.store.approvals import delivered, renew
+from remediator.store.claims import incident_of
+from remediator.store.corrupt_rows import stand_in
 from remediator.store.database import Database
 from remediator.store.journal import append
+from remediator.store.leases import Turns, claim_due, is_held, release_claimed, write_claimed
+from remediator.store.maintenance import windows_over
 from remediator.store.pages import TOGETHER, place_of, told_again, told_lately, what_it_is
-from remediator.store.requests import delivered, renew
-from remediator.store.unreadable import stand_in
-from remediator.store.windows import windows_over
-from remediator.summons import Word
+from remediator.store.paging import Companion, Due, Message, Reported, Standing, Step, Telling
 
 LEASE = timedelta(seconds=60)
 """Longer than a channel may take; what is claimed and never finished is sent again after it."""
@@ -46,103 +41,6 @@ _MOST_ALERTS = 500
 """Alerts of one incident that are asked whether they fire."""
 _STEP = "escalation"
 _log = structlog.get_logger(__name__)
-
-
-class Standing(Value):
-    """How an escalation stands, as the decision about it needs it."""
-
-    incident: Incident
-    since: AwareDatetime
-    """What the times of the levels are counted from."""
-    level: int
-    """The level that comes next, counted from 0."""
-    acknowledged_at: AwareDatetime | None
-    acknowledged_by: str | None
-    echoed: bool
-    """Whether PagerDuty itself told us of the acknowledgement."""
-    fires: bool
-    """Whether an alert of the incident fires and nobody else works on it."""
-    successor: IncidentId | None
-    """A later incident that has the alert now; None while ``fires``."""
-    stays: bool
-    """Whether a temporary change stays in production: a human is needed though no alert fires."""
-    told: frozenset[str]
-    """Channels that a level was told to, or will be."""
-    windows: tuple[Window, ...]
-    """Ordered maintenance windows over it that run now."""
-    now: AwareDatetime
-
-
-class Message(Value):
-    """What one channel is to be told, once."""
-
-    channel: str
-    word: Word
-    subject: str
-    """What tells it from others of the same word: the level, or an incident of PagerDuty's."""
-
-
-class Step(Value):
-    """What was decided about an escalation."""
-
-    level: int
-    since: AwareDatetime
-    due_at: AwareDatetime | None
-    lapsed: bool = False
-    """Whether the acknowledgement does not count any more."""
-    ended: bool = False
-    messages: tuple[Message, ...] = ()
-    events: tuple[tuple[str, str], ...] = ()
-    """Lines for the journal: event and reason."""
-
-
-class Due(Value):
-    """What is to be done now."""
-
-    deciding: bool
-    """Whether there is an escalation to decide about."""
-    channels: frozenset[str]
-    """Those that there is a message to."""
-
-
-class Reported(Value):
-    """What of an incident PagerDuty told us."""
-
-    incidents: tuple[str, ...]
-    """Its own incidents, by their ids."""
-    alone: bool
-    """Whether no alert of another sender fires."""
-
-
-class Companion(Value):
-    """A page that is told with another one of its kind, claimed as that is."""
-
-    id: str
-    incident_id: IncidentId
-    epoch: int
-    attempts: int
-
-
-class Telling(Value):
-    """One message, claimed to be sent."""
-
-    id: str
-    incident_id: IncidentId
-    channel: str
-    word: Word
-    subject: str
-    epoch: int
-    attempts: int
-    last_error: str = ""
-    kind: str = ""
-    """Equal for pages that say the same of several incidents; empty for what is no page."""
-    others: tuple[Companion, ...] = ()
-    """Pages of the same kind that this one stands for as well."""
-
-    @property
-    def all(self) -> tuple[Telling | Companion, ...]:
-        """The rows that are claimed with it, its own first."""
-        return (self, *self.others)
 
 
 class Escalations:

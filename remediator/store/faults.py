@@ -16,8 +16,8 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from remediator.errors import StoreUnavailable
-from remediator.store.fullness import is_full, unavailable
+from remediator.model.errors import StoreUnavailable
+from remediator.store.disk import is_full, unavailable
 
 _OF_THE_STATEMENT = ("0A", "21", "22", "23", "42", "44", "P0")
 """Begin of the SQLSTATEs that say that a statement would fail again. All others pass: connections

@@ -16,18 +16,30 @@ import structlog
 from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import StoreUnavailable
-from remediator.flooding import RecordBound
-from remediator.live import Announce, Happening
-from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source, new_id
+from remediator.model.alert import Alert, DeadLetter, Delivery, Source
+from remediator.model.base import DeliveryId, IncidentId, new_id
+from remediator.model.correlation import Correlate, Correlation, Keys
+from remediator.model.errors import StoreUnavailable
+from remediator.model.events import Announce, Happening
+from remediator.model.unmatched import RecordBound
 from remediator.store import tables as t
-from remediator.store.at_hand import AtHand
+from remediator.store.alerts import apply, snapshot_of
 from remediator.store.database import BATCH, TAKEN_WITHIN, Database
-from remediator.store.episodes import Correlate, Correlation, Keys, apply, snapshot_of
-from remediator.store.events import not_fetched, read_alerts, tell
-from remediator.store.progress import attempted, mark, progress_of
-from remediator.store.repeats import NoRepeats, Repeats
-from remediator.store.turns import ATTEMPTS, Read, Slice, Waiting, in_one_turn, prints_of, slices
+from remediator.store.delivery_cache import AtHand
+from remediator.store.duplicates import NoRepeats, Repeats
+from remediator.store.sender_events import not_fetched, read_alerts, tell
+from remediator.store.slices import (
+    ATTEMPTS,
+    Read,
+    Slice,
+    Waiting,
+    attempted,
+    in_one_turn,
+    mark,
+    prints_of,
+    progress_of,
+    slices,
+)
 
 EXCERPT = 64 * 1024
 """Bytes of a body that a dead letter keeps."""

@@ -32,10 +32,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator import audit
-from remediator.audit import Keys, entry_content, head_content
-from remediator.model import IncidentState
+from remediator.model.incident import IncidentState
 from remediator.store import tables as t
+from remediator.store.audit import chain as audit
+from remediator.store.audit.chain import Keys, entry_content, head_content
 from remediator.store.columns import clean_json, clean_text, instant_of
 
 _CHUNK = 500

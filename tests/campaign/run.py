@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import yaml
 
-from remediator.demo.slack import LocalSlack
+from remediator.cli.demo.slack import LocalSlack
 from tests.campaign.apiserver import changes_in
 from tests.campaign.approver import Approver
 from tests.campaign.chaos import Chaos

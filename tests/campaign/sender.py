@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from remediator.fingerprints import fingerprint_of
+from remediator.model.fingerprint import fingerprint_of
 from tests.campaign.records import UNSEEN
 from tests.campaign.replicas import INGEST, Replica
 from tests.campaign.world import Part

@@ -15,20 +15,22 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from remediator.adapters.alertmanager import AlertmanagerSilences
-from remediator.app.checking import check
-from remediator.app.watching import Watching
-from remediator.catalogue import Service
-from remediator.errors import BackendRefused, BackendUnavailable
+from remediator.backends.alertmanager import AlertmanagerSilences
+from remediator.config.settings import load_settings
 from remediator.intake.alertmanager import parse
-from remediator.mitigation.silencing import SilenceBounds, Silencing
-from remediator.model import AlertStatus, IncidentId, Mode, SenseState, Source
-from remediator.ports import Silence
-from remediator.report.deliver import LogNotifier
-from remediator.settings import load_settings
-from remediator.telemetry import Telemetry
+from remediator.model.alert import AlertStatus, Source
+from remediator.model.base import IncidentId
+from remediator.model.catalog import Service
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import SenseState
+from remediator.model.ports import Silence
+from remediator.model.target import Mode
+from remediator.notify.sender import LogNotifier
+from remediator.remediation.silences import SilenceBounds, Silencing
+from remediator.service.metrics import Telemetry, Watching
+from remediator.service.preflight import check
+from remediator.service.worker import Doorbell, Worker
 from remediator.testing import FrozenClock
-from remediator.worker import Doorbell, Worker
 from tests.monitoring_fixtures import MonitoringServer, Start
 from tests.scripted_http import serving
 from tests.store_fixtures import Bench, OpenBench, a_delivery, a_service, of_incident, read_again

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from remediator.errors import Refused, TemporaryError
-from remediator.mitigation.deciding import DELIVERED_WITHIN
-from remediator.model import IncidentOutcome, MitigationState, Mode, Phase
-from remediator.ports import Handle, Post, request_key
-from remediator.report.deliver import Telling, deliver
-from remediator.store.escalations import Message, Standing, Step
-from remediator.summons import Word
-from remediator.views import IncidentView, Report
+from remediator.model.errors import Refused, TemporaryError
+from remediator.model.incident import IncidentOutcome, Phase
+from remediator.model.mitigation import MitigationState
+from remediator.model.notification import Handle, Post, Word, request_key
+from remediator.model.target import Mode
+from remediator.model.views import IncidentView, Report
+from remediator.notify.sender import Telling, deliver
+from remediator.remediation.decide import DELIVERED_WITHIN
+from remediator.store.paging import Message, Standing, Step
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 WITHIN = timedelta(minutes=5)

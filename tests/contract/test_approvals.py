@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from remediator.catalogue import Escalation, Service
-from remediator.errors import Refused
-from remediator.kinds import ApprovalClass
-from remediator.model import Consent, IncidentOutcome, MitigationState, Mode, Phase, Risk
-from remediator.report.escalation import next_step
+from remediator.model.catalog import Escalation, Service
+from remediator.model.errors import Refused
+from remediator.model.incident import IncidentOutcome, Phase
+from remediator.model.kinds import ApprovalClass
+from remediator.model.mitigation import Consent, MitigationState
+from remediator.model.target import Mode, Risk
+from remediator.notify.escalation import next_step
 from remediator.store import Store, open_store, tables
 from remediator.testing import FrozenClock, World
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved

@@ -14,14 +14,16 @@ import pytest
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import ProgrammingError
 
-from remediator.app.retaining import age_of, delete_old
-from remediator.audit import BROKEN, OPERATORS, Entry, Key, Keys, Part, head_content
-from remediator.errors import Refused, StoreUnavailable
-from remediator.model import Bound, Limits, Mode, Source
-from remediator.safeguards import Growth, Safeguards
+from remediator.model.alert import Source
+from remediator.model.audit import Verification, Wrong
+from remediator.model.errors import Refused, StoreUnavailable
+from remediator.model.limits import Bound, Limits
+from remediator.model.lookback import Growth, Safeguards
+from remediator.model.target import Mode
+from remediator.service.retention import age_of, delete_old
 from remediator.store import Store, open_store, tables
+from remediator.store.audit.chain import BROKEN, OPERATORS, Entry, Key, Keys, Part, head_content
 from remediator.store.journal import append
-from remediator.verification import Verification, Wrong
 from tests.store_fixtures import SEALED, Bench, OpenBench, a_service, resolved
 
 

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remediator.adapters.breakers import SHAPES, BreakerLever, HttpBreakers, ShapeName
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.model import Item, Mitigation, MitigationState, Preparation, SenseState, Target
-from remediator.ports import Breakers, BreakerState, Endpoint
+from remediator.backends.http.breakers import SHAPES, BreakerLever, HttpBreakers, ShapeName
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import SenseState
+from remediator.model.mitigation import Item, Mitigation, MitigationState, Preparation
+from remediator.model.ports import Breakers, Endpoint
+from remediator.model.readings import BreakerState
+from remediator.model.target import Target
 from tests.breaker_fixtures import READER, WRITER, BreakerService, breaker_service
 
 TARGET = Target(system="shop", service="pay", role="admin", kind="http", name="pay-admin")

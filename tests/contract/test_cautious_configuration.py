@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from remediator.app.checked import load
-from remediator.app.checking import check
-from remediator.errors import ConfigError
-from remediator.settings import Settings, load_settings
+from remediator.config.settings import Settings, load_settings
+from remediator.model.errors import ConfigError
+from remediator.service.loading import load
+from remediator.service.preflight import check
 from tests.redis_fixtures import READER, RedisScene
 
 FILE = """

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from remediator.adapters.kubernetes import KubernetesReader
-from remediator.adapters.kubernetes_client import KubernetesClient
-from remediator.adapters.kubernetes_rights import ON_SETS, READS, RIGHTS
-from remediator.app.rbac import (
+from remediator.backends.kubernetes.client import KubernetesClient
+from remediator.backends.kubernetes.rbac import ON_SETS, READS, RIGHTS
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.config.settings import load_settings
+from remediator.model.finding import SenseState
+from remediator.service.rbac import (
     ROOM,
     Account,
     Wanted,
@@ -26,8 +28,6 @@ from remediator.app.rbac import (
     roles,
     writer_rights,
 )
-from remediator.model import SenseState
-from remediator.settings import load_settings
 from tests.chart_rendering import (
     CHART,
     FOREIGN,

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from remediator.telemetry import Telemetry
+from remediator.service.metrics import Telemetry
 from tests.chart_rendering import CHART, Chart, one, with_values
 from tests.kubernetes_fixtures import until
 from tests.monitoring_fixtures import Start, _binary

@@ -7,15 +7,9 @@ from typing import Any
 
 import yaml
 
-from remediator.app import check
-from remediator.app.rbac import (
-    Account,
-    Wanted,
-    chart_values,
-    reader_rights,
-    rules,
-)
-from remediator.settings import load_settings
+from remediator.config.settings import load_settings
+from remediator.service import check
+from remediator.service.rbac import Account, Wanted, chart_values, reader_rights, rules
 from tests.kubernetes_fixtures import Cluster, served
 from tests.recorded_cluster import Recorded, sample
 

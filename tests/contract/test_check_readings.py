@@ -10,9 +10,9 @@ import pytest
 import yaml
 from aiohttp import web
 
-from remediator.app.checking import check
-from remediator.errors import ConfigError
-from remediator.settings import load_settings
+from remediator.config.settings import load_settings
+from remediator.model.errors import ConfigError
+from remediator.service.preflight import check
 from tests.monitoring_fixtures import Start
 from tests.scripted_http import serving
 

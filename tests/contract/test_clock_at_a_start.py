@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from remediator.model import IncidentOutcome, MitigationState, Phase
+from remediator.model.incident import IncidentOutcome, Phase
+from remediator.model.mitigation import MitigationState
 from remediator.store import tables as t
 from remediator.store.ledger import LATEST
 from remediator.testing import FrozenClock, World

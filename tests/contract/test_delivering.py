@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from remediator.adapters.breakers import BreakerLever
-from remediator.adapters.kubernetes import KubernetesLever
-from remediator.adapters.migrations import MigrationLever
-from remediator.adapters.postgres import PostgresLever
-from remediator.adapters.redis import RedisLever
-from remediator.errors import StoreUnavailable, TemporaryError
-from remediator.model import DeadLetter, Mode
-from remediator.ports import Handle, Post, request_key
-from remediator.report.deliver import NOTE_ATTEMPTS, Telling, deliver
-from remediator.report.summary import summarise
+from remediator.backends.http.breakers import BreakerLever
+from remediator.backends.http.migrations import MigrationLever
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.redis.mitigator import RedisLever
+from remediator.model.alert import DeadLetter
+from remediator.model.errors import StoreUnavailable, TemporaryError
+from remediator.model.notification import Handle, Post, request_key
+from remediator.model.target import Mode
+from remediator.model.views import IncidentView, Report
+from remediator.notify.report import summarise
+from remediator.notify.sender import NOTE_ATTEMPTS, Telling, deliver
 from remediator.store import tables as t
 from remediator.testing import World
-from remediator.views import IncidentView, Report
 from tests.store_fixtures import Bench, OpenBench, a_delivery, a_service
 
 SECRET = "Zx9Qw7Lm4Tn2Rb8Kp5Vd3Hs6"

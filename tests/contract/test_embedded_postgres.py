@@ -8,8 +8,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
-from remediator.errors import BackendUnavailable, ConfigError
+from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions
+from remediator.model.errors import BackendUnavailable, ConfigError
 from tests.postgres_fixtures import execute, require_embedded
 
 

@@ -9,24 +9,18 @@ from typing import Any
 import pytest
 from sqlalchemy import text, update
 
-from remediator.errors import OwnershipLost, Refused
-from remediator.mitigation.verify import verdict
-from remediator.model import (
-    AlertStatus,
-    Assessment,
-    IncidentOutcome,
-    IncidentState,
-    MitigationState,
-    Mode,
-    Phase,
-    Sample,
-    Verification,
-)
-from remediator.pipeline import take_step
+from remediator.model.alert import AlertStatus
+from remediator.model.errors import OwnershipLost, Refused
+from remediator.model.incident import IncidentOutcome, IncidentState, Phase
+from remediator.model.mitigation import MitigationState
+from remediator.model.target import Mode
+from remediator.model.transition import Transition
+from remediator.model.verdict import Assessment, Sample, Verification
+from remediator.remediation.pipeline import take_step
+from remediator.remediation.step import Levers
+from remediator.remediation.verify import verdict
 from remediator.store import tables as t
-from remediator.store.queue import Transition
 from remediator.testing import World
-from remediator.work import Levers
 from tests.store_fixtures import Bench, OpenBench, a_delivery, a_service, resolved
 
 

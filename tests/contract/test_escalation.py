@@ -13,16 +13,18 @@ import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
 
-from remediator.app.heard_back import hear
-from remediator.catalogue import Escalation, Level, Service
-from remediator.errors import OwnershipLost, PermanentError, Refused, TemporaryError
-from remediator.maintenance import MaintenanceOrder
-from remediator.mitigation.deciding import DELIVERED_WITHIN
-from remediator.model import Alert, IncidentOutcome, Mode, SenderEvent
-from remediator.report.escalating import ATTEMPTS, Escalating
-from remediator.report.escalation import LOOK_AGAIN
+from remediator.model.alert import Alert, SenderEvent
+from remediator.model.catalog import Escalation, Level, Service
+from remediator.model.errors import OwnershipLost, PermanentError, Refused, TemporaryError
+from remediator.model.incident import IncidentOutcome
+from remediator.model.maintenance import MaintenanceOrder
+from remediator.model.notification import Summons, Word
+from remediator.model.target import Mode
+from remediator.notify.acknowledge import hear
+from remediator.notify.escalation import LOOK_AGAIN
+from remediator.notify.paging import ATTEMPTS, Escalating
+from remediator.remediation.decide import DELIVERED_WITHIN
 from remediator.store import tables as t
-from remediator.summons import Summons, Word
 from remediator.testing import World
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
@@ -65,7 +67,8 @@ class Calling:
     def __post_init__(self) -> None:
         self.escalating = Escalating(
             self.bench.store,
-            self.bench.around,
+            self.bench.around.catalogue,
+            self.bench.around.frame,
             {name: getattr(self, name) for name in self.channels},
             lambda channel, result: self.counted.append((channel, result)),
         )

@@ -6,14 +6,14 @@ import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
-from remediator.app.watching import Watching
-from remediator.model import IncidentOutcome, IncidentState, MitigationState, Outcome, Preparation
-from remediator.report.deliver import LogNotifier
+from remediator.model.incident import IncidentOutcome, IncidentState
+from remediator.model.mitigation import MitigationState, Outcome, Preparation
+from remediator.notify.sender import LogNotifier
+from remediator.remediation.step import Levers
+from remediator.service.metrics import Telemetry, Watching
+from remediator.service.worker import FAILURES, Doorbell, Worker
 from remediator.store.ledger import LATEST
-from remediator.telemetry import Telemetry
 from remediator.testing import World, WorldLever
-from remediator.work import Levers
-from remediator.worker import FAILURES, Doorbell, Worker
 from tests.postgres_fixtures import eventually
 from tests.store_fixtures import OpenBench, nothing
 

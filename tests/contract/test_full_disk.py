@@ -15,15 +15,17 @@ import asyncpg
 import pytest
 from structlog.testing import capture_logs
 
-from remediator.app.diskroom import RESERVE_FILE, DiskRoom, Readiness
-from remediator.errors import DiskFull, Refused, StoreUnavailable
-from remediator.maintenance import Halt
-from remediator.model import Incident, IncidentId, IncidentState, MitigationState, Phase
+from remediator.model.base import IncidentId
+from remediator.model.errors import DiskFull, Refused, StoreUnavailable
+from remediator.model.incident import Incident, IncidentState, Phase
+from remediator.model.maintenance import Halt
+from remediator.model.mitigation import MitigationState
+from remediator.model.views import Kept, PauseView
+from remediator.service.disk import RESERVE_FILE, DiskRoom, Readiness
+from remediator.service.metrics import Telemetry
 from remediator.store import Store, open_store
 from remediator.store.faults import translated
-from remediator.store.stopping import STOP_FILE, StopFile, SureCommands
-from remediator.telemetry import Telemetry
-from remediator.views import Kept, PauseView
+from remediator.store.stop_file import STOP_FILE, StopFile, SureCommands
 from tests.disk_fixtures import SmallDisk, small_disk
 from tests.store_fixtures import Bench
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from remediator.adapters.kubernetes import KubernetesLever
-from remediator.errors import BackendRefused, BackendUnavailable, ConfigError
-from remediator.model import Item, Mitigation, MitigationState, SenseState
-from remediator.workloads import EFFECT
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.model.errors import BackendRefused, BackendUnavailable, ConfigError
+from remediator.model.finding import SenseState
+from remediator.model.mitigation import Item, Mitigation, MitigationState
+from remediator.model.workloads import EFFECT
 from tests.kubernetes_fixtures import READ_ONLY, WRITE, Cluster, prepared, until, write_kubeconfig
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

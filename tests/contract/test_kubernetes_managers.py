@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from remediator.adapters.kubernetes import KubernetesLever
-from remediator.errors import BackendRefused
-from remediator.model import Figure, Instances, Item, MitigationState
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.model.errors import BackendRefused
+from remediator.model.mitigation import Figure, Instances, Item, MitigationState
 from tests.kubernetes_fixtures import WRITE, Cluster, prepared
 
 MI = 1 << 20

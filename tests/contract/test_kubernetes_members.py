@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
-from remediator.app.rbac import reader_rights, rules, writer_rights
-from remediator.errors import BackendRefused
-from remediator.model import Figure, Instances, Item, Mitigation, MitigationState, SenseState
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.model.errors import BackendRefused
+from remediator.model.finding import SenseState
+from remediator.model.mitigation import Figure, Instances, Item, Mitigation, MitigationState
+from remediator.service.rbac import reader_rights, rules, writer_rights
 from tests.kubernetes_fixtures import WRITE, Cluster, prepared, until
 
 MI = 1 << 20

@@ -15,10 +15,11 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.adapters.kubernetes import KubernetesReader
-from remediator.adapters.kubernetes_objects import amount, millicores, quantity
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.model import SenseState, Target
+from remediator.backends.kubernetes.objects import amount, millicores, quantity
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import SenseState
+from remediator.model.target import Target
 from tests.kubernetes_fixtures import Cluster, served
 
 SHOP = "/api/v1/namespaces/shop"

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
-from remediator.errors import BackendRefused
-from remediator.model import Item, Mitigation, MitigationState
-from remediator.workloads import EFFECT, Revision
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.model.errors import BackendRefused
+from remediator.model.mitigation import Item, Mitigation, MitigationState
+from remediator.model.workloads import EFFECT, Revision
 from tests.kubernetes_fixtures import WRITE, Cluster, prepared, until
 
 APPS = "/apis/apps/v1"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from remediator.adapters.kubernetes import KubernetesReader
-from remediator.adapters.kubernetes_room import demand_of, may_take
-from remediator.errors import BackendRefused
-from remediator.workloads import Room
+from remediator.backends.kubernetes.headroom import demand_of, may_take
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.model.errors import BackendRefused
+from remediator.model.workloads import Room
 from tests.kubernetes_fixtures import QUOTAS, READ_ONLY, Cluster
 
 CORE = "/api/v1"

@@ -14,11 +14,11 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from remediator.adapters.kubernetes import KubernetesLever
-from remediator.errors import BackendRefused
-from remediator.model import MitigationState, Preparation
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.model.errors import BackendRefused
+from remediator.model.mitigation import MitigationState, Preparation
+from remediator.model.workloads import EFFECT, effect_of
 from remediator.testing import FrozenClock
-from remediator.workloads import EFFECT, effect_of
 from tests.kubernetes_fixtures import QUOTAS, WRITE, Cluster, prepared
 
 APPS = "/apis/apps/v1"

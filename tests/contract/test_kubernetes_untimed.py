@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from remediator.errors import BackendRefused
-from remediator.model import Mitigation
+from remediator.model.errors import BackendRefused
+from remediator.model.mitigation import Mitigation
 from tests.recorded_cluster import Recorded, sample
 
 SCALED_AT = datetime.fromisoformat("2026-11-30T21:10:00Z")

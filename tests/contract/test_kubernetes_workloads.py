@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from remediator.adapters.kubernetes import KubernetesReader
-from remediator.app.backends import open_backends
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.model import SenseState
-from remediator.settings import load_settings
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.config.settings import load_settings
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import SenseState
+from remediator.service.backends import open_backends
 from tests.kubernetes_fixtures import Cluster, until
 
 MI = 1 << 20

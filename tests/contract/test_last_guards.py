@@ -10,23 +10,22 @@ from typing import Any
 
 import pytest
 
-from remediator.model import (
-    Bound,
+from remediator.model.incident import IncidentOutcome, Phase
+from remediator.model.limits import Bound
+from remediator.model.lookback import Allowance, Safeguards, Spread
+from remediator.model.mitigation import (
     Effect,
-    IncidentOutcome,
     LedgerEntry,
     Mitigation,
     MitigationState,
-    Phase,
     Preparation,
 )
-from remediator.safeguards import Allowance, Safeguards, Spread
+from remediator.model.transition import Settlement, Transition
+from remediator.remediation.step import Levers
 from remediator.store import Store
 from remediator.store.database import open_database
-from remediator.store.ledger import Ledger, Settlement
-from remediator.store.queue import Transition
+from remediator.store.ledger import Ledger
 from remediator.testing import World, WorldLever, items
-from remediator.work import Levers
 from tests.store_fixtures import (
     WIDE,
     Bench,

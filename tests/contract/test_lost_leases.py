@@ -13,30 +13,27 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from remediator.app.watching import Watching
-from remediator.errors import StoreUnavailable
-from remediator.mitigation.act import SETTLE_TIME, pull
-from remediator.model import (
-    IncidentId,
+from remediator.model.base import IncidentId, MitigationId
+from remediator.model.errors import StoreUnavailable
+from remediator.model.incident import Phase
+from remediator.model.mitigation import (
     LedgerEntry,
     Mitigation,
-    MitigationId,
     MitigationState,
-    Mode,
     Outcome,
-    Phase,
     Preparation,
-    Target,
 )
-from remediator.report.deliver import LogNotifier
+from remediator.model.target import Mode, Target
+from remediator.model.transition import Claim
+from remediator.notify.sender import LogNotifier
+from remediator.remediation.call import SETTLE_TIME, pull
+from remediator.remediation.step import Levers
+from remediator.service.metrics import Telemetry, Watching
+from remediator.service.worker import Doorbell, Worker
 from remediator.store import tables as t
-from remediator.store.claimed import Claim
+from remediator.store.incidents import Queue
 from remediator.store.ledger import LATEST
-from remediator.store.queue import Queue
-from remediator.telemetry import Telemetry
 from remediator.testing import World, WorldLever, items
-from remediator.work import Levers
-from remediator.worker import Doorbell, Worker
 from tests.postgres_fixtures import eventually
 from tests.store_fixtures import Bench, OpenBench, nothing
 

@@ -12,8 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remediator.errors import Refused
-from remediator.maintenance import (
+from remediator.model.alert import Source
+from remediator.model.errors import Refused
+from remediator.model.incident import IncidentOutcome, IncidentState, Phase
+from remediator.model.limits import Bound
+from remediator.model.lookback import Allowance
+from remediator.model.maintenance import (
     MaintenanceOrder,
     Plan,
     Recurring,
@@ -22,25 +26,14 @@ from remediator.maintenance import (
     parse_cron,
     running,
 )
-from remediator.mitigation.limits import judge
-from remediator.model import (
-    Assessment,
-    Bound,
-    Effect,
-    IncidentOutcome,
-    IncidentState,
-    Mitigation,
-    MitigationState,
-    Mode,
-    Phase,
-    Preparation,
-    Source,
-)
-from remediator.pipeline import take_step
-from remediator.safeguards import Allowance
-from remediator.store.claimed import Claim
+from remediator.model.mitigation import Effect, Mitigation, MitigationState, Preparation
+from remediator.model.target import Mode
+from remediator.model.transition import Claim
+from remediator.model.verdict import Assessment
+from remediator.remediation.limits import judge
+from remediator.remediation.pipeline import take_step
+from remediator.remediation.step import Work
 from remediator.testing import World, items
-from remediator.work import Work
 from tests.store_fixtures import WIDE, Bench, OpenBench, a_service, resolved
 
 HOUR = timedelta(hours=1)

@@ -13,14 +13,15 @@ from typing import Any
 import asyncpg
 import pytest
 
-from remediator.catalogue import Service
-from remediator.errors import StoreUnavailable
-from remediator.model import Limits, Phase
-from remediator.pipeline import take_step
+from remediator.model.catalog import Service
+from remediator.model.errors import StoreUnavailable
+from remediator.model.incident import Phase
+from remediator.model.limits import Limits
+from remediator.model.transition import Claim
+from remediator.remediation.pipeline import take_step
+from remediator.service.worker import STEPS_AT_ONCE
 from remediator.store import open_store
-from remediator.store.claimed import Claim
 from remediator.testing import FrozenClock, World, firing_alert
-from remediator.worker import STEPS_AT_ONCE
 from tests.pgbouncer_fixtures import pgbouncer
 from tests.postgres_fixtures import Connection, eventually
 from tests.store_fixtures import Bench, a_service, surroundings

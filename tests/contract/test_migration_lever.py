@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remediator.adapters.breakers import HttpBreakers
-from remediator.adapters.http import HttpEndpoint
-from remediator.adapters.migrations import HttpAdmin, HttpMigrations, MigrationLever
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.model import Item, Mitigation, MitigationState, Preparation, SenseState, Target
-from remediator.ports import Breakers, BreakerState, Endpoint, Migration, Migrations
+from remediator.backends.http.breakers import HttpBreakers
+from remediator.backends.http.client import HttpEndpoint
+from remediator.backends.http.migrations import HttpAdmin, HttpMigrations, MigrationLever
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import SenseState
+from remediator.model.mitigation import Item, Mitigation, MitigationState, Preparation
+from remediator.model.ports import Breakers, Endpoint, Migrations
+from remediator.model.readings import BreakerState, Migration
+from remediator.model.target import Target
 from tests.breaker_fixtures import READER, WRITER, BreakerService, breaker_service
 
 TARGET = Target(system="shop", service="pay", role="admin", kind="http", name="pay-admin")

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from remediator.adapters.slack import SlackBot, SlackWebhook
-from remediator.demo.slack import LocalSlack, SlackMessage, Trouble
-from remediator.errors import PermanentError, TemporaryError
-from remediator.model import FindingStatus, IncidentOutcome, MitigationState, Phase
-from remediator.ports import Handle, Notifier
-from remediator.report.summary import summarise
-from remediator.views import ChatPlace, Frame, IncidentView, Report
+from remediator.cli.demo.slack import LocalSlack, SlackMessage, Trouble
+from remediator.model.errors import PermanentError, TemporaryError
+from remediator.model.finding import FindingStatus
+from remediator.model.incident import IncidentOutcome, Phase
+from remediator.model.mitigation import MitigationState
+from remediator.model.notification import Handle, Notifier
+from remediator.model.views import ChatPlace, Frame, IncidentView, Report
+from remediator.notify.report import summarise
+from remediator.notify.slack import SlackBot, SlackWebhook
 from tests.incident_views import (
     ID,
     START,

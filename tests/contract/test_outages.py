@@ -11,25 +11,18 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import Refused
-from remediator.mitigation.verify import verdict
-from remediator.model import (
-    Assessment,
-    IncidentOutcome,
-    IncidentState,
-    MitigationState,
-    Phase,
-    Sample,
-    Verdict,
-    Verification,
-)
-from remediator.pipeline import take_step
+from remediator.model.errors import Refused
+from remediator.model.incident import IncidentOutcome, IncidentState, Phase
+from remediator.model.mitigation import MitigationState
+from remediator.model.transition import Claim
+from remediator.model.verdict import Assessment, Sample, Verdict, Verification
+from remediator.remediation.pipeline import take_step
+from remediator.remediation.step import Levers
+from remediator.remediation.verify import verdict
 from remediator.store import tables as t
-from remediator.store.claimed import Claim
+from remediator.store.expirations import Obligation
 from remediator.store.ledger import LATEST
-from remediator.store.obligations import Obligation
 from remediator.testing import World
-from remediator.work import Levers
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.adapters.pagerduty import PagerDutyReader
-from remediator.errors import BackendRefused, BackendUnavailable, ConfigError
-from remediator.fingerprints import fingerprint_of
-from remediator.intake.fetching import Fetching
+from remediator.backends.pagerduty import PagerDutyReader
 from remediator.intake.pagerduty import parse
-from remediator.model import Alert, DeliveryId, Source
-from remediator.report.summary import summarise
+from remediator.intake.pagerduty_fetch import Fetching
+from remediator.model.alert import Alert, Source
+from remediator.model.base import DeliveryId
+from remediator.model.errors import BackendRefused, BackendUnavailable, ConfigError
+from remediator.model.fingerprint import fingerprint_of
+from remediator.notify.report import summarise
 from remediator.store import tables as t
 from remediator.testing import FrozenClock
 from tests.pagerduty_fixtures import (

@@ -15,21 +15,24 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from remediator.adapters.channels import AppriseChannel
-from remediator.adapters.pagerduty_events import PagerDutyEvents
-from remediator.adapters.pagerduty_notes import MARK, PagerDutyNotes
-from remediator.adapters.slack import SlackBot
-from remediator.catalogue import Escalation, Level
-from remediator.demo.slack import LocalSlack
-from remediator.errors import ConfigError, PermanentError, TemporaryError
-from remediator.model import Alert, Assessment, IncidentOutcome, Mode, Phase, Source
-from remediator.report.escalating import LABEL, ChatChannel, Escalating
-from remediator.report.escalation import NOTES, compose
-from remediator.severity import Severities, worst
-from remediator.store.escalations import Telling
-from remediator.summons import Summons, Word
+from remediator.cli.demo.slack import LocalSlack
+from remediator.model.alert import Alert, Source
+from remediator.model.catalog import Escalation, Level
+from remediator.model.errors import ConfigError, PermanentError, TemporaryError
+from remediator.model.incident import IncidentOutcome, Phase
+from remediator.model.notification import Summons, Word
+from remediator.model.severity import Severities, worst
+from remediator.model.target import Mode
+from remediator.model.verdict import Assessment
+from remediator.model.views import ChatPlace
+from remediator.notify.apprise import AppriseChannel
+from remediator.notify.escalation import NOTES, compose
+from remediator.notify.pagerduty import PagerDutyEvents
+from remediator.notify.pagerduty_notes import MARK, PagerDutyNotes
+from remediator.notify.paging import LABEL, ChatChannel, Escalating
+from remediator.notify.slack import SlackBot
+from remediator.store.paging import Telling
 from remediator.testing import World
-from remediator.views import ChatPlace
 from tests.incident_views import ID, alert, closed_as
 from tests.scripted_http import serving
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
@@ -332,7 +335,9 @@ async def through(
     service = a_service(mode=mode).model_copy(update={"pagerduty_resolve": resolves})
     async with open_bench(World(things={"lamp"}), [service]) as bench:
         channels = {NOTES: notes}
-        escalating = Escalating(bench.store, bench.around, channels, lambda *_: None)
+        escalating = Escalating(
+            bench.store, bench.around.catalogue, bench.around.frame, channels, lambda *_: None
+        )
         yield Through(bench, escalating)
 
 

@@ -13,11 +13,14 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from remediator.adapters.postgres import PostgresLever, PostgresReader
-from remediator.connections import Session
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.model import Item, Mitigation, MitigationState, Preparation, SenseState, Target
+from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.reader import PostgresReader
+from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions
+from remediator.model.connections import Session
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import SenseState
+from remediator.model.mitigation import Item, Mitigation, MitigationState, Preparation
+from remediator.model.target import Target
 from tests.postgres_fixtures import Connection, Scene, eventually, require_embedded
 
 TARGET = Target(system="shop", service="orders", role="database", kind="postgres", name="orders-db")

@@ -11,11 +11,11 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from remediator.adapters.postgres import PostgresReader
-from remediator.connections import Session
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.model import SenseState
+from remediator.backends.postgres.reader import PostgresReader
+from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions
+from remediator.model.connections import Session
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import SenseState
 from tests.postgres_fixtures import (
     OLDER,
     Scene,

@@ -15,9 +15,9 @@ import pytest
 from aiohttp import web
 
 from remediator import quote_label
-from remediator.adapters.prometheus import PrometheusMetrics, PrometheusServer
-from remediator.errors import BackendUnavailable, ConfigError
-from remediator.model import SenseState
+from remediator.backends.prometheus import PrometheusMetrics, PrometheusServer
+from remediator.model.errors import BackendUnavailable, ConfigError
+from remediator.model.finding import SenseState
 from tests.monitoring_fixtures import MonitoringServer, Start
 from tests.scripted_http import Handler, serving
 

@@ -10,11 +10,15 @@ from typing import Any
 import pytest
 import yaml
 
-from remediator.adapters.kubernetes import KubernetesReader
-from remediator.adapters.kubernetes_client import Change, KubernetesClient, Right
-from remediator.adapters.kubernetes_rights import NAMED, RIGHTS
-from remediator.app import check
-from remediator.app.rbac import (
+from remediator.backends.kubernetes.client import Change, KubernetesClient, Right
+from remediator.backends.kubernetes.rbac import NAMED, RIGHTS
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.cli import main
+from remediator.config.settings import Settings, load_settings
+from remediator.model.errors import ConfigError
+from remediator.model.finding import SenseState
+from remediator.service import check
+from remediator.service.rbac import (
     Account,
     Wanted,
     chart_values,
@@ -23,10 +27,6 @@ from remediator.app.rbac import (
     rules,
     writer_rights,
 )
-from remediator.cli import main
-from remediator.errors import ConfigError
-from remediator.model import SenseState
-from remediator.settings import Settings, load_settings
 from tests.kubernetes_fixtures import Cluster, until
 from tests.lever_trials import PLANNING, refused
 

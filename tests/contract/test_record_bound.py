@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from remediator.flooding import RecordBound
-from remediator.model import Alert, Delivery, IncidentOutcome, Source
-from remediator.report.summary import summarise
+from remediator.model.alert import Alert, Delivery, Source
+from remediator.model.incident import IncidentOutcome
+from remediator.model.unmatched import RecordBound
+from remediator.notify.report import summarise
 from remediator.store import tables as t
-from remediator.triage.incidents import correlate
+from remediator.triage.correlate import correlate
 from remediator.triage.match import Match, match
 from tests.store_fixtures import Bench, OpenBench, a_delivery, read_again, resolved
 

@@ -11,18 +11,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from remediator.adapters.redis import RedisLever, RedisReader
-from remediator.errors import BackendRefused, BackendUnavailable, ConfigError
-from remediator.model import (
-    Item,
-    Mitigation,
-    MitigationState,
-    Outcome,
-    Preparation,
-    SenseState,
-    Target,
-)
-from remediator.ports import KeySpace
+from remediator.backends.redis.mitigator import RedisLever
+from remediator.backends.redis.reader import RedisReader
+from remediator.model.errors import BackendRefused, BackendUnavailable, ConfigError
+from remediator.model.finding import SenseState
+from remediator.model.mitigation import Item, Mitigation, MitigationState, Outcome, Preparation
+from remediator.model.ports import KeySpace
+from remediator.model.target import Target
 from tests.redis_fixtures import ACL_CHECKS, PASSWORD, READER, WRITER, RedisScene
 
 TARGET = Target(system="shop", service="orders", role="cache", kind="redis", name="cache")

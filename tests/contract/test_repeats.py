@@ -19,18 +19,20 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import delete, select
 
-from remediator.adapters.shared_redis import SharedRedis, shared_redis
-from remediator.adapters.shared_repeats import SharedRepeats, shared_repeats
-from remediator.catalogue import Catalogue
-from remediator.errors import Refused, StoreUnavailable
 from remediator.intake.alertmanager import parse
-from remediator.model import Alert, Delivery, DeliveryId, IncidentState
-from remediator.playbook import PlaybookSet
+from remediator.model.alert import Alert, Delivery
+from remediator.model.base import DeliveryId
+from remediator.model.catalog import Catalogue
+from remediator.model.errors import Refused, StoreUnavailable
+from remediator.model.incident import IncidentState
+from remediator.playbook.loader import PlaybookSet
+from remediator.service.replicas.duplicates import SharedRepeats, shared_repeats
+from remediator.service.replicas.redis import SharedRedis, shared_redis
 from remediator.store import Store, open_store
 from remediator.store import tables as t
-from remediator.store.repeats import NoRepeats, Repeats, Triaged
+from remediator.store.duplicates import NoRepeats, Repeats, Triaged
 from remediator.testing import FrozenClock
-from remediator.triage.incidents import STALE_WITHIN, correlate
+from remediator.triage.correlate import STALE_WITHIN, correlate
 from remediator.triage.match import Match, match
 from tests.postgres_fixtures import eventually
 from tests.redis_fixtures import MortalRedis, RedisScene

@@ -11,28 +11,25 @@ from typing import Any
 
 import pytest
 
-from remediator.catalogue import EnabledPlaybook
-from remediator.model import (
-    Alert,
-    Assessment,
+from remediator.model.alert import Alert, Source
+from remediator.model.catalog import EnabledPlaybook
+from remediator.model.incident import IncidentOutcome, IncidentState, Phase
+from remediator.model.lookback import Relapses, Safeguards
+from remediator.model.mitigation import (
     Figure,
-    IncidentOutcome,
-    IncidentState,
     Instances,
     Mitigation,
     MitigationState,
-    Mode,
-    Phase,
     Preparation,
     Proposal,
-    Risk,
-    Source,
 )
-from remediator.pipeline import take_step
-from remediator.playbook import Context, Findings, PlaybookSet, alertnames
-from remediator.safeguards import Relapses, Safeguards
+from remediator.model.target import Mode, Risk
+from remediator.model.verdict import Assessment
+from remediator.playbook.base import Context, Findings, alertnames
+from remediator.playbook.loader import PlaybookSet
+from remediator.remediation.pipeline import take_step
+from remediator.remediation.step import Levers
 from remediator.testing import World, WorldLever
-from remediator.work import Levers
 from tests.store_fixtures import Bench, OpenBench, SwitchOff, ThingsOn, a_service, resolved
 
 HOUR = timedelta(hours=1)

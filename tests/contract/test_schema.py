@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from remediator.cli.failure import USAGE
+from remediator.cli.output import USAGE
 from remediator.store import open_store
 from remediator.store.tables import metadata
 from tests.postgres_fixtures import execute

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from remediator.model import Handling, IncidentOutcome, MitigationState, Mode, Source
-from remediator.severity import Severities, Unmatched
+from remediator.model.alert import Source
+from remediator.model.incident import IncidentOutcome
+from remediator.model.mitigation import MitigationState
+from remediator.model.severity import Handling, Severities, Unmatched
+from remediator.model.target import Mode
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from remediator.adapters.admission import Admission
-from remediator.adapters.shared_events import SharedEvents, shared_events
-from remediator.adapters.shared_redis import SharedRedis, look, shared_redis
-from remediator.adapters.shared_repeats import shared_repeats
-from remediator.errors import ConfigError
-from remediator.live import Happening, LiveEvent
+from remediator.model.errors import ConfigError
+from remediator.model.events import Happening, LiveEvent
+from remediator.service.replicas.duplicates import shared_repeats
+from remediator.service.replicas.pubsub import SharedEvents, shared_events
+from remediator.service.replicas.ratelimit import Admission
+from remediator.service.replicas.redis import SharedRedis, look, shared_redis
 from remediator.testing import FrozenClock, firing_alert
 from tests.postgres_fixtures import eventually
 from tests.redis_fixtures import MortalRedis, RedisScene

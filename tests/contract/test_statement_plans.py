@@ -18,27 +18,22 @@ from typing import Any
 
 from sqlalchemy import insert
 
-from remediator.audit import Part
-from remediator.catalogue import Escalation, Level
-from remediator.errors import Refused
-from remediator.flooding import RecordBound
-from remediator.maintenance import MaintenanceOrder
-from remediator.mitigation.holding import take_back
-from remediator.model import (
-    AlertStatus,
-    Bound,
-    IncidentId,
-    IncidentState,
-    Mode,
-    SenderEvent,
-    Source,
-)
-from remediator.ports import Handle
-from remediator.report.escalating import Escalating
+from remediator.model.alert import AlertStatus, SenderEvent, Source
+from remediator.model.base import IncidentId
+from remediator.model.catalog import Escalation, Level
+from remediator.model.errors import Refused
+from remediator.model.incident import IncidentState
+from remediator.model.limits import Bound
+from remediator.model.maintenance import MaintenanceOrder
+from remediator.model.notification import Handle, Word
+from remediator.model.target import Mode
+from remediator.model.unmatched import RecordBound
+from remediator.notify.paging import Escalating
+from remediator.remediation.expire import take_back
 from remediator.store import Store
-from remediator.store.escalations import Message
+from remediator.store.audit.chain import Part
+from remediator.store.paging import Message
 from remediator.store.tables import metadata
-from remediator.summons import Word
 from remediator.testing import FrozenClock, World
 from tests.statement_plans import GROWING, Recorder, postgres_scans, sqlite_scans
 from tests.store_fixtures import WIDE, Bench, OpenBench, a_delivery, a_service, resolved
@@ -271,7 +266,13 @@ async def handed_over(open_bench: OpenBench) -> None:
         escalations = bench.store.escalations
         await bench.receive(bench.alert(more="human"))
         await bench.settle(700)
-        escalating = Escalating(bench.store, bench.around, {"slack": Mute()}, lambda *_: None)
+        escalating = Escalating(
+            bench.store,
+            bench.around.catalogue,
+            bench.around.frame,
+            {"slack": Mute()},
+            lambda *_: None,
+        )
         for loop in escalating.loops:
             await loop()
         incident = await newest(bench)

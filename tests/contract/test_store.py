@@ -8,24 +8,16 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 
-from remediator.errors import OwnershipLost, Refused
-from remediator.model import (
-    AlertStatus,
-    Assessment,
-    DeadLetter,
-    Effect,
-    IncidentOutcome,
-    IncidentState,
-    Limits,
-    MitigationState,
-    Mode,
-    Phase,
-    Risk,
-)
-from remediator.pipeline import take_step
+from remediator.model.alert import AlertStatus, DeadLetter
+from remediator.model.errors import OwnershipLost, Refused
+from remediator.model.incident import IncidentOutcome, IncidentState, Phase
+from remediator.model.limits import Limits
+from remediator.model.mitigation import Effect, MitigationState
+from remediator.model.target import Mode, Risk
+from remediator.model.transition import LEASE, Transition
+from remediator.model.verdict import Assessment
+from remediator.remediation.pipeline import take_step
 from remediator.store import tables
-from remediator.store.claimed import LEASE
-from remediator.store.queue import Transition
 from remediator.testing import FrozenClock, World
 from tests.store_fixtures import (
     ALL_AT_ONCE,

@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import StoreUnavailable
+from remediator.model.errors import StoreUnavailable
 from remediator.store import open_store
 from remediator.store.engines import Pooling, pooling_of
 from tests.campaign.network import link_to

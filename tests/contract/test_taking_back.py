@@ -8,19 +8,15 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from remediator.errors import OwnershipLost
-from remediator.mitigation.holding import UNSTABLE
-from remediator.model import (
-    Assessment,
-    IncidentOutcome,
-    IncidentState,
-    MitigationState,
-    Phase,
-)
+from remediator.model.errors import OwnershipLost
+from remediator.model.incident import IncidentOutcome, IncidentState, Phase
+from remediator.model.mitigation import MitigationState
+from remediator.model.verdict import Assessment
+from remediator.remediation.expire import UNSTABLE
+from remediator.remediation.step import Levers
 from remediator.store import tables as t
 from remediator.store.ledger import insert_entry
 from remediator.testing import World
-from remediator.work import Levers
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 

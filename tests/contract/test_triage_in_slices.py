@@ -13,12 +13,14 @@ import pytest
 from sqlalchemy import func, select
 
 from remediator.intake.alertmanager import MAX_ALERTS, parse
-from remediator.model import Alert, Delivery, DeliveryId, IncidentOutcome, Source
+from remediator.model.alert import Alert, Delivery, Source
+from remediator.model.base import DeliveryId
+from remediator.model.incident import IncidentOutcome
 from remediator.store import tables as t
-from remediator.store.claimed import MOST_ALERTS
-from remediator.store.turns import ATTEMPTS, SLICE
+from remediator.store.claims import MOST_ALERTS
+from remediator.store.slices import ATTEMPTS, SLICE
 from remediator.testing import FrozenClock
-from remediator.triage.incidents import correlate
+from remediator.triage.correlate import correlate
 from remediator.triage.match import Match, match
 from tests.postgres_fixtures import eventually
 from tests.store_fixtures import Bench, OpenBench, a_delivery, read_again, resolved

@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from remediator.model import IncidentId, IncidentOutcome, Mode
-from remediator.ports import Handle
-from remediator.report.deliver import Telling, deliver
-from remediator.report.pace import Pace
-from remediator.store.claims import AGED
-from remediator.store.escalations import Message
-from remediator.store.escalations import Telling as Page
+from remediator.model.base import IncidentId
+from remediator.model.incident import IncidentOutcome
+from remediator.model.notification import Handle, Word
+from remediator.model.target import Mode
+from remediator.model.views import IncidentView, Report
+from remediator.notify.pace import Pace
+from remediator.notify.sender import Telling, deliver
+from remediator.remediation.step import close
+from remediator.store.leases import AGED
 from remediator.store.pages import GATHER
-from remediator.summons import Word
-from remediator.views import IncidentView, Report
-from remediator.work import close
+from remediator.store.paging import Message
+from remediator.store.paging import Telling as Page
 from tests.store_fixtures import Bench, OpenBench, a_service
 
 WORDS = {1: "critical", 2: "high", 3: "warning", 4: "info"}

@@ -10,22 +10,18 @@ from typing import Any
 
 import pytest
 
-from remediator.catalogue import EnabledPlaybook
-from remediator.mitigation.limits import WAITED_OUT
-from remediator.model import (
-    Alert,
-    IncidentOutcome,
-    IncidentState,
-    Limits,
-    MitigationState,
-    Mode,
-    Phase,
-    Risk,
-)
-from remediator.pipeline import take_step
-from remediator.playbook import PlaybookSet, alertnames
+from remediator.model.alert import Alert
+from remediator.model.catalog import EnabledPlaybook
+from remediator.model.incident import IncidentOutcome, IncidentState, Phase
+from remediator.model.limits import Limits
+from remediator.model.mitigation import MitigationState
+from remediator.model.target import Mode, Risk
+from remediator.playbook.base import alertnames
+from remediator.playbook.loader import PlaybookSet
+from remediator.remediation.limits import WAITED_OUT
+from remediator.remediation.pipeline import take_step
+from remediator.remediation.step import PATIENCE
 from remediator.testing import World
-from remediator.work import PATIENCE
 from tests.store_fixtures import (
     WIDE,
     Bench,

@@ -20,8 +20,8 @@ WITHIN = 60
 ANOTHER_STORY = """
 import sys
 from dataclasses import replace
-from remediator.demo.breaker import BREAKER
-from remediator.demo.run import play
+from remediator.cli.demo.breaker import BREAKER
+from remediator.cli.demo.run import play
 sys.exit(play(replace(BREAKER, lever="another lever")))
 """
 PROOFS = {

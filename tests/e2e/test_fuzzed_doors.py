@@ -20,10 +20,10 @@ from urllib.parse import urlencode
 import pytest
 from aiohttp import ClientSession, ClientTimeout
 
-from remediator.demo.slack import LocalSlack
-from remediator.demo.slack import sign as sign_for_slack
-from remediator.intake.signature import HEADER
-from remediator.intake.signature import sign as sign_for_pagerduty
+from remediator.cli.demo.slack import LocalSlack
+from remediator.cli.demo.slack import sign as sign_for_slack
+from remediator.intake.pagerduty_webhook import HEADER
+from remediator.intake.pagerduty_webhook import sign as sign_for_pagerduty
 from tests.mutations import body_of, mutated
 from tests.pagerduty_fixtures import webhook
 from tests.postgres_fixtures import eventually

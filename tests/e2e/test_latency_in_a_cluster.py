@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from remediator.adapters.kubernetes import KubernetesReader
+from remediator.backends.kubernetes.reader import KubernetesReader
 from tests.kubernetes_fixtures import until
 from tests.monitored_shop import QUICK, OpenShop, Shop, rules_of
 from tests.postgres_fixtures import Scene

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from remediator.adapters.kubernetes import KubernetesReader
+from remediator.backends.kubernetes.reader import KubernetesReader
 from tests.lossy_proxy import lossy_cluster
 from tests.monitored_shop import QUICK, OpenShop, Shop, rules_of
 

@@ -9,7 +9,7 @@ import asyncpg
 import yaml
 from aiohttp import web
 
-from remediator.demo.slack import LocalSlack
+from remediator.cli.demo.slack import LocalSlack
 from tests.monitored_shop import deliver_to, scrape
 from tests.monitoring_fixtures import Start
 from tests.postgres_fixtures import Scene

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from remediator.demo.slack import LocalSlack, Trouble
+from remediator.cli.demo.slack import LocalSlack, Trouble
 from tests.postgres_fixtures import Scene
 from tests.service_fixtures import Service, pool_alert
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
-from remediator.demo.slack import LocalSlack
+from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions
+from remediator.cli.demo.slack import LocalSlack
 from tests.postgres_fixtures import Scene, eventually, require_embedded
 from tests.service_fixtures import Service, configuration, pool_alert
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from remediator.demo.slack import LocalSlack, SlackMessage, sign
+from remediator.cli.demo.slack import LocalSlack, SlackMessage, sign
 from tests.postgres_fixtures import Scene
 from tests.service_fixtures import Service, configuration, pool_alert
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from remediator.app.sealing import STORE_FILE
+from remediator.service.audit_keys import STORE_FILE
 from tests.disk_fixtures import SmallDisk, small_disk
 from tests.postgres_fixtures import eventually
 from tests.service_fixtures import Service, pool_alert

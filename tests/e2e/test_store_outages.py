@@ -15,7 +15,7 @@ import asyncpg
 import httpx
 import pytest
 
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
+from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions
 from tests.postgres_fixtures import (
     Connection,
     eventually,

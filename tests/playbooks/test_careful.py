@@ -17,11 +17,12 @@ import pytest
 import pytest_asyncio
 
 from playbooks.pool_exhausted import PoolExhausted, PoolParameters
-from remediator.adapters.postgres import PostgresLever, PostgresReader
-from remediator.demo.postgres import EmbeddedPostgres, ServerOptions
-from remediator.model import Item, Mitigation, MitigationState, Preparation, Proposal
-from remediator.playbook import Playbook
-from remediator.ports import Port
+from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.reader import PostgresReader
+from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions
+from remediator.model.mitigation import Item, Mitigation, MitigationState, Preparation, Proposal
+from remediator.model.ports import Port
+from remediator.playbook.base import Playbook
 from remediator.testing import context_for
 from tests.careful_situations import (
     LOCK_ROW,

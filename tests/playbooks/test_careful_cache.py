@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from remediator.adapters.redis import RedisLever, RedisReader
-from remediator.model import MitigationState
+from remediator.backends.redis.mitigator import RedisLever
+from remediator.backends.redis.reader import RedisReader
+from remediator.model.mitigation import MitigationState
 from tests.postgres_fixtures import eventually
 from tests.redis_fixtures import READER, WRITER, RedisScene
 from tests.slow_service import Slow

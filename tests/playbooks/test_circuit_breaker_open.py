@@ -12,26 +12,21 @@ import pytest
 from pydantic import ValidationError
 
 from playbooks.circuit_breaker_open import BreakerParameters, CircuitBreakerOpen
-from remediator.adapters.breakers import BreakerLever, HttpBreakers, ShapeName
-from remediator.adapters.http import HttpEndpoint
-from remediator.adapters.migrations import HttpAdmin, MigrationLever
-from remediator.adapters.prometheus import PrometheusMetrics, PrometheusServer
-from remediator.errors import BackendUnavailable
-from remediator.model import (
-    AlertStatus,
-    Assessment,
-    FindingStatus,
-    Mitigation,
-    MitigationState,
-    Sample,
-    Sense,
-    SenseState,
-    Target,
-)
-from remediator.playbook import load_playbooks
-from remediator.ports import Lever, Point, Port
+from remediator.backends.http.breakers import BreakerLever, HttpBreakers, ShapeName
+from remediator.backends.http.client import HttpEndpoint
+from remediator.backends.http.migrations import HttpAdmin, MigrationLever
+from remediator.backends.prometheus import PrometheusMetrics, PrometheusServer
+from remediator.model.alert import AlertStatus
+from remediator.model.errors import BackendUnavailable
+from remediator.model.finding import FindingStatus, Sense, SenseState
+from remediator.model.mitigation import Mitigation, MitigationState
+from remediator.model.ports import Lever, Port
+from remediator.model.readings import Point
+from remediator.model.target import Target
+from remediator.model.verdict import Assessment, Sample
+from remediator.model.workloads import PodLog
+from remediator.playbook.loader import load_playbooks
 from remediator.testing import PlaybookRun, context_for, firing_alert, run_playbook
-from remediator.workloads import PodLog
 from tests.breaker_fixtures import READER, WRITER, BreakerService, breaker_service
 from tests.monitoring_fixtures import Start
 

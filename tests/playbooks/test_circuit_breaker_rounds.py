@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 
 from playbooks.circuit_breaker_open import CircuitBreakerOpen
-from remediator.adapters.breakers import BreakerLever, ShapeName
-from remediator.adapters.http import HttpEndpoint
-from remediator.adapters.migrations import HttpAdmin, MigrationLever
-from remediator.catalogue import Catalogue, EnabledPlaybook, Service
-from remediator.model import Alert, IncidentOutcome, Mode, Phase, Risk, Target
-from remediator.playbook import PlaybookSet
-from remediator.ports import Port
-from remediator.work import Levers
+from remediator.backends.http.breakers import BreakerLever, ShapeName
+from remediator.backends.http.client import HttpEndpoint
+from remediator.backends.http.migrations import HttpAdmin, MigrationLever
+from remediator.model.alert import Alert
+from remediator.model.catalog import Catalogue, EnabledPlaybook, Service
+from remediator.model.incident import IncidentOutcome, Phase
+from remediator.model.ports import Port
+from remediator.model.target import Mode, Risk, Target
+from remediator.playbook.loader import PlaybookSet
+from remediator.remediation.step import Levers
 from tests.breaker_fixtures import READER, WRITER, BreakerService, breaker_service
 from tests.store_fixtures import WIDE, Bench, OpenBench, resolved
 

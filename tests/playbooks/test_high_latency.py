@@ -12,27 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from playbooks.high_latency import LatencyParameters
-from remediator.adapters.kubernetes_bounds import ScaleBounds, UndoBounds, read_bounds
-from remediator.adapters.kubernetes_objects import REVISION
-from remediator.adapters.kubernetes_rollback import pinned
-from remediator.adapters.migrations import HttpMigrations, MigrationLever
-from remediator.adapters.postgres import PostgresLever, PostgresReader
-from remediator.adapters.redis import RedisLever
-from remediator.connections import Session
-from remediator.model import (
-    Assessment,
-    FindingStatus,
-    Mitigation,
-    MitigationState,
-    Risk,
-    Verification,
-)
-from remediator.playbook import load_playbooks
-from remediator.workloads import (
-    EFFECT,
-    Autoscaler,
-    Room,
-)
+from remediator.backends.http.migrations import HttpMigrations, MigrationLever
+from remediator.backends.kubernetes.objects import REVISION
+from remediator.backends.kubernetes.preconditions import ScaleBounds, UndoBounds, read_bounds
+from remediator.backends.kubernetes.rollback import pinned
+from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.reader import PostgresReader
+from remediator.backends.redis.mitigator import RedisLever
+from remediator.model.connections import Session
+from remediator.model.finding import FindingStatus
+from remediator.model.mitigation import Mitigation, MitigationState
+from remediator.model.target import Risk
+from remediator.model.verdict import Assessment, Verification
+from remediator.model.workloads import EFFECT, Autoscaler, Room
+from remediator.playbook.loader import load_playbooks
 from tests.breaker_fixtures import READER, WRITER, breaker_service
 from tests.postgres_fixtures import Scene
 from tests.redis_fixtures import RedisScene

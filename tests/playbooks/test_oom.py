@@ -14,25 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from playbooks.oom import OOM, OOMParameters
-from remediator.adapters.kubernetes import KubernetesLever, KubernetesReader
-from remediator.adapters.kubernetes_objects import quantity, read_pod, read_workload, written
-from remediator.diagnostics.evidence import KEPT, LOOKED_AT, LogEvidence
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.model import (
-    Assessment,
-    FindingStatus,
-    Mitigation,
-    MitigationState,
-    Proposal,
-    Risk,
-    Sense,
-    SenseState,
-    Target,
-)
-from remediator.playbook import Context, load_playbooks
-from remediator.ports import Point, Port
-from remediator.testing import context_for, firing_alert
-from remediator.workloads import (
+from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.objects import quantity, read_pod, read_workload, written
+from remediator.backends.kubernetes.reader import KubernetesReader
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.finding import FindingStatus, Sense, SenseState
+from remediator.model.mitigation import Mitigation, MitigationState, Proposal
+from remediator.model.ports import Port
+from remediator.model.readings import Point
+from remediator.model.target import Risk, Target
+from remediator.model.verdict import Assessment
+from remediator.model.workloads import (
     EFFECT,
     Autoscaler,
     ContainerResources,
@@ -47,6 +39,10 @@ from remediator.workloads import (
     WorkloadEvent,
     effect_of,
 )
+from remediator.playbook.base import Context
+from remediator.playbook.checks.logs import KEPT, LOOKED_AT, LogEvidence
+from remediator.playbook.loader import load_playbooks
+from remediator.testing import context_for, firing_alert
 from tests.kubernetes_fixtures import Cluster, until
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

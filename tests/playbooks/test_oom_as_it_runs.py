@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from playbooks.oom import OOM, OOMParameters
-from remediator.adapters.kubernetes_objects import REVISION, read_pod, read_workload
-from remediator.adapters.kubernetes_pods import read_usage
-from remediator.diagnostics.capacity import used_cpu
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.model import Item, Mitigation, Proposal
+from remediator.backends.kubernetes.objects import REVISION, read_pod, read_workload
+from remediator.backends.kubernetes.pods import read_usage
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.mitigation import Item, Mitigation, Proposal
+from remediator.playbook.checks.cpu import used_cpu
 from remediator.testing import context_for
 from tests.recorded_cluster import (
     SEEN_AT,

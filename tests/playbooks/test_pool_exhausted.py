@@ -14,21 +14,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from playbooks.pool_exhausted import PoolExhausted, PoolParameters
-from remediator.adapters.postgres import PostgresLever, PostgresReader
-from remediator.connections import ConnectionUsage, Holder, Session
-from remediator.errors import BackendUnavailable
-from remediator.model import (
-    Assessment,
-    FindingStatus,
-    Mitigation,
-    MitigationState,
-    Proposal,
-    Sense,
-    SenseState,
-    Target,
-)
-from remediator.playbook import Context, Findings, load_playbooks
-from remediator.ports import Point, Port
+from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.reader import PostgresReader
+from remediator.model.connections import ConnectionUsage, Holder, Session
+from remediator.model.errors import BackendUnavailable
+from remediator.model.finding import FindingStatus, Sense, SenseState
+from remediator.model.mitigation import Mitigation, MitigationState, Proposal
+from remediator.model.ports import Port
+from remediator.model.readings import Point
+from remediator.model.target import Target
+from remediator.model.verdict import Assessment
+from remediator.playbook.base import Context, Findings
+from remediator.playbook.loader import load_playbooks
 from remediator.testing import context_for
 from tests.postgres_fixtures import Connection, Scene, eventually, execute
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from remediator.diagnostics.releases import ReleaseBounds
-from remediator.model import Proposal
+from remediator.model.mitigation import Proposal
+from remediator.playbook.checks.releases import ReleaseBounds
 from tests.slow_service import RELEASED, WELL, Cluster, Prometheus, Slow
 
 

@@ -12,16 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.access import (
-    Access,
-    Credential,
-    Permission,
-    Principal,
-    Role,
-    generate_credentials,
-    permits,
-)
-from remediator.errors import ConfigError
+from remediator.api.auth import Access, generate_credentials
+from remediator.model.access import Credential, Permission, Principal, Role, permits
+from remediator.model.errors import ConfigError
 
 ANN = Credential("ann", Role.OPERATOR, token="ann-token")
 OLD = Credential("alertmanager", Role.INGEST, token="old-token")

@@ -14,9 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from remediator.bodies import EXCERPT
-from remediator.errors import RejectedDelivery
-from remediator.fingerprints import fingerprint_of
+from remediator.api.body import EXCERPT
 from remediator.intake.alertmanager import (
     CUT,
     MAX_ALERTS,
@@ -29,8 +27,10 @@ from remediator.intake.alertmanager import (
     TooManyAlerts,
     parse,
 )
-from remediator.intake.plain import read_plain
-from remediator.model import AlertStatus, Source
+from remediator.intake.replay import read_plain
+from remediator.model.alert import AlertStatus, Source
+from remediator.model.errors import RejectedDelivery
+from remediator.model.fingerprint import fingerprint_of
 
 NOW = datetime(2026, 11, 20, 16, tzinfo=UTC)
 SAMPLES = Path(__file__).parent.parent / "samples"

@@ -14,34 +14,24 @@ import httpx
 import pytest
 from openapi_spec_validator import validate
 
-from remediator.access import Access, Credential, Role
-from remediator.audit import Begin, End, Entry, Head, Key, Keys, Part, read_record
-from remediator.bodies import BodyLimits
-from remediator.console.api import api_routes
-from remediator.console.auditing import audit_routes
-from remediator.errors import Refused, StoreUnavailable
-from remediator.intake.listen import listening
+from remediator.api.audit import audit_routes
+from remediator.api.auth import Access
+from remediator.api.body import BodyLimits
+from remediator.api.listener import listening
+from remediator.api.openapi import with_description
+from remediator.api.operator import api_routes
+from remediator.api.routing import STOPPING, build_app
 from remediator.intake.replay import Replays, replay_routes
-from remediator.intake.server import Door, health_routes, webhook_routes
-from remediator.maintenance import MaintenanceOrder
-from remediator.model import (
-    Alert,
-    AlertStatus,
-    DeadLetter,
-    Delivery,
-    DeliveryId,
-    IncidentId,
-    IncidentOutcome,
-    IncidentState,
-    Limits,
-    Phase,
-    Source,
-)
-from remediator.openapi import with_description
-from remediator.routing import STOPPING, build_app
-from remediator.verification import Verification
-from remediator.verifying import Verifier
-from remediator.views import (
+from remediator.intake.webhooks import Door, health_routes, webhook_routes
+from remediator.model.access import Credential, Role
+from remediator.model.alert import Alert, AlertStatus, DeadLetter, Delivery, Source
+from remediator.model.audit import Verification
+from remediator.model.base import DeliveryId, IncidentId
+from remediator.model.errors import Refused, StoreUnavailable
+from remediator.model.incident import IncidentOutcome, IncidentState, Phase
+from remediator.model.limits import Limits
+from remediator.model.maintenance import MaintenanceOrder
+from remediator.model.views import (
     DeadLetterView,
     DeliveryView,
     IncidentSummary,
@@ -53,6 +43,8 @@ from remediator.views import (
     PlaybookView,
     WindowView,
 )
+from remediator.store.audit.chain import Begin, End, Entry, Head, Key, Keys, Part, read_record
+from remediator.store.audit.verify import Verifier
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 NOW = datetime(2026, 11, 20, 16, tzinfo=UTC)

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from remediator.access import Role
-from remediator.app.checked import every_decider
-from remediator.errors import ConfigError
-from remediator.intake.slack import PATH
-from remediator.model import MitigationState, Phase, Risk
-from remediator.report.summary import summarise
-from remediator.settings import Settings, load_settings
+from remediator.config.settings import Settings, load_settings
+from remediator.intake.slack_actions import PATH
+from remediator.model.access import Role
+from remediator.model.errors import ConfigError
+from remediator.model.incident import Phase
+from remediator.model.mitigation import MitigationState
+from remediator.model.target import Risk
+from remediator.notify.report import summarise
+from remediator.service.loading import every_decider
 from tests.incident_views import ID, START, mitigation, open_in
 
 Load = Callable[[str], Settings]

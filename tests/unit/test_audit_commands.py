@@ -13,11 +13,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from remediator.app import running
-from remediator.app.sealing import look_at_key
 from remediator.cli import main
-from remediator.errors import ConfigError
-from remediator.settings import load_settings
+from remediator.config.settings import load_settings
+from remediator.model.errors import ConfigError
+from remediator.service import running
+from remediator.service.audit_keys import look_at_key
 
 Run = Callable[..., Awaitable[tuple[int, str, str]]]
 

@@ -12,12 +12,14 @@ import pytest
 import yaml
 from aiohttp import web
 
-from remediator.app.backends import Backends, open_backends, open_silences
-from remediator.errors import BackendRefused, ConfigError
-from remediator.model import Mitigation, SenseState, Target
-from remediator.ports import Breakers, Migrations
-from remediator.sections import Backends as Declared
-from remediator.settings import Settings, load_settings
+from remediator.config.sections import Backends as Declared
+from remediator.config.settings import Settings, load_settings
+from remediator.model.errors import BackendRefused, ConfigError
+from remediator.model.finding import SenseState
+from remediator.model.mitigation import Mitigation
+from remediator.model.ports import Breakers, Migrations
+from remediator.model.target import Target
+from remediator.service.backends import Backends, open_backends, open_silences
 from tests.scripted_http import serving
 
 SECRETS = {

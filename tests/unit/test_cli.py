@@ -24,10 +24,9 @@ from rich.console import Console
 
 from remediator.cli import main
 from remediator.cli.client import Api
-from remediator.cli.failure import Failure
+from remediator.cli.output import Failure, plain
 from remediator.cli.render import incident_page
-from remediator.cli.text import plain
-from remediator.views import IncidentView
+from remediator.model.views import IncidentView
 from tests.postgres_fixtures import Scene
 
 TOKEN = "operator-secret-4711"
@@ -919,7 +918,7 @@ def test_the_help_loads_nothing_that_is_slow_to_load() -> None:
         "except SystemExit: pass\n"
         "heavy = {'sqlalchemy', 'asyncpg', 'slack_sdk', 'kubernetes_asyncio', 'aiohttp', 'redis', 'httpx',"
         " 'pydantic', 'structlog', 'yaml', 'asyncio', 'rich', 'alembic', 'apprise', 'requests',"
-        " 'remediator.model', 'remediator.authoring', 'remediator.settings', 'remediator.app'}\n"
+        " 'remediator.model', 'remediator.playbook.api', 'remediator.config.settings', 'remediator.service'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
     )
     ended = subprocess.run(

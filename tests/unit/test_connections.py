@@ -12,10 +12,11 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from remediator.access import Access, Credential, Permission, Role
-from remediator.intake.connections import address_of
-from remediator.intake.listen import ConnectionLimits, listening
-from remediator.routing import Call, Route, build_app
+from remediator.api.auth import Access
+from remediator.api.connections import address_of
+from remediator.api.listener import ConnectionLimits, listening
+from remediator.api.routing import Call, Route, build_app
+from remediator.model.access import Credential, Permission, Role
 
 ONE, OTHER = "127.0.0.2", "127.0.0.3"
 CREDENTIALS = (

@@ -16,26 +16,19 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
-from remediator.demo.alerts import (
-    AlertRule,
-    Route,
-    Timing,
-    Watched,
-    notification,
-    play_alerts,
-)
-from remediator.demo.breaker import BREAKER, WRITER_TOKEN, Breaker, Orders
-from remediator.demo.cluster import merged
-from remediator.demo.database import ROLES
-from remediator.demo.kubelet import LIMIT, NEED, REPLICAS, Kubelet, new_cluster
-from remediator.demo.latency import LATENCY, LatencyLook
-from remediator.demo.oom import OOM
-from remediator.demo.pool import POOL, PoolLook, exhausted
-from remediator.demo.postgres import EmbeddedPostgres
-from remediator.demo.scenario import Scenario
-from remediator.demo.screen import Screen
-from remediator.demo.serving import serving
-from remediator.demo.shop import (
+from remediator.cli.demo.alerts import AlertRule, Route, Timing, Watched, notification, play_alerts
+from remediator.cli.demo.breaker import BREAKER, WRITER_TOKEN, Breaker, Orders
+from remediator.cli.demo.cluster import merged
+from remediator.cli.demo.database import ROLES
+from remediator.cli.demo.kubelet import LIMIT, NEED, REPLICAS, Kubelet, new_cluster
+from remediator.cli.demo.latency import LATENCY, LatencyLook
+from remediator.cli.demo.oom import OOM
+from remediator.cli.demo.pool import POOL, PoolLook, exhausted
+from remediator.cli.demo.postgres import EmbeddedPostgres
+from remediator.cli.demo.scenario import Scenario
+from remediator.cli.demo.screen import Screen
+from remediator.cli.demo.serving import serving
+from remediator.cli.demo.shop import (
     APP_ROLE,
     ITEMS,
     SCHEMA,
@@ -45,10 +38,10 @@ from remediator.demo.shop import (
     customers,
     open_shop,
 )
-from remediator.demo.slackview import draw_message, mrkdwn
-from remediator.demo.story import Told
-from remediator.fingerprints import fingerprint_of
-from remediator.model import AlertStatus
+from remediator.cli.demo.slackview import draw_message, mrkdwn
+from remediator.cli.demo.story import Told
+from remediator.model.alert import AlertStatus
+from remediator.model.fingerprint import fingerprint_of
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 START = datetime(2026, 11, 21, tzinfo=UTC)

@@ -9,16 +9,20 @@ from typing import Any
 
 import pytest
 
-from remediator.access import Permission
-from remediator.adapters.postgres import PostgresLever, PostgresReader
-from remediator.app.checked import load
+from remediator.api.audit import audit_routes
+from remediator.api.events import live_routes
+from remediator.api.operator import api_routes
+from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.reader import PostgresReader
 from remediator.cli import app
-from remediator.console.api import api_routes
-from remediator.console.auditing import audit_routes
-from remediator.console.live import live_routes
-from remediator.model import Alert, MitigationState, Target
-from remediator.playbook import Playbook, load_playbooks
-from remediator.settings import load_settings
+from remediator.config.settings import load_settings
+from remediator.model.access import Permission
+from remediator.model.alert import Alert
+from remediator.model.mitigation import MitigationState
+from remediator.model.target import Target
+from remediator.playbook.base import Playbook
+from remediator.playbook.loader import load_playbooks
+from remediator.service.loading import load
 from remediator.testing import firing_alert, run_playbook
 from tests.postgres_fixtures import Scene
 

@@ -20,17 +20,19 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from remediator.access import Access, Credential, Role
-from remediator.app.receiving import foreign_to
-from remediator.bodies import EXCERPT, LARGEST_AT_ONCE, BodyLimits
-from remediator.catalogue import Catalogue
-from remediator.errors import StoreUnavailable
-from remediator.intake.listen import ConnectionLimits, listening
-from remediator.intake.reading import Reader
-from remediator.intake.server import Door, health_routes, webhook_routes
-from remediator.intake.turnstile import Turnstile
-from remediator.model import Alert, DeadLetter, Delivery, DeliveryId, IncidentId, Source
-from remediator.routing import STOPPING, Watch, build_app
+from remediator.api.auth import Access
+from remediator.api.body import EXCERPT, LARGEST_AT_ONCE, BodyLimits
+from remediator.api.listener import ConnectionLimits, listening
+from remediator.api.routing import STOPPING, Watch, build_app
+from remediator.intake.ratelimit import Turnstile
+from remediator.intake.reader import Reader
+from remediator.intake.webhooks import Door, health_routes, webhook_routes
+from remediator.model.access import Credential, Role
+from remediator.model.alert import Alert, DeadLetter, Delivery, Source
+from remediator.model.base import DeliveryId, IncidentId
+from remediator.model.catalog import Catalogue
+from remediator.model.errors import StoreUnavailable
+from remediator.service.inbox import foreign_to
 from tests.postgres_fixtures import eventually
 from tests.store_fixtures import a_service
 

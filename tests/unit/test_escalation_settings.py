@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from remediator.app.channels import look_at_channels, open_channels
-from remediator.catalogue import Catalogue
-from remediator.errors import ConfigError
-from remediator.settings import Settings, load_settings
+from remediator.config.settings import Settings, load_settings
+from remediator.model.catalog import Catalogue
+from remediator.model.errors import ConfigError
+from remediator.service.channels import look_at_channels, open_channels
 
 SECRET = "hunter2hunter2"
 SYSTEMS = """

@@ -14,9 +14,9 @@ from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remediator.adapters.http import HttpEndpoint
-from remediator.errors import BackendRefused, BackendUnavailable, ConfigError
-from remediator.model import SenseState
+from remediator.backends.http.client import HttpEndpoint
+from remediator.model.errors import BackendRefused, BackendUnavailable, ConfigError
+from remediator.model.finding import SenseState
 from tests.scripted_http import serving
 
 BASE = "http://orders.internal:8080/admin"

@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from remediator.adapters.http import HttpEndpoint
-from remediator.errors import BackendRefused, BackendUnavailable
-from remediator.ports import Endpoint, Point
+from remediator.backends.http.client import HttpEndpoint
+from remediator.model.errors import BackendRefused, BackendUnavailable
+from remediator.model.ports import Endpoint
+from remediator.model.readings import Point
 from tests.scripted_http import serving
 
 BASE = "http://orders.internal:8080"

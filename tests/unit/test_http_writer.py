@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from remediator.adapters.http import AnswerLost, HttpWriter
-from remediator.errors import BackendRefused, BackendUnavailable
+from remediator.backends.http.client import AnswerLost, HttpWriter
+from remediator.model.errors import BackendRefused, BackendUnavailable
 from tests.scripted_http import serving
 
 

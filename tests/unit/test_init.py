@@ -19,11 +19,11 @@ import pytest
 import yaml
 from aiohttp import web
 
-from remediator.app.checked import load
 from remediator.cli.discovery import Found, Workload
-from remediator.cli.proposal import propose, unplaced, written
-from remediator.playbook import load_playbooks
-from remediator.settings import Settings, load_settings
+from remediator.cli.init_proposal import propose, unplaced, written
+from remediator.config.settings import Settings, load_settings
+from remediator.playbook.loader import load_playbooks
+from remediator.service.loading import load
 from tests.kubernetes_fixtures import write_kubeconfig
 from tests.monitoring_fixtures import MonitoringServer, Start
 from tests.postgres_fixtures import execute

@@ -8,19 +8,19 @@ from datetime import timedelta
 
 import pytest
 
-from remediator import adapters
-from remediator.adapters.kubernetes_members import MEMBERWISE
-from remediator.app.retaining import age_of
-from remediator.kinds import KINDS, STRICTEST, Kind, longest_look_back
-from remediator.playbook import builtin_folder, load_playbooks
-from remediator.safeguards import Growth, Safeguards, Spread
+from remediator import backends
+from remediator.backends.kubernetes.quorum import MEMBERWISE
+from remediator.model.kinds import KINDS, STRICTEST, Kind, longest_look_back
+from remediator.model.lookback import Growth, Safeguards, Spread
+from remediator.playbook.loader import builtin_folder, load_playbooks
+from remediator.service.retention import age_of
 
 
 def announced() -> set[str]:
-    """Every kind that a lever of any adapter makes, and that a playbook of ours proposes."""
+    """Every kind that a lever of any backend makes, and that a playbook of ours proposes."""
     found: set[str] = set()
-    for module in pkgutil.iter_modules(adapters.__path__):
-        loaded = importlib.import_module(f"{adapters.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(backends.__path__, f"{backends.__name__}."):
+        loaded = importlib.import_module(module.name)
         for one in vars(loaded).values():
             if isinstance(one, type) and all(hasattr(one, verb) for verb in ("apply", "observe")):
                 kinds = getattr(one, "kinds", None)

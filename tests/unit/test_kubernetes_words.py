@@ -10,9 +10,9 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.adapters.kubernetes_client import SHOWN, KubernetesClient
-from remediator.adapters.kubernetes_words import memory
-from remediator.errors import BackendRefused
+from remediator.backends.kubernetes.client import SHOWN, KubernetesClient
+from remediator.backends.kubernetes.text import memory
+from remediator.model.errors import BackendRefused
 from tests.kubernetes_fixtures import served
 
 MI = 1 << 20

@@ -14,12 +14,13 @@ import httpx
 import pytest
 from openapi_spec_validator import validate
 
-from remediator.access import Access, Credential, Role
-from remediator.console.live import live_routes
-from remediator.intake.listen import ConnectionLimits, listening
-from remediator.live import KEPT, LISTENERS, Happening, Hub, LiveEvent
-from remediator.openapi import describe
-from remediator.routing import build_app
+from remediator.api.auth import Access
+from remediator.api.events import KEPT, LISTENERS, Hub, live_routes
+from remediator.api.listener import ConnectionLimits, listening
+from remediator.api.openapi import describe
+from remediator.api.routing import build_app
+from remediator.model.access import Credential, Role
+from remediator.model.events import Happening, LiveEvent
 from tests.postgres_fixtures import eventually
 
 NOW = datetime(2026, 11, 20, 16, tzinfo=UTC)

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
-from remediator.app.backends import open_backends
-from remediator.app.checked import load, views
-from remediator.app.possible import Reached, possible
-from remediator.app.rbac import levers_by_namespace
-from remediator.catalogue import Service
 from remediator.cli.playbook_page import _use
-from remediator.errors import ConfigError
-from remediator.kinds import KINDS, ApprovalClass
-from remediator.settings import Settings, load_settings, settings_schema
+from remediator.config.settings import Settings, load_settings, settings_schema
+from remediator.model.catalog import Service
+from remediator.model.errors import ConfigError
+from remediator.model.kinds import KINDS, ApprovalClass
+from remediator.service.backends import open_backends
+from remediator.service.capabilities import Reached, possible
+from remediator.service.loading import load, views
+from remediator.service.rbac import levers_by_namespace
 
 WORKLOAD = {"cluster": "main", "namespace": "shop", "deployment": "orders"}
 KUBECONFIG = {

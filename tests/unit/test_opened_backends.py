@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from remediator.app.backends import open_backends
-from remediator.errors import ConfigError, PermanentError
-from remediator.model import Target
-from remediator.playbook import Context
-from remediator.ports import Breakers, KeySpace, Migrations
-from remediator.settings import Settings, load_settings
+from remediator.config.settings import Settings, load_settings
+from remediator.model.errors import ConfigError, PermanentError
+from remediator.model.ports import Breakers, KeySpace, Migrations
+from remediator.model.target import Target
+from remediator.playbook.base import Context
+from remediator.service.backends import open_backends
 
 SECRETS = {"READ": "redis://r@127.0.0.1:1/0", "WRITE": "redis://w@127.0.0.1:1/0", "TOKEN": "t"}
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from remediator.app.checked import every_bound, load
-from remediator.app.checking import check
-from remediator.errors import ConfigError
-from remediator.settings import Settings, load_settings
+from remediator.config.settings import Settings, load_settings
+from remediator.model.errors import ConfigError
+from remediator.service.loading import every_bound, load
+from remediator.service.preflight import check
 
 BACKENDS = {
     "postgres": {"db": {"dsn_env": "READ_DB", "writer_dsn_env": "WRITE_DB"}},

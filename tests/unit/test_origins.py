@@ -8,10 +8,11 @@ import httpx
 import pytest
 from aiohttp import web
 
-from remediator.access import Access, Credential, Permission, Role
-from remediator.intake.listen import listening
-from remediator.origins import Names, host_fault, origin_fault
-from remediator.routing import FORM, Call, Route, build_app
+from remediator.api.auth import Access
+from remediator.api.listener import listening
+from remediator.api.origin import Names, host_fault, origin_fault
+from remediator.api.routing import FORM, Call, Route, build_app
+from remediator.model.access import Credential, Permission, Role
 
 ONLY = Names(frozenset({"remediator.example.com"}), only=True)
 ANN = {"Authorization": "Bearer ann"}

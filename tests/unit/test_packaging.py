@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import remediator
-from remediator import authoring
+from remediator.playbook import api as authoring
 
 ROOT = Path(__file__).parents[2]
 EXTRAS = ("demo", "test", "check")

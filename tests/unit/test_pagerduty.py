@@ -16,37 +16,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from remediator.access import Access
-from remediator.bodies import BodyLimits
-from remediator.errors import RejectedDelivery, StoreUnavailable
-from remediator.fingerprints import fingerprint_of
-from remediator.intake.detail import REFUSED, with_labels
-from remediator.intake.listen import listening
-from remediator.intake.pagerduty import (
-    FIRING,
-    Told,
-    alertname_of,
-    parse,
-)
-from remediator.intake.pagerduty_door import (
+from remediator.api.auth import Access
+from remediator.api.body import BodyLimits
+from remediator.api.listener import listening
+from remediator.api.routing import STOPPING, build_app
+from remediator.intake.pagerduty import FIRING, Told, alertname_of, parse
+from remediator.intake.pagerduty_details import REFUSED, with_labels
+from remediator.intake.pagerduty_webhook import (
+    HEADER,
+    MOST,
     OVER,
     PATH,
     SEVERAL,
     IncidentDoor,
+    digest_of,
+    is_signed,
     pagerduty_routes,
+    sign,
+    signatures_of,
 )
-from remediator.intake.signature import HEADER, MOST, digest_of, is_signed, sign, signatures_of
-from remediator.model import (
-    Alert,
-    AlertStatus,
-    DeadLetter,
-    Delivery,
-    DeliveryId,
-    IncidentId,
-    SenderEvent,
-    Source,
-)
-from remediator.routing import STOPPING, build_app
+from remediator.model.alert import Alert, AlertStatus, DeadLetter, Delivery, SenderEvent, Source
+from remediator.model.base import DeliveryId, IncidentId
+from remediator.model.errors import RejectedDelivery, StoreUnavailable
+from remediator.model.fingerprint import fingerprint_of
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 JSON = {"Content-Type": "application/json"}

@@ -11,10 +11,13 @@ from typing import Any, Literal
 import pytest
 from pydantic import ConfigDict, Field
 
-from remediator.app.parameters import parameters_of
-from remediator.errors import ConfigError
-from remediator.model import Duration, Value, Verification
-from remediator.playbook import Parameters, Playbook, load_playbooks
+from remediator.model.base import Value
+from remediator.model.duration import Duration
+from remediator.model.errors import ConfigError
+from remediator.model.verdict import Verification
+from remediator.playbook.base import Parameters, Playbook
+from remediator.playbook.describe import parameters_of
+from remediator.playbook.loader import load_playbooks
 
 
 class Inner(Value):

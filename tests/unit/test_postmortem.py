@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.report.postmortem import markdown
-from remediator.views import TimelineEvent
+from remediator.model.views import TimelineEvent
+from remediator.notify.postmortem import markdown
 from tests.incident_views import view
 
 AT = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)

@@ -12,12 +12,12 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remediator.cli.text import machine_readable
-from remediator.model import FindingStatus, MitigationState
-from remediator.plaintext import one_line
-from remediator.redaction import MASK, mask_text, redact
-from remediator.report.summary import summarise
-from remediator.telemetry import configure_logging
+from remediator.cli.output import machine_readable
+from remediator.model.finding import FindingStatus
+from remediator.model.mitigation import MitigationState
+from remediator.model.redact import MASK, mask_text, one_line, redact
+from remediator.notify.report import summarise
+from remediator.service.logging import configure_logging
 from tests.incident_views import alert, event, finding, mitigation, view
 
 SECRET = "Zx9Qw7Lm4Tn2Rb8Kp5Vd3Hs6"

@@ -8,27 +8,23 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from remediator.kinds import KINDS, Kind
-from remediator.mitigation.decide import decide
-from remediator.mitigation.limits import judge
-from remediator.model import (
-    Bound,
+from remediator.model.base import IncidentId
+from remediator.model.kinds import KINDS, Kind
+from remediator.model.limits import Bound, Limits, Usage
+from remediator.model.lookback import Allowance, Growth, Relapses, Safeguards, Spread
+from remediator.model.mitigation import (
     Decision,
     Effect,
     Figure,
-    IncidentId,
     Instances,
-    Limits,
     Mitigation,
     MitigationState,
-    Mode,
     Preparation,
-    Target,
-    Usage,
 )
-from remediator.safeguards import Allowance, Growth, Relapses, Safeguards, Spread
-from remediator.store.hindsight import Hindsight, Mended, Past
-from remediator.store.ledger import Standing
+from remediator.model.target import Mode, Target
+from remediator.model.transition import Hindsight, Mended, Past, Standing
+from remediator.remediation.decide import apply_policy as decide
+from remediator.remediation.limits import judge
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -16,16 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from remediator.access import Role
-from remediator.app.service import store_url
-from remediator.catalogue import Service
-from remediator.credentials import spoken_for
-from remediator.errors import ConfigError
-from remediator.flooding import RecordBound
-from remediator.maintenance import Recurring, Window
-from remediator.model import Limits, Mode, Risk
-from remediator.sections import SecretRef
-from remediator.settings import Settings, load_settings, settings_schema
+from remediator.config.credentials import spoken_for
+from remediator.config.sections import SecretRef
+from remediator.config.settings import Settings, load_settings, settings_schema
+from remediator.model.access import Role
+from remediator.model.catalog import Service
+from remediator.model.errors import ConfigError
+from remediator.model.limits import Limits
+from remediator.model.maintenance import Recurring, Window
+from remediator.model.target import Mode, Risk
+from remediator.model.unmatched import RecordBound
+from remediator.service.run import store_url
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "remediator.yaml"

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from remediator.catalogue import Service
-from remediator.errors import ConfigError
-from remediator.model import Handling
-from remediator.settings import Settings, load_settings
-from remediator.severity import LONGEST_WORD, WORDS, Rating, Severities, rank, worst
+from remediator.config.settings import Settings, load_settings
+from remediator.model.catalog import Service
+from remediator.model.errors import ConfigError
+from remediator.model.severity import LONGEST_WORD, WORDS, Handling, Rating, Severities, rank, worst
 
 DOCS = Path(__file__).parents[2] / "docs" / "configuration.md"
 PLAYBOOKS = "{}"

@@ -6,9 +6,9 @@ import gc
 import ssl
 from pathlib import Path
 
-from remediator.adapters.tls import shared_context
-from remediator.app.backends import open_backends
-from remediator.settings import load_settings
+from remediator.backends.http.tls import shared_context
+from remediator.config.settings import load_settings
+from remediator.service.backends import open_backends
 
 MANY = 50
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from remediator.store.shortening import SHOWN_ALERTS, SHOWN_TEXT, shortened
-from remediator.views import AlertView
+from remediator.model.views import AlertView
+from remediator.store.truncation import SHOWN_ALERTS, SHOWN_TEXT, shortened
 from tests.incident_views import alert
 
 

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.app.backends import open_silences
-from remediator.errors import ConfigError
-from remediator.mitigation.silence import Order, Seen, Wish, labels_of, plan, surplus, unheard
-from remediator.model import Alert, AlertStatus, IncidentId
-from remediator.ports import Silence
-from remediator.settings import Settings, load_settings
+from remediator.config.settings import Settings, load_settings
+from remediator.model.alert import Alert, AlertStatus
+from remediator.model.base import IncidentId
+from remediator.model.errors import ConfigError
+from remediator.model.ports import Silence
+from remediator.remediation.silence_plan import Order, Seen, Wish, labels_of, plan, surplus, unheard
+from remediator.service.backends import open_silences
 from remediator.testing import firing_alert
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remediator.adapters.slack_blocks import (
+from remediator.model.finding import FindingStatus
+from remediator.model.incident import IncidentOutcome, Phase
+from remediator.model.mitigation import ItemOutcome, MitigationState
+from remediator.model.views import Frame, IncidentView, PlannedItem
+from remediator.notify.report import summarise
+from remediator.notify.slack_blocks import (
     BLOCKS_LIMIT,
     HEADER_LIMIT,
     SECTION_LIMIT,
@@ -21,9 +26,6 @@ from remediator.adapters.slack_blocks import (
     escape,
     fit,
 )
-from remediator.model import FindingStatus, IncidentOutcome, ItemOutcome, MitigationState, Phase
-from remediator.report.summary import summarise
-from remediator.views import Frame, IncidentView, PlannedItem
 from tests.incident_views import ID, alert, closed_as, event, finding, mitigation, open_in, view
 
 TITLES = {

@@ -19,17 +19,26 @@ from hypothesis import strategies as st
 from slack_sdk.signature import SignatureVerifier
 from structlog.testing import capture_logs
 
-from remediator.access import Access, Principal, Role
-from remediator.adapters.slack_blocks import draw, draw_request
-from remediator.adapters.slack_replies import SlackReplies
-from remediator.demo.slack import LocalSlack, SlackMessage, sign
-from remediator.errors import Refused, RejectedDelivery, StoreUnavailable
-from remediator.intake.listen import listening
-from remediator.intake.slack import PATH, Click, Desk, read_click, signature_fault, slack_routes
-from remediator.model import Consent, MitigationState, Phase
-from remediator.report.summary import summarise
-from remediator.routing import FORM, build_app
-from remediator.views import Button, PlanReference
+from remediator.api.auth import Access
+from remediator.api.listener import listening
+from remediator.api.routing import FORM, build_app
+from remediator.cli.demo.slack import LocalSlack, SlackMessage, sign
+from remediator.intake.slack_actions import (
+    PATH,
+    Click,
+    Desk,
+    read_click,
+    signature_fault,
+    slack_routes,
+)
+from remediator.model.access import Principal, Role
+from remediator.model.errors import Refused, RejectedDelivery, StoreUnavailable
+from remediator.model.incident import Phase
+from remediator.model.mitigation import Consent, MitigationState
+from remediator.model.views import Button, PlanReference
+from remediator.notify.report import summarise
+from remediator.notify.slack_blocks import draw, draw_request
+from remediator.notify.slack_replies import SlackReplies
 from tests.incident_views import ID, START, mitigation, open_in
 
 SECRET = "local-signing-secret"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from remediator.chat import Places
-from remediator.errors import ConfigError
-from remediator.settings import Settings, load_settings
+from remediator.config.settings import Settings, load_settings
+from remediator.config.slack import Places
+from remediator.model.errors import ConfigError
 from tests.incident_views import view
 
 PLACES = """\

@@ -10,21 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.kinds import KINDS
-from remediator.model import (
-    NEEDS_A_HUMAN,
-    AlertStatus,
-    Assessment,
-    FindingStatus,
-    IncidentOutcome,
-    IncidentState,
-    ItemOutcome,
-    MitigationState,
-    Phase,
-)
-from remediator.redaction import redact_text
-from remediator.report.summary import summarise
-from remediator.views import IncidentView, PlannedItem, Report
+from remediator.model.alert import AlertStatus
+from remediator.model.finding import FindingStatus
+from remediator.model.incident import NEEDS_A_HUMAN, IncidentOutcome, IncidentState, Phase
+from remediator.model.kinds import KINDS
+from remediator.model.mitigation import ItemOutcome, MitigationState
+from remediator.model.redact import redact_text
+from remediator.model.verdict import Assessment
+from remediator.model.views import IncidentView, PlannedItem, Report
+from remediator.notify.report import summarise
 from tests.incident_views import (
     ID,
     START,

@@ -13,8 +13,9 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.redaction import MASK
-from remediator.telemetry import Telemetry, configure_logging, redact
+from remediator.model.redact import MASK
+from remediator.service.logging import configure_logging, redact
+from remediator.service.metrics import Telemetry
 
 
 class Terminal(io.StringIO):

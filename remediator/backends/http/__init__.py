@@ -1,0 +1,1 @@
+"""HTTP services of the catalogue: their circuit breakers and gradual migrations."""

@@ -1,0 +1,1 @@
+"""Kubernetes: reading a workload, and changing it in bounded ways."""

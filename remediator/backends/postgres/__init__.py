@@ -1,0 +1,1 @@
+"""PostgreSQL: reading who is connected, and ending single sessions."""

@@ -1,0 +1,1 @@
+"""Redis, or what speaks its protocol."""

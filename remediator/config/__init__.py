@@ -1,0 +1,1 @@
+"""The YAML file and the environment, as settings and the catalog of services."""

@@ -1,0 +1,1 @@
+"""What a playbook is, how playbooks are found, and the checks that they share."""

@@ -1,0 +1,1 @@
+"""What the replicas share besides the store, in Redis."""

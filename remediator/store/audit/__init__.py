@@ -1,0 +1,1 @@
+"""The journal as an audit: sealed in chains, written out, verified."""
