@@ -1,1 +1,1 @@
-"""The operators' JSON API."""
+"""The HTTP server: listener, routes, authentication, and the operators' JSON."""

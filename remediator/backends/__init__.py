@@ -1,1 +1,1 @@
-"""One module a backend; the only place that imports its client library."""
+"""One package or module a backend: its client, what it reads, and what it changes."""

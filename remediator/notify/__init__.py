@@ -1,1 +1,1 @@
-"""REPORT: what is said to humans about an incident."""
+"""REPORT: one message an incident, pages, the post-incident report, and who sends them."""

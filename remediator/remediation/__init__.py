@@ -1,1 +1,1 @@
-"""DECIDE, ACT and VERIFY: from a proposal to one bounded change that is judged."""
+"""DIAGNOSE, DECIDE, ACT and VERIFY: one loop in ``pipeline``, one module a step."""

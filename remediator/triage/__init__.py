@@ -1,1 +1,1 @@
-"""CORRELATE, MATCH and DIAGNOSE: from alerts to an incident with its findings."""
+"""CORRELATE and MATCH: from alerts to incidents of a service and a playbook."""
