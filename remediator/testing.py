@@ -52,7 +52,7 @@ class FrozenClock:
 
 @dataclass
 class World:
-    """Things that a ``WorldLever`` can switch off, and faults to come.
+    """Things that a ``WorldMitigator`` can switch off, and faults to come.
 
     ``applied`` lists the effect keys of every call that changed something, so a test can count.
     """
@@ -74,7 +74,7 @@ class World:
             raise BackendRefused(self.refuse)
 
 
-class WorldLever:
+class WorldMitigator:
     """Switches things of a ``World`` off: conditional, with or without an undo."""
 
     kinds = frozenset({"switch_off"})

@@ -12,13 +12,13 @@ from remediator.model.incident import Incident
 from remediator.model.lookback import Allowance
 from remediator.model.maintenance import Halt
 from remediator.model.mitigation import Decision, LedgerEntry, Mitigation, Outcome, Preparation
-from remediator.model.transition import Claim, Judge, Standing, Transition
-from remediator.remediation.step import Surroundings
+from remediator.model.transition import Claim, Judge, LimitUsage, Transition
+from remediator.remediation.step import EngineContext
 from remediator.store import tables as t
 from remediator.store.database import Database
 from remediator.store.incidents import Queue
 from remediator.store.ledger import Ledger
-from tests.engine_processes import Build, WatchedLever
+from tests.engine_processes import Build, WatchedMitigator
 
 
 class _Unserial:
@@ -69,7 +69,7 @@ class CallsUnowned(Ledger):
         return await super().paused(incident, claimed=False)
 
 
-class WithoutDeadline(Surroundings):
+class WithoutDeadline(EngineContext):
     """Does not ask the store whether the time in which it may be applied is over."""
 
     async def paused(
@@ -83,7 +83,7 @@ class Unmarked(Ledger):
 
     async def standing(
         self, incident: Incident, mitigation: Mitigation, allowance: Allowance
-    ) -> Standing:
+    ) -> LimitUsage:
         standing = await super().standing(incident, mitigation, allowance)
         return standing.model_copy(update=await self._unseen(mitigation))
 
@@ -126,7 +126,7 @@ class UnfencedQueue(Queue):
         await super().finish(claim.model_copy(update={"incident": now}), result)
 
 
-class AppliesAgain(WatchedLever):
+class AppliesAgain(WatchedMitigator):
     """Makes the change once more where it should look whether it was made."""
 
     async def observe(self, preparation: Preparation, effect_key: str) -> Outcome:

@@ -28,19 +28,19 @@ from remediator.model.mitigation import (
     Outcome,
     Preparation,
 )
-from remediator.model.transition import LEASE, Claim, Judge, Standing, Transition
+from remediator.model.transition import LEASE, Claim, Judge, LimitUsage, Transition
 from remediator.notify.sender import Telling, deliver
 from remediator.remediation.expire import take_back
 from remediator.remediation.pipeline import take_step
-from remediator.remediation.step import Levers, Surroundings
+from remediator.remediation.step import EngineContext, Mitigators
 from remediator.store import Store
 from remediator.store import tables as t
 from remediator.store.database import Database, patiently
-from remediator.store.expirations import Obligations
+from remediator.store.expirations import PendingReverts
 from remediator.store.inbox import Inbox
 from remediator.store.incidents import Queue
 from remediator.store.ledger import Ledger
-from remediator.testing import World, WorldLever
+from remediator.testing import World, WorldMitigator
 from tests.engine_gates import Door, Gate, Loss, Point
 from tests.engine_world import PLAYBOOKS, Change, Record, Scene
 from tests.store_fixtures import WORLDLY
@@ -78,7 +78,7 @@ class WatchedLedger(Ledger):
 
     async def standing(
         self, incident: Incident, mitigation: Mitigation, allowance: Allowance
-    ) -> Standing:
+    ) -> LimitUsage:
         return await self.inner.standing(incident, mitigation, allowance)
 
     async def reserve(
@@ -123,7 +123,7 @@ class WatchedLedger(Ledger):
         return result
 
 
-class WatchedLever(WorldLever):
+class WatchedMitigator(WorldMitigator):
     """A lever whose process may stop before and after the change; it says what is wrong."""
 
     kinds = frozenset({"switch_off", "unplug"})
@@ -210,8 +210,8 @@ class Build:
 
     ledger: type[Ledger] = Ledger
     queue: type[Queue] = Queue
-    lever: type[WatchedLever] = WatchedLever
-    around: type[Surroundings] = Surroundings
+    lever: type[WatchedMitigator] = WatchedMitigator
+    around: type[EngineContext] = EngineContext
     sees_time: bool = True
 
 
@@ -234,7 +234,7 @@ class Replica:
             inbox=Inbox(door, lambda: None),
             ledger=ledger,
             queue=self.queue,
-            obligations=Obligations(door),
+            obligations=PendingReverts(door),
         )
         self.around = build.around(
             catalogue=Catalogue(services=scene.services, limits=scene.limits),
@@ -246,12 +246,12 @@ class Replica:
             monotonic=self._monotonic if build.sees_time else lambda: 0.0,
         )
 
-    def _levers(self, lever: type[WatchedLever], ledger: WatchedLedger) -> Levers:
-        def on(world: World, *, conditional: bool = True, undo: bool = False) -> WatchedLever:
+    def _levers(self, lever: type[WatchedMitigator], ledger: WatchedLedger) -> Mitigators:
+        def on(world: World, *, conditional: bool = True, undo: bool = False) -> WatchedMitigator:
             return lever(world, ledger, conditional=conditional, undo=undo)
 
         worlds = self.scene.worlds
-        return Levers(
+        return Mitigators(
             {
                 ("world", "shared"): (on(worlds["shared"], undo=True),),
                 ("world", "asked"): (on(worlds["asked"]),),

@@ -28,7 +28,7 @@ from aiohttp import web
 from remediator.backends.kubernetes.client import Change, Forbidden, KubernetesClient, NotFound
 from remediator.model.errors import BackendUnavailable
 from remediator.model.mitigation import Item, Mitigation, Preparation
-from remediator.model.ports import Lever
+from remediator.model.ports import Mitigator
 from remediator.model.target import Target
 from tests.postgres_fixtures import missing
 
@@ -219,7 +219,7 @@ def write_kubeconfig(path: Path, cluster: Mapping[str, Any], user: Mapping[str, 
     return path
 
 
-async def prepared(lever: Lever, mitigation: Mitigation) -> Preparation:
+async def prepared(lever: Mitigator, mitigation: Mitigation) -> Preparation:
     """Prepare as the engine does: look again where a controller changed the object meanwhile."""
     for _ in range(20):
         with contextlib.suppress(BackendUnavailable):

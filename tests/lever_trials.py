@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
 from remediator.backends.kubernetes.reader import KubernetesReader
 from remediator.model.errors import BackendRefused
 from remediator.model.mitigation import Item, Mitigation, MitigationState
@@ -26,7 +26,9 @@ async def refused(cluster: Cluster, kubeconfig: Path, kind: str) -> str:
     """
     await cluster.deploy(2)
     mitigation = await PLANNING[kind](cluster)
-    async with KubernetesLever(kubeconfig, name="main", namespaces=[cluster.namespace]) as lever:
+    async with KubernetesMitigator(
+        kubeconfig, name="main", namespaces=[cluster.namespace]
+    ) as lever:
         try:
             preparation = await lever.prepare(mitigation)
             applied = await lever.apply(preparation, "key")

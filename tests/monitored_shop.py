@@ -20,7 +20,7 @@ import yaml
 from aiohttp import web
 
 from remediator.backends.kubernetes.client import Right
-from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
 from remediator.backends.kubernetes.reader import KubernetesReader
 from tests.kubernetes_fixtures import Cluster
 from tests.monitoring_fixtures import Start
@@ -92,7 +92,7 @@ async def shop(cluster: Cluster, tmp_path: Path) -> Shop:
     """A shop that is configured, with nothing running yet but its cluster."""
     listen = f"127.0.0.1:{_free_port()}"
     reader = await cluster.account("reader", *rules_of(KubernetesReader.rights))
-    writer = await cluster.account("writer", *rules_of(KubernetesLever.rights))
+    writer = await cluster.account("writer", *rules_of(KubernetesMitigator.rights))
     orders = {
         "match": {"service": "orders"},
         "prometheus": "main",

@@ -17,7 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
-from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
 from remediator.backends.kubernetes.reader import KubernetesReader
 from remediator.model.target import Target
 from tests.kubernetes_fixtures import served
@@ -126,11 +126,11 @@ class Recorded:
     @contextlib.asynccontextmanager
     async def lever(
         self, folder: Path, now: datetime = SEEN_AT, hands_off: timedelta = timedelta(0)
-    ) -> AsyncIterator[KubernetesLever]:
+    ) -> AsyncIterator[KubernetesMitigator]:
         """Serve it, and open a lever whose clock shows ``now``."""
         async with (
             served(folder, self.app(), {}) as kubeconfig,
-            KubernetesLever(
+            KubernetesMitigator(
                 kubeconfig, name="main", clock=lambda: now, hands_off=hands_off
             ) as lever,
         ):

@@ -32,10 +32,10 @@ from remediator.playbook.loader import PlaybookSet
 from remediator.remediation.expire import take_back
 from remediator.remediation.limits import judge
 from remediator.remediation.pipeline import take_step
-from remediator.remediation.step import Levers, Surroundings, Work
+from remediator.remediation.step import EngineContext, Mitigators, StepContext
 from remediator.store import Store, open_store, tables
 from remediator.store.audit.chain import Key, Keys
-from remediator.testing import FrozenClock, World, WorldLever, firing_alert, items
+from remediator.testing import FrozenClock, World, WorldMitigator, firing_alert, items
 from remediator.triage.correlate import correlate
 from remediator.triage.match import Match, match
 
@@ -130,7 +130,7 @@ class Bench:
     """One process of the service without its loops: a test takes the steps itself."""
 
     store: Store
-    around: Surroundings
+    around: EngineContext
     clock: FrozenClock
     world: World
     eyes: Eyes
@@ -270,15 +270,15 @@ def surroundings(
     conditional: bool = True,
     undo: bool = False,
     safeguards: Safeguards = Safeguards(),  # noqa: B008 - frozen
-) -> tuple[Surroundings, Eyes]:
+) -> tuple[EngineContext, Eyes]:
     eyes = Eyes(world)
-    lever = WorldLever(world, conditional=conditional, undo=undo)
+    lever = WorldMitigator(world, conditional=conditional, undo=undo)
     ports: Mapping[str, Any] = {"world": eyes}
-    around = Surroundings(
+    around = EngineContext(
         catalogue=Catalogue(services=tuple(services), limits=everywhere, safeguards=safeguards),
         playbooks=PlaybookSet([SwitchOff, Dim]),
         ports=lambda service: ports,
-        levers=Levers({("world", f"world-of-{s.name}"): (lever,) for s in services}),
+        levers=Mitigators({("world", f"world-of-{s.name}"): (lever,) for s in services}),
         ledger=store.ledger,
         kinds=WORLDLY,
         monotonic=clock.monotonic,
@@ -304,7 +304,7 @@ async def reserve(
     assert service is not None
     enabled = service.playbooks["SwitchOff"]
     playbook = bench.around.playbooks.build("SwitchOff", {})
-    work = Work(bench.around, claim, service, enabled, playbook, 0.0)
+    work = StepContext(bench.around, claim, service, enabled, playbook, 0.0)
     mitigation = Mitigation(
         kind="switch_off", target=service.targets["world"], reason=name, items=items(name)
     )

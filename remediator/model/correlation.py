@@ -13,7 +13,7 @@ from remediator.model.base import AlertId, DeliveryId, IncidentId, Value
 from remediator.model.fingerprint import is_same
 from remediator.model.incident import IncidentOutcome
 from remediator.model.severity import Handling, Rating
-from remediator.model.unmatched import Digest, RecordBound, Standing
+from remediator.model.unmatched import Digest, RecordBound, SenderRecords
 
 
 class Reported(Value):
@@ -139,7 +139,7 @@ class Snapshot(Value):
     reported: dict[str, Reported] = Field(default_factory=dict)
     """How far the incidents of ``events`` are known, by the sender's id."""
     bound: RecordBound = RecordBound()
-    standings: dict[tuple[str, str], Standing] = Field(default_factory=dict)
+    standings: dict[tuple[str, str], SenderRecords] = Field(default_factory=dict)
     """What counts against ``bound``, by sender and place."""
 
 

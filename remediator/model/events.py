@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, Field
 from remediator.model.base import Value
 
 
-class Happening(StrEnum):
+class EventType(StrEnum):
     """What a live event is about."""
 
     DELIVERY = "delivery"
@@ -30,7 +30,7 @@ class Happening(StrEnum):
 class LiveEvent(Value):
     """One hint, without anything that needs protection."""
 
-    kind: Happening
+    kind: EventType
     id: str | None = Field(default=None, max_length=100)
     """The delivery or the incident."""
     scope: str | None = Field(default=None, max_length=200)
@@ -39,5 +39,5 @@ class LiveEvent(Value):
     """When, by the clock of the replica where it happened."""
 
 
-Announce = Callable[[Happening, str], None]
+Announce = Callable[[EventType, str], None]
 """Takes what happened, and the id or the scope that it happened to. Returns at once."""

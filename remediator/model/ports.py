@@ -1,6 +1,6 @@
 """What the engine and the playbooks need of the outside, one Protocol a role.
 
-Readers are all that a playbook ever sees. A ``Lever`` is held by ``mitigation/act.py`` alone.
+Readers are all that a playbook ever sees. A ``Mitigator`` is held by ``mitigation/act.py`` alone.
 Every method raises only ``BackendUnavailable`` (ask again later) or ``BackendRefused``.
 """
 
@@ -206,7 +206,7 @@ class Pods(Protocol):
 # --- writers ----------------------------------------------------------------------------------
 
 
-class Lever(Protocol):
+class Mitigator(Protocol):
     """The four verbs of the mitigations that one backend can make, for the kinds it names."""
 
     @property

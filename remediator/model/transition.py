@@ -97,7 +97,7 @@ class Mended(Value):
     """When the next incident of the same cause began; None where there was none."""
 
 
-class Hindsight(Value):
+class LedgerHistory(Value):
     """What the past says about one more change."""
 
     on_target: tuple[Past, ...] = ()
@@ -134,7 +134,7 @@ class Transition(Value):
     """Whether humans are told of the change; an end is told in any case to who knows of it."""
 
 
-class Standing(Value):
+class LimitUsage(Value):
     """What the bounds depend on, read in one transaction."""
 
     now: AwareDatetime
@@ -154,7 +154,7 @@ class Standing(Value):
     """The incident whose temporary change of the same kind has not been taken back yet."""
     last_on_target: AwareDatetime | None
     """When another incident last reserved a mitigation of the same target."""
-    past: Hindsight
+    past: LedgerHistory
     """What we changed before."""
 
 
@@ -171,4 +171,4 @@ class Settlement(Value):
     evidence: str | None = None
 
 
-Judge = Callable[[Standing], Decision]
+Judge = Callable[[LimitUsage], Decision]

@@ -29,7 +29,7 @@ class RecordBound(Value):
     """Time over which they are counted, and for which a digest takes more, from `1s` to `24h`."""
 
 
-class Standing(Value):
+class SenderRecords(Value):
     """What one sender has about one service within the window."""
 
     records: int = 0
@@ -57,7 +57,7 @@ def place_of(system: str | None, service: str | None) -> str:
     return f"{system or '-'}/{service or '-'}"
 
 
-def described(sender: str, standing: Standing, bound: RecordBound) -> str:
+def described(sender: str, standing: SenderRecords, bound: RecordBound) -> str:
     """Say why the digest is there, the number first: a message cuts long lines."""
     alerts = f"{standing.gathered} alert{'' if standing.gathered == 1 else 's'}"
     return (

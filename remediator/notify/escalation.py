@@ -18,7 +18,7 @@ from remediator.model.notification import Summons, Word
 from remediator.model.severity import Severities
 from remediator.model.views import Frame, IncidentView, Report
 from remediator.notify.report import summarise
-from remediator.store.paging import Message, Standing, Step, Telling
+from remediator.store.paging import EscalationState, Message, Step, Telling
 
 PAGERDUTY = "pagerduty"
 """The channel that is also told when somebody has the incident, and when it is over."""
@@ -31,7 +31,7 @@ _NAMED = 10
 """Incidents that a page names besides its own."""
 
 
-def next_step(standing: Standing, plan: Escalation, window: Window | None) -> Step:
+def next_step(standing: EscalationState, plan: Escalation, window: Window | None) -> Step:
     """Decide what comes next; ``window`` is the maintenance that runs: nobody is called in it."""
     if not standing.fires and not standing.stays:
         return _end(standing)
@@ -53,7 +53,7 @@ def next_step(standing: Standing, plan: Escalation, window: Window | None) -> St
 
 
 def _step(
-    standing: Standing,
+    standing: EscalationState,
     *,
     due_at: datetime | None = None,
     ended: bool = False,
@@ -71,7 +71,7 @@ def _step(
     )
 
 
-def _end(standing: Standing) -> Step:
+def _end(standing: EscalationState) -> Step:
     if not standing.told and standing.acknowledged_at is None and standing.level == 0:
         return _step(standing, ended=True)  # nobody was called, so nothing has to be said
     if standing.successor is not None:
@@ -86,12 +86,12 @@ def _end(standing: Standing) -> Step:
     )
 
 
-def _is_taken(standing: Standing) -> bool:
+def _is_taken(standing: EscalationState) -> bool:
     """Say whether somebody has what it is for; who had the incident before has it for a time."""
     return standing.acknowledged_at is not None and standing.acknowledged_at > standing.since
 
 
-def _acknowledged(standing: Standing) -> tuple[Message, ...]:
+def _acknowledged(standing: EscalationState) -> tuple[Message, ...]:
     """Tell PagerDuty that somebody has it, unless it was PagerDuty that told us."""
     if standing.acknowledged_at is None or standing.echoed or PAGERDUTY not in standing.told:
         return ()
@@ -99,7 +99,7 @@ def _acknowledged(standing: Standing) -> tuple[Message, ...]:
     return (Message(channel=PAGERDUTY, word=Word.ACKNOWLEDGED, subject=at),)
 
 
-def _resumed(standing: Standing, plan: Escalation) -> Step:
+def _resumed(standing: EscalationState, plan: Escalation) -> Step:
     """Go on at the next level, at once; where every level was told, at the last one again."""
     level = plan.levels[min(standing.level, len(plan.levels) - 1)]
     rest = standing.model_copy(
@@ -113,7 +113,7 @@ def _resumed(standing: Standing, plan: Escalation) -> Step:
     return step.model_copy(update={"lapsed": True, "events": events})
 
 
-def _levels(standing: Standing, plan: Escalation, *, again: bool = False) -> Step:
+def _levels(standing: EscalationState, plan: Escalation, *, again: bool = False) -> Step:
     """Tell every level whose time has come."""
     messages: list[Message] = []
     events: list[tuple[str, str]] = []
@@ -138,7 +138,7 @@ def _levels(standing: Standing, plan: Escalation, *, again: bool = False) -> Ste
     )
 
 
-def _is_due(standing: Standing, plan: Escalation, number: int) -> bool:
+def _is_due(standing: EscalationState, plan: Escalation, number: int) -> bool:
     if number >= len(plan.levels):
         return False
     return standing.since + plan.levels[number].after <= standing.now

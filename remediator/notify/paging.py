@@ -23,7 +23,7 @@ from remediator.notify.escalation import NOTES, calls_of, compose, next_step, no
 from remediator.store import Store
 from remediator.store.database import patiently
 from remediator.store.leases import given_back
-from remediator.store.paging import Message, Standing, Step, Telling
+from remediator.store.paging import EscalationState, Message, Step, Telling
 
 SEND_TIMEOUT = 30.0
 """Seconds that a channel may take; less than the lease of a message."""
@@ -95,7 +95,7 @@ class Escalating:
             calls = calls_of(self._reachable(plan), int(telling.subject))
             await self._store.escalations.ask(view.id, calls)
 
-    def _next(self, standing: Standing) -> Step:
+    def _next(self, standing: EscalationState) -> Step:
         incident, now = standing.incident, standing.now
         planned = self._catalogue.windows(incident, now, now)
         window = running([*planned, *standing.windows], now)

@@ -29,11 +29,11 @@ from remediator.remediation.call import (
 )
 from remediator.remediation.decide import RECHECK, choose, expired, refused
 from remediator.remediation.limits import judge
-from remediator.remediation.step import PATIENCE, SEEN_AGAIN, Work, close, probe
+from remediator.remediation.step import PATIENCE, SEEN_AGAIN, StepContext, close, probe
 from remediator.store.ledger import LATEST
 
 
-async def act(work: Work) -> Transition:
+async def act(work: StepContext) -> Transition:
     """Make the allowed or approved change, once."""
     reserved = work.find(MitigationState.RESERVED)
     if reserved is not None:
@@ -64,7 +64,7 @@ async def act(work: Work) -> Transition:
 
 
 async def _reserve_and_pull(
-    work: Work, preparation: Preparation, approved: LedgerEntry | None
+    work: StepContext, preparation: Preparation, approved: LedgerEntry | None
 ) -> Transition:
     mitigation, incident = preparation.mitigation, work.claim.incident
     allowance = work.allowance(mitigation)
@@ -96,7 +96,7 @@ async def _reserve_and_pull(
     return _after(work, reserved, outcome)
 
 
-async def _look(work: Work, entry: LedgerEntry) -> Transition:
+async def _look(work: StepContext, entry: LedgerEntry) -> Transition:
     # a reservation without an outcome: somebody died, or an answer was lost
     left = _certain_in(work, entry)
     if left > timedelta(0):
@@ -124,7 +124,7 @@ async def _look(work: Work, entry: LedgerEntry) -> Transition:
     return _after(work, entry, outcome.model_copy(update={"detail": detail}))
 
 
-def _not_seen_yet(work: Work, entry: LedgerEntry, outcome: Outcome) -> Transition | None:
+def _not_seen_yet(work: StepContext, entry: LedgerEntry, outcome: Outcome) -> Transition | None:
     """Look again before it is taken for not made; None once that is certain.
 
     By the time of the reservation, and by that of the first look as well: were the clock put
@@ -141,7 +141,7 @@ def _not_seen_yet(work: Work, entry: LedgerEntry, outcome: Outcome) -> Transitio
     return waiting if looks else waiting.model_copy(update={"sample": (entry.id, look)})
 
 
-def _after(work: Work, entry: LedgerEntry, outcome: Outcome) -> Transition:
+def _after(work: StepContext, entry: LedgerEntry, outcome: Outcome) -> Transition:
     event = work.event(f"{entry.mitigation.kind}: {outcome.state}", outcome.detail)
     settlement = Settlement(
         id=entry.id,
@@ -166,18 +166,18 @@ def _after(work: Work, entry: LedgerEntry, outcome: Outcome) -> Transition:
             return Transition(phase=Phase.ACT, due_in=due, events=(event,))
 
 
-def _certain_in(work: Work, entry: LedgerEntry, after: timedelta = SETTLE_TIME) -> timedelta:
+def _certain_in(work: StepContext, entry: LedgerEntry, after: timedelta = SETTLE_TIME) -> timedelta:
     """Return the time until a call that was begun in time has reached its backend."""
     return (entry.apply_before or work.claim.now) + after - work.claim.now
 
 
-def _unsure(work: Work, entry: LedgerEntry, reason: str, *, over: bool) -> Transition:
+def _unsure(work: StepContext, entry: LedgerEntry, reason: str, *, over: bool) -> Transition:
     if over:
         return _unknown(work, entry, reason)
     return work.wait(reason, SEEN_AGAIN, code="outcome unknown")
 
 
-def _unknown(work: Work, entry: LedgerEntry, reason: str) -> Transition:
+def _unknown(work: StepContext, entry: LedgerEntry, reason: str) -> Transition:
     settlement = Settlement(
         id=entry.id, state=MitigationState.UNKNOWN, in_flight=False, evidence=reason
     )
@@ -187,7 +187,7 @@ def _unknown(work: Work, entry: LedgerEntry, reason: str) -> Transition:
 
 
 def _refused(
-    work: Work, mitigation: Mitigation, decision: Decision, approved: LedgerEntry | None
+    work: StepContext, mitigation: Mitigation, decision: Decision, approved: LedgerEntry | None
 ) -> Transition:
     if approved is None:
         return refused(work, mitigation, decision)
@@ -206,23 +206,23 @@ def _refused(
     return closing.model_copy(update={"settlement": settlement})
 
 
-def _stale(work: Work, approved: LedgerEntry) -> bool:
+def _stale(work: StepContext, approved: LedgerEntry) -> bool:
     # nothing but a window makes a plan wait for longer than our patience
     return approved.expires_at is not None and work.claim.now > approved.expires_at + PATIENCE
 
 
-def _allows(work: Work, mitigation: Mitigation, needed: Mode) -> bool:
+def _allows(work: StepContext, mitigation: Mitigation, needed: Mode) -> bool:
     order = list(Mode)
     reaches = order.index(work.mode(mitigation)) >= order.index(needed)
     return reaches and work.still_configured(mitigation)
 
 
-def _too_few(work: Work, approved: LedgerEntry | None) -> bool:
+def _too_few(work: StepContext, approved: LedgerEntry | None) -> bool:
     # more persons must agree today than when it was asked
     return approved is not None and len(approved.approvals) < work.approvers(approved.mitigation)
 
 
-def _configuration_changed(work: Work, approved: LedgerEntry | None) -> Transition:
+def _configuration_changed(work: StepContext, approved: LedgerEntry | None) -> Transition:
     if approved is None:  # decide again
         return Transition(phase=Phase.DECIDE, notify=False)
     reason = (
@@ -232,7 +232,7 @@ def _configuration_changed(work: Work, approved: LedgerEntry | None) -> Transiti
     return _refused(work, approved.mitigation, decision, approved)
 
 
-async def _impaired(work: Work) -> str | None:
+async def _impaired(work: StepContext) -> str | None:
     senses = await probe(work.context.ports, work.playbook.senses)
     bad = [f"{s.name}: {s.reason}" for s in senses if s.state is SenseState.IMPAIRED]
     return (

@@ -24,9 +24,9 @@ from remediator.model.mitigation import (
     Outcome,
     Preparation,
 )
-from remediator.model.ports import Lever
+from remediator.model.ports import Mitigator
 from remediator.model.transition import Settlement, Transition
-from remediator.remediation.step import SEEN_AGAIN, Work, says_the_same
+from remediator.remediation.step import SEEN_AGAIN, StepContext, says_the_same
 from remediator.store.ledger import LATEST
 
 CALL_TIMEOUT = 30.0
@@ -42,7 +42,7 @@ or opens. What was removed in part, or has grown again, never will."""
 _log = structlog.get_logger(__name__)
 
 
-async def prepare(lever: Lever, mitigation: Mitigation) -> Preparation:
+async def prepare(lever: Mitigator, mitigation: Mitigation) -> Preparation:
     """Read the live state and the way back. Raises ``BackendUnavailable``/``BackendRefused``."""
     try:
         async with asyncio.timeout(CALL_TIMEOUT):
@@ -58,7 +58,7 @@ async def prepare(lever: Lever, mitigation: Mitigation) -> Preparation:
 
 
 async def pull(
-    lever: Lever,
+    lever: Mitigator,
     entry: LedgerEntry,
     deadline: float,
     paused: Callable[[], Awaitable[Halt | None]],
@@ -77,8 +77,8 @@ async def pull(
     return await _called(lambda: lever.apply(preparation_of(entry), entry.effect_key), PULL_TIMEOUT)
 
 
-async def observe(lever: Lever, entry: LedgerEntry) -> Outcome:
-    """Look whether the reserved change was made. Raises as ``Lever.observe`` does."""
+async def observe(lever: Mitigator, entry: LedgerEntry) -> Outcome:
+    """Look whether the reserved change was made. Raises as ``Mitigator.observe`` does."""
     try:
         async with asyncio.timeout(CALL_TIMEOUT):
             return await lever.observe(preparation_of(entry), entry.effect_key)
@@ -86,7 +86,7 @@ async def observe(lever: Lever, entry: LedgerEntry) -> Outcome:
         raise BackendUnavailable(f"no answer within {CALL_TIMEOUT:g} s") from error
 
 
-async def revert(lever: Lever, entry: LedgerEntry, *, in_steps: bool = False) -> Outcome:
+async def revert(lever: Mitigator, entry: LedgerEntry, *, in_steps: bool = False) -> Outcome:
     """Put back what the change did; ``unknown`` when the answer is lost."""
     preparation, key = preparation_of(entry), entry.effect_key
 
@@ -105,7 +105,7 @@ def preparation_of(entry: LedgerEntry) -> Preparation:
 
 
 def not_prepared(
-    work: Work,
+    work: StepContext,
     mitigation: Mitigation,
     error: BackendUnavailable | PermanentError,
     approved: LedgerEntry | None = None,

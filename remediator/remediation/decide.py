@@ -19,10 +19,10 @@ from remediator.model.mitigation import (
     Proposal,
 )
 from remediator.model.target import Mode
-from remediator.model.transition import Settlement, Standing, Transition
+from remediator.model.transition import LimitUsage, Settlement, Transition
 from remediator.remediation.call import not_prepared, prepare
 from remediator.remediation.limits import Plan, judge
-from remediator.remediation.step import SEEN_AGAIN, Work, close
+from remediator.remediation.step import SEEN_AGAIN, StepContext, close
 
 _MADE = (MitigationState.APPLIED, MitigationState.UNKNOWN, MitigationState.REVERTED)
 
@@ -50,7 +50,7 @@ def apply_policy(
     *,
     dry_run: bool,
     impaired: Sequence[str],
-    standing: Standing,
+    standing: LimitUsage,
     allowance: Allowance,
     plan: Plan,
 ) -> Decision:
@@ -108,7 +108,7 @@ FRESH = timedelta(seconds=30)
 """Age up to which a diagnosis may be acted upon without looking again."""
 
 
-async def decide(work: Work) -> Transition:
+async def decide(work: StepContext) -> Transition:
     """Decide about the best proposal that this incident has not tried yet."""
     claim = work.claim
     if not claim.firing:
@@ -132,7 +132,7 @@ async def decide(work: Work) -> Transition:
     return await _follow(work, mitigation, await _decided(work, mitigation))
 
 
-async def _decided(work: Work, plan: Plan) -> Decision:
+async def _decided(work: StepContext, plan: Plan) -> Decision:
     """Decide about what is proposed, or about what the live state made of it."""
     mitigation = plan.mitigation if isinstance(plan, Preparation) else plan
     incident, allowance = work.claim.incident, work.allowance(mitigation)
@@ -148,7 +148,7 @@ async def _decided(work: Work, plan: Plan) -> Decision:
     )
 
 
-async def await_approval(work: Work) -> Transition:
+async def await_approval(work: StepContext) -> Transition:
     """Wait for a human; no answer in time is a no, and a human is told, but not in a window."""
     entry = work.find(MitigationState.AWAITING_APPROVAL)
     if not work.claim.firing:
@@ -162,7 +162,7 @@ async def await_approval(work: Work) -> Transition:
     return Transition(phase=Phase.APPROVAL, due_in=entry.expires_at - work.claim.now, notify=False)
 
 
-def _unheard(work: Work, entry: LedgerEntry, within: timedelta) -> Transition:
+def _unheard(work: StepContext, entry: LedgerEntry, within: timedelta) -> Transition:
     """Wait for the request to be delivered, call humans another way, and give up at last."""
     waited = work.claim.now - entry.created_at
     if waited >= DELIVERED_WITHIN + within:
@@ -173,7 +173,7 @@ def _unheard(work: Work, entry: LedgerEntry, within: timedelta) -> Transition:
     return Transition(phase=Phase.APPROVAL, due_in=left, calls=late, notify=False)
 
 
-def expired(work: Work, entry: LedgerEntry) -> Transition:
+def expired(work: StepContext, entry: LedgerEntry) -> Transition:
     """Forget a plan whose time a maintenance window took: after it, look afresh and ask again."""
     reason = "the plan expired during maintenance; the incident is diagnosed again"
     settlement = Settlement(
@@ -189,11 +189,11 @@ def _agreed(entry: LedgerEntry | None) -> str:
     return f"{len(entry.approvals)} of {entry.approvals_needed} approved"
 
 
-def _over(entry: LedgerEntry, work: Work) -> bool:
+def _over(entry: LedgerEntry, work: StepContext) -> bool:
     return entry.expires_at is not None and work.claim.now >= entry.expires_at
 
 
-async def _follow(work: Work, mitigation: Mitigation, decision: Decision) -> Transition:
+async def _follow(work: StepContext, mitigation: Mitigation, decision: Decision) -> Transition:
     match decision.effect:
         case Effect.ALLOW:
             event = work.event("allowed", decision.reason)
@@ -206,7 +206,7 @@ async def _follow(work: Work, mitigation: Mitigation, decision: Decision) -> Tra
             return refused(work, mitigation, decision)
 
 
-def refused(work: Work, mitigation: Mitigation, decision: Decision) -> Transition:
+def refused(work: StepContext, mitigation: Mitigation, decision: Decision) -> Transition:
     """Wait for what passes; close as denied, with the reason, for what does not."""
     if decision.code == "resolved":
         return work.resolved_by_itself()
@@ -223,7 +223,7 @@ def refused(work: Work, mitigation: Mitigation, decision: Decision) -> Transitio
     return closing.model_copy(update={"entry": entry})
 
 
-async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transition:
+async def _ask(work: StepContext, mitigation: Mitigation, decision: Decision) -> Transition:
     try:
         preparation = await prepare(work.lever(mitigation), mitigation)
     except (BackendUnavailable, PermanentError) as error:
@@ -258,7 +258,7 @@ async def _ask(work: Work, mitigation: Mitigation, decision: Decision) -> Transi
     )
 
 
-async def _shadow(work: Work, mitigation: Mitigation, decision: Decision) -> Transition:
+async def _shadow(work: StepContext, mitigation: Mitigation, decision: Decision) -> Transition:
     reason, preparation = decision.reason, Preparation(mitigation=mitigation)
     try:
         preparation = await prepare(work.lever(mitigation), mitigation)
@@ -271,7 +271,7 @@ async def _shadow(work: Work, mitigation: Mitigation, decision: Decision) -> Tra
     return closing.model_copy(update={"entry": entry})
 
 
-def _nothing_left(work: Work, proposal: Proposal) -> Transition:
+def _nothing_left(work: StepContext, proposal: Proposal) -> Transition:
     made = work.made
     reason = f"{proposal.reason}; changes made before: {len(made)}" if made else proposal.reason
     if proposal.impaired:

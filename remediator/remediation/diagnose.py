@@ -13,7 +13,7 @@ from remediator.model.incident import Phase
 from remediator.model.mitigation import Proposal
 from remediator.model.transition import Transition
 from remediator.playbook.base import Context, Findings, Parameters, Playbook, returned
-from remediator.remediation.step import SEEN_AGAIN, Work, probe, says_the_same
+from remediator.remediation.step import SEEN_AGAIN, StepContext, probe, says_the_same
 
 DIAGNOSIS_TIMEOUT = 30.0
 """Seconds that a whole diagnosis may take, whatever its checks do."""
@@ -106,7 +106,7 @@ ROUNDS = 8
 """Most rounds of one incident, whatever they find."""
 
 
-async def diagnose(work: Work) -> Transition:
+async def diagnose(work: StepContext) -> Transition:
     """Diagnose; where our senses are impaired and something might be changed, look again later."""
     if not work.claim.firing:
         return work.resolved_by_itself()

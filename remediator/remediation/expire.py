@@ -10,10 +10,10 @@ from remediator.model.errors import OwnershipLost, PermanentError
 from remediator.model.maintenance import Halt, covered
 from remediator.model.mitigation import MitigationState, Outcome
 from remediator.remediation.call import revert
-from remediator.remediation.step import Surroundings
+from remediator.remediation.step import EngineContext
 from remediator.store import Store
 from remediator.store.database import patiently
-from remediator.store.expirations import Obligation
+from remediator.store.expirations import PendingRevert
 
 ATTEMPTS = 20
 """Refusals after which a human has to take the change back."""
@@ -24,7 +24,7 @@ _AGAIN = timedelta(seconds=30)
 _log = structlog.get_logger(__name__)
 
 
-async def take_back(store: Store, around: Surroundings) -> bool:
+async def take_back(store: Store, around: EngineContext) -> bool:
     """Take back what is due; return whether there may be more."""
     owed = await store.obligations.claim(1)
     for obligation in owed:
@@ -35,7 +35,7 @@ async def take_back(store: Store, around: Surroundings) -> bool:
     return bool(owed)
 
 
-async def _take_back(store: Store, around: Surroundings, owed: Obligation) -> None:
+async def _take_back(store: Store, around: EngineContext, owed: PendingRevert) -> None:
     deadline = store.ledger.apply_deadline(around.monotonic())
     if owed.entry.state is not MitigationState.APPLIED:
         await _settle(store, owed, taken_back=True, reason="it was taken back before")
@@ -59,7 +59,7 @@ async def _take_back(store: Store, around: Surroundings, owed: Obligation) -> No
     await _follow(store, owed, outcome, too_long=await _too_long(store, around, owed))
 
 
-def _hindrance(owed: Obligation, halt: Halt | None, *, free: bool) -> str | None:
+def _hindrance(owed: PendingRevert, halt: Halt | None, *, free: bool) -> str | None:
     """Say why it is not the time to take the change back, or None."""
     if not free:
         return "a mitigation of the same target is in progress"
@@ -68,7 +68,7 @@ def _hindrance(owed: Obligation, halt: Halt | None, *, free: bool) -> str | None
     return None if halt is None else halt.reason
 
 
-async def _too_long(store: Store, around: Surroundings, owed: Obligation) -> bool:
+async def _too_long(store: Store, around: EngineContext, owed: PendingRevert) -> bool:
     """Say whether it is owed for too long, less what maintenance windows took of the time."""
     entry, now = owed.entry, owed.now
     over = (entry.reserved_at or entry.created_at) + (entry.mitigation.hold or timedelta(0))
@@ -77,7 +77,7 @@ async def _too_long(store: Store, around: Surroundings, owed: Obligation) -> boo
     return now - over - covered([*planned, *ordered], over, now) > UNSTABLE
 
 
-async def _follow(store: Store, owed: Obligation, outcome: Outcome, *, too_long: bool) -> None:
+async def _follow(store: Store, owed: PendingRevert, outcome: Outcome, *, too_long: bool) -> None:
     if outcome.state is MitigationState.REVERTED:
         await _settle(store, owed, taken_back=True, reason=outcome.detail)
     elif outcome.state is MitigationState.APPLIED and outcome.again_in is not None:
@@ -90,10 +90,10 @@ async def _follow(store: Store, owed: Obligation, outcome: Outcome, *, too_long:
         await store.obligations.postpone(owed, _AGAIN, attempts=owed.attempts + refused)
 
 
-async def _settle(store: Store, owed: Obligation, *, taken_back: bool, reason: str) -> None:
+async def _settle(store: Store, owed: PendingRevert, *, taken_back: bool, reason: str) -> None:
     await patiently(lambda: store.obligations.settled(owed, taken_back=taken_back, reason=reason))
 
 
-def _cannot(owed: Obligation, reason: str) -> str:
+def _cannot(owed: PendingRevert, reason: str) -> str:
     mitigation = owed.entry.mitigation
     return f"the temporary {mitigation.kind} on {mitigation.target.key} is not taken back: {reason}"

@@ -10,14 +10,14 @@ from remediator.model.kinds import ApprovalClass
 from remediator.model.limits import Bound
 from remediator.model.lookback import Allowance, Growth, Spread
 from remediator.model.mitigation import Decision, Effect, Figure, Instances, Mitigation, Preparation
-from remediator.model.transition import Past, Standing
+from remediator.model.transition import LimitUsage, Past
 
 Plan = Mitigation | Preparation
 """What is proposed, or what the live state made of it."""
 _SHOWN = 5
 
 
-def safeguard(standing: Standing, allowance: Allowance, plan: Plan) -> Decision | None:
+def safeguard(standing: LimitUsage, allowance: Allowance, plan: Plan) -> Decision | None:
     """Deny what our own past forbids, or nothing."""
     return (
         _swaying(standing, allowance, plan)
@@ -27,7 +27,7 @@ def safeguard(standing: Standing, allowance: Allowance, plan: Plan) -> Decision 
     )
 
 
-def demoted(standing: Standing, allowance: Allowance) -> Decision | None:
+def demoted(standing: LimitUsage, allowance: Allowance) -> Decision | None:
     """Ask a human first where what worked did not last: it treats a symptom."""
     rule = allowance.safeguards.relapses
     back = [
@@ -52,7 +52,7 @@ def _denied(code: str, reason: str) -> Decision:
 # --- to and fro ---------------------------------------------------------------------------------
 
 
-def _swaying(standing: Standing, allowance: Allowance, plan: Plan) -> Decision | None:
+def _swaying(standing: LimitUsage, allowance: Allowance, plan: Plan) -> Decision | None:
     """Refuse to change back what another incident or playbook of ours changed just now."""
     hands_off = allowance.safeguards.hands_off
     for past in reversed(standing.past.on_target):
@@ -87,7 +87,7 @@ def _undoes(plan: Plan, past: Past, allowance: Allowance) -> str | None:
 # --- for ever more ------------------------------------------------------------------------------
 
 
-def _growing(standing: Standing, allowance: Allowance, plan: Plan) -> Decision | None:
+def _growing(standing: LimitUsage, allowance: Allowance, plan: Plan) -> Decision | None:
     """Refuse what would raise a figure beyond the factor, together with what still stands."""
     kind, rule = _mitigation(plan).kind, allowance.safeguards.growth
     declared = allowance.kind(kind)
@@ -116,7 +116,7 @@ def _growing(standing: Standing, allowance: Allowance, plan: Plan) -> Decision |
     return _denied("cumulative", reason)
 
 
-def _standing_raises(standing: Standing, kind: str, rule: Growth) -> Iterator[Past]:
+def _standing_raises(standing: LimitUsage, kind: str, rule: Growth) -> Iterator[Past]:
     for past in standing.past.on_target:
         if past.kind == kind and past.stands and standing.now - past.at < rule.window:
             yield past
@@ -125,7 +125,7 @@ def _standing_raises(standing: Standing, kind: str, rule: Growth) -> Iterator[Pa
 # --- at a stroke --------------------------------------------------------------------------------
 
 
-def _sweeping(standing: Standing, allowance: Allowance) -> Decision | None:
+def _sweeping(standing: LimitUsage, allowance: Allowance) -> Decision | None:
     """Refuse to touch one service more when too many are touched already."""
     rule = allowance.safeguards.spread
     mine = (standing.system, standing.service)
@@ -142,7 +142,7 @@ def _sweeping(standing: Standing, allowance: Allowance) -> Decision | None:
     return _denied("blast_radius", reason)
 
 
-def _spreading(standing: Standing, allowance: Allowance, plan: Plan) -> Decision | None:
+def _spreading(standing: LimitUsage, allowance: Allowance, plan: Plan) -> Decision | None:
     """Refuse to touch more instances when enough were touched (procedures C.2: M-K8-06, 25 %)."""
     mitigation, rule = _mitigation(plan), allowance.safeguards.spread
     declared = allowance.kind(mitigation.kind)
@@ -186,7 +186,7 @@ WAITED_OUT = timedelta(minutes=5)
 
 
 def judge(
-    standing: Standing, allowance: Allowance, plan: Plan, *, agreed: bool = False
+    standing: LimitUsage, allowance: Allowance, plan: Plan, *, agreed: bool = False
 ) -> Decision:
     """Allow one more mitigation, deny it for good, or say what has to pass first.
 
@@ -245,7 +245,7 @@ def _asked_by(allowance: Allowance, plan: Plan) -> Decision | None:
     return _to_be_asked(allowance, plan) or _left_to_a_human(plan)
 
 
-def _over_budget(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:
+def _over_budget(standing: LimitUsage, bounds: Sequence[Bound]) -> Decision | None:
     for bound, usage in zip(bounds, standing.usages, strict=True):
         limits = bound.limits
         if usage.reserved >= limits.budget:
@@ -257,7 +257,7 @@ def _over_budget(standing: Standing, bounds: Sequence[Bound]) -> Decision | None
     return None
 
 
-def _held(standing: Standing) -> Decision | None:
+def _held(standing: LimitUsage) -> Decision | None:
     """Refuse a second temporary change of a kind: the first could not be taken back any more."""
     if standing.held_by is None:
         return None
@@ -268,7 +268,7 @@ def _held(standing: Standing) -> Decision | None:
     return Decision(effect=Effect.DENY, code="held", reason=reason)
 
 
-def _cooling_down(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:
+def _cooling_down(standing: LimitUsage, bounds: Sequence[Bound]) -> Decision | None:
     if standing.last_on_target is None:
         return None
     longest = max(bounds, key=lambda bound: bound.limits.cooldown)
@@ -285,7 +285,7 @@ def _cooling_down(standing: Standing, bounds: Sequence[Bound]) -> Decision | Non
     return Decision(effect=Effect.WAIT, code="cooldown", reason=reason, again_in=left)
 
 
-def _busy(standing: Standing, bounds: Sequence[Bound]) -> Decision | None:
+def _busy(standing: LimitUsage, bounds: Sequence[Bound]) -> Decision | None:
     if standing.busy_with is not None:
         reason = f"a mitigation by {standing.busy_with} on the same target is in progress"
         return Decision(effect=Effect.WAIT, code="target_busy", reason=reason)

@@ -18,10 +18,10 @@ from remediator.model.incident import IncidentOutcome, Phase
 from remediator.model.mitigation import MitigationState
 from remediator.model.transition import Claim, Transition
 from remediator.remediation import act, decide, diagnose, verify
-from remediator.remediation.step import Surroundings, Work, close
+from remediator.remediation.step import EngineContext, StepContext, close
 from remediator.store.ledger import LATEST
 
-Step = Callable[[Work], Awaitable[Transition]]
+Step = Callable[[StepContext], Awaitable[Transition]]
 
 STEPS: Mapping[Phase, Step] = {
     Phase.DIAGNOSE: diagnose.diagnose,
@@ -34,7 +34,7 @@ STEPS: Mapping[Phase, Step] = {
 }
 
 
-async def take_step(around: Surroundings, claim: Claim) -> Transition:
+async def take_step(around: EngineContext, claim: Claim) -> Transition:
     """Take the one step that ``claim`` is at."""
     started = around.monotonic()
     incident = claim.incident
@@ -47,7 +47,7 @@ async def take_step(around: Surroundings, claim: Claim) -> Transition:
         playbook = around.playbooks.build(enabled.name, enabled.parameters)
     except ConfigError as error:
         return _given_up(claim, str(error))
-    work = Work(around, claim, service, enabled, playbook, started)
+    work = StepContext(around, claim, service, enabled, playbook, started)
     return await STEPS[incident.phase](work)
 
 

@@ -36,7 +36,7 @@ from remediator.remediation.silence_plan import (
     unheard,
     without,
 )
-from remediator.remediation.step import Surroundings
+from remediator.remediation.step import EngineContext
 from remediator.store import Store
 from remediator.store.silences import InFlight
 
@@ -92,7 +92,7 @@ class Silencing:
         name: str,
         silences: Silences,
         store: Store,
-        around: Surroundings,
+        around: EngineContext,
         bounds: SilenceBounds = BOUNDS,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:

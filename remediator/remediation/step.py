@@ -29,9 +29,9 @@ from remediator.model.mitigation import (
     MitigationState,
     Preparation,
 )
-from remediator.model.ports import Lever, Port
+from remediator.model.ports import Mitigator, Port
 from remediator.model.target import Mode, Target
-from remediator.model.transition import Claim, Settlement, Standing, Transition
+from remediator.model.transition import Claim, LimitUsage, Settlement, Transition
 from remediator.model.views import Frame, TimelineEvent
 from remediator.playbook.base import CHECK_TIMEOUT, Context, Parameters, Playbook
 from remediator.playbook.loader import PlaybookSet
@@ -52,13 +52,13 @@ _FIGURES = re.compile(r"\d[\d.,:]*")
 _MADE = (MitigationState.APPLIED, MitigationState.REVERTED, MitigationState.UNKNOWN)
 
 
-class Levers:
+class Mitigators:
     """The levers of every writable backend, by kind and name of the backend."""
 
-    def __init__(self, levers: Mapping[tuple[str, str], Sequence[Lever]]) -> None:
+    def __init__(self, levers: Mapping[tuple[str, str], Sequence[Mitigator]]) -> None:
         self._levers = dict(levers)
 
-    def find(self, target: Target, kind: str) -> Lever:
+    def find(self, target: Target, kind: str) -> Mitigator:
         """Return the lever for ``kind`` on ``target``; ``PermanentError`` says what is missing."""
         levers = self._levers.get((target.kind, target.name), ())
         if not levers:
@@ -72,14 +72,14 @@ class Levers:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class EngineContext:
     """What all steps work with, for the life of the process."""
 
     catalogue: Catalogue
     playbooks: PlaybookSet
     ports: Callable[[Service], Mapping[str, Port]]
     """The read ports of a service, by role."""
-    levers: Levers
+    levers: Mitigators
     ledger: Ledger
     confirms: bool = field(default=False, kw_only=True)
     """Whether a chat confirms that a request for an approval was delivered."""
@@ -104,7 +104,7 @@ class Surroundings:
             return Halt(reason="the time limit for applying it had passed")
         return longest(self._planned(incident, now), halt, self.stopped(incident))
 
-    def whole(self, incident: Incident, standing: Standing) -> Standing:
+    def whole(self, incident: Incident, standing: LimitUsage) -> LimitUsage:
         """Return ``standing`` with what the file plans for its moment."""
         planned = self._planned(incident, standing.now)
         halt = longest(planned, standing.paused, self.stopped(incident))
@@ -116,10 +116,10 @@ class Surroundings:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepContext:
     """One claim, its service and its playbook."""
 
-    around: Surroundings
+    around: EngineContext
     claim: Claim
     service: Service
     enabled: EnabledPlaybook
@@ -193,7 +193,7 @@ class Work:
             kinds=dict(self.around.kinds),
         )
 
-    def lever(self, mitigation: Mitigation) -> Lever:
+    def lever(self, mitigation: Mitigation) -> Mitigator:
         """Return the lever; ``PermanentError`` when there is none."""
         return self.around.levers.find(mitigation.target, mitigation.kind)
 
@@ -370,12 +370,12 @@ def says_the_same(one: str, other: str) -> bool:
     return _FIGURES.sub("", one) == _FIGURES.sub("", other)
 
 
-async def probe(ports: Mapping[str, Port | Lever], names: frozenset[str]) -> list[Sense]:
+async def probe(ports: Mapping[str, Port | Mitigator], names: frozenset[str]) -> list[Sense]:
     """Say of each named sense whether it can be trusted now; not configured is absent."""
     return list(await asyncio.gather(*(_probe(ports.get(n), n) for n in sorted(names))))
 
 
-async def _probe(port: Port | Lever | None, name: str) -> Sense:
+async def _probe(port: Port | Mitigator | None, name: str) -> Sense:
     if port is None:
         return Sense(name=name, state=SenseState.ABSENT, reason="not configured")
     try:

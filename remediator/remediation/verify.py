@@ -16,7 +16,7 @@ from remediator.model.transition import Settlement, Transition
 from remediator.model.verdict import Assessment, Sample, Verdict, Verification
 from remediator.playbook.base import Context, Parameters, Playbook, returned
 from remediator.remediation import call
-from remediator.remediation.step import SEEN_AGAIN, Work, close
+from remediator.remediation.step import SEEN_AGAIN, StepContext, close
 
 SAMPLE_TIMEOUT = 20.0
 """Seconds that one look may take."""
@@ -99,7 +99,7 @@ def _looked(times: Sequence[datetime], gap: timedelta, interval: timedelta) -> t
     return sum((one if timedelta(0) <= one <= gap else interval for one in passed), timedelta(0))
 
 
-async def verify(work: Work) -> Transition:
+async def verify(work: StepContext) -> Transition:
     """Take one sample, and judge once there is enough."""
     entry = work.find(MitigationState.APPLIED)
     if entry is None:
@@ -126,7 +126,7 @@ async def verify(work: Work) -> Transition:
     return following.model_copy(update={"settlement": settlement, "sample": (entry.id, sample)})
 
 
-async def revert(work: Work) -> Transition:
+async def revert(work: StepContext) -> Transition:
     """Put the change back, then look afresh; what cannot be put back is a human's."""
     entry = work.find(MitigationState.APPLIED)
     if entry is None:
@@ -151,7 +151,7 @@ async def revert(work: Work) -> Transition:
     return work.again(reason, work.event("put back", outcome.detail), settlement)
 
 
-async def _halted(work: Work) -> Transition | None:
+async def _halted(work: StepContext) -> Transition | None:
     halt = await work.around.paused(work.claim.incident)
     if halt is None:
         return None
@@ -162,7 +162,7 @@ async def _halted(work: Work) -> Transition | None:
     return work.wait(f"not reverted yet: {halt.reason}", SEEN_AGAIN, code=halt.code)
 
 
-async def settle(work: Work) -> Transition:
+async def settle(work: StepContext) -> Transition:
     """Wait for the sender to say that the alert resolved: nothing is fixed while it fires."""
     incident = work.claim.incident
     if not work.claim.firing:
@@ -180,7 +180,7 @@ async def settle(work: Work) -> Transition:
     )
 
 
-def _look_again(work: Work, sample: Sample) -> Transition:
+def _look_again(work: StepContext, sample: Sample) -> Transition:
     return Transition(
         phase=Phase.VERIFY,
         due_in=work.playbook.parameters.verification.interval,
@@ -189,12 +189,12 @@ def _look_again(work: Work, sample: Sample) -> Transition:
     )
 
 
-def _revert_next(work: Work, judged: Verdict) -> Transition:
+def _revert_next(work: StepContext, judged: Verdict) -> Transition:
     event = work.event(f"verdict: {judged.assessment}", judged.reason)
     return Transition(phase=Phase.REVERT, reason=judged.reason, events=(event,))
 
 
-def _follow(work: Work, judged: Verdict) -> Transition:
+def _follow(work: StepContext, judged: Verdict) -> Transition:
     event = work.event(f"verdict: {judged.assessment}", judged.reason)
     match judged.assessment:
         case Assessment.CANNOT_TELL:

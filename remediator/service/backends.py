@@ -14,7 +14,7 @@ from remediator.config.slack import Places
 from remediator.model.catalog import Catalogue, Service
 from remediator.model.errors import ConfigError
 from remediator.model.notification import Notifier
-from remediator.model.ports import Lever, Port, Silences
+from remediator.model.ports import Mitigator, Port, Silences
 from remediator.model.views import Frame
 from remediator.notify.sender import LogNotifier
 from remediator.playbook.loader import PlaybookSet
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str]
 """Kind and name of a backend."""
-_Opened = tuple[dict[Key, Port], dict[Key, tuple[Lever, ...]]]
+_Opened = tuple[dict[Key, Port], dict[Key, tuple[Mitigator, ...]]]
 _Opener = Callable[
     [Settings, Mapping[str, str], contextlib.AsyncExitStack], Coroutine[Any, Any, _Opened]
 ]
@@ -38,7 +38,7 @@ class Backends:
     """What can be read and what can be changed, by kind and name of the backend."""
 
     readers: Mapping[Key, Port]
-    levers: Mapping[Key, tuple[Lever, ...]]
+    levers: Mapping[Key, tuple[Mitigator, ...]]
     unopened: Mapping[Key, str] = field(default_factory=dict)
     """Why the others could not be opened."""
 
@@ -69,7 +69,7 @@ async def open_backends(
     levers of clusters can do what those may that are enabled, and are asked for no other right.
     """
     readers: dict[Key, Port] = {}
-    levers: dict[Key, tuple[Lever, ...]] = {}
+    levers: dict[Key, tuple[Mitigator, ...]] = {}
     unopened: dict[Key, str] = {}
     async with contextlib.AsyncExitStack() as stack:
         for kind, opener in _openers(settings, playbooks).items():
@@ -132,12 +132,12 @@ async def _http(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
 ) -> _Opened:
     readers: dict[Key, Port] = {}
-    levers: dict[Key, tuple[Lever, ...]] = {}
+    levers: dict[Key, tuple[Mitigator, ...]] = {}
     from remediator.backends.http.breakers import (  # noqa: PLC0415 - only where configured
-        BreakerLever,
+        BreakerMitigator,
     )
     from remediator.backends.http.migrations import (  # noqa: PLC0415 - only where configured
-        MigrationLever,
+        MigrationMitigator,
     )
 
     for name, backend in settings.backends.http.items():
@@ -145,12 +145,12 @@ async def _http(
         endpoint = _endpoint(backend, shown, _read(backend.secret("token"), environ))
         readers[key] = await stack.enter_async_context(endpoint)
         writer = _read(backend.secret("writer_token"), environ)
-        found: list[Lever] = []
+        found: list[Mitigator] = []
         if backend.breakers and writer:
-            lever = BreakerLever(url, shape=backend.breakers, name=shown, token=writer)
+            lever = BreakerMitigator(url, shape=backend.breakers, name=shown, token=writer)
             found.append(await stack.enter_async_context(lever))
         if backend.migrations and writer:
-            mover = MigrationLever(url, name=shown, token=writer)
+            mover = MigrationMitigator(url, name=shown, token=writer)
             found.append(await stack.enter_async_context(mover))
         if found:
             levers[key] = tuple(found)
@@ -186,9 +186,9 @@ async def _kubernetes(
     stack: contextlib.AsyncExitStack,
 ) -> _Opened:
     readers: dict[Key, Port] = {}
-    levers: dict[Key, tuple[Lever, ...]] = {}
+    levers: dict[Key, tuple[Mitigator, ...]] = {}
     from remediator.backends.kubernetes.mitigator import (  # noqa: PLC0415 - only where configured
-        KubernetesLever,
+        KubernetesMitigator,
     )
     from remediator.backends.kubernetes.reader import (  # noqa: PLC0415 - only where configured
         KubernetesReader,
@@ -212,7 +212,7 @@ async def _kubernetes(
         if backend.writer_kubeconfig is not None:
             writer = backend.writer_kubeconfig
             changes = levers_by_namespace(catalogue, playbooks, name) if playbooks else None
-            lever = KubernetesLever(
+            lever = KubernetesMitigator(
                 writer,
                 name=f"kubernetes {name}",
                 namespaces=seen,
@@ -229,9 +229,9 @@ async def _postgres(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
 ) -> _Opened:
     readers: dict[Key, Port] = {}
-    levers: dict[Key, tuple[Lever, ...]] = {}
+    levers: dict[Key, tuple[Mitigator, ...]] = {}
     from remediator.backends.postgres.mitigator import (  # noqa: PLC0415 - only where configured
-        PostgresLever,
+        PostgresMitigator,
     )
     from remediator.backends.postgres.reader import (  # noqa: PLC0415 - only where configured
         PostgresReader,
@@ -243,7 +243,7 @@ async def _postgres(
         readers[key] = await stack.enter_async_context(PostgresReader(dsn, name=name))
         writer = _read(backend.secret("writer_dsn"), environ)
         if writer is not None:
-            lever = await stack.enter_async_context(PostgresLever(writer, name=name))
+            lever = await stack.enter_async_context(PostgresMitigator(writer, name=name))
             levers[key] = (lever,)
     return readers, levers
 
@@ -252,9 +252,9 @@ async def _redis(
     settings: Settings, environ: Mapping[str, str], stack: contextlib.AsyncExitStack
 ) -> _Opened:
     readers: dict[Key, Port] = {}
-    levers: dict[Key, tuple[Lever, ...]] = {}
+    levers: dict[Key, tuple[Mitigator, ...]] = {}
     from remediator.backends.redis.mitigator import (  # noqa: PLC0415 - only where configured
-        RedisLever,
+        RedisMitigator,
     )
     from remediator.backends.redis.reader import (  # noqa: PLC0415 - only where configured
         RedisReader,
@@ -266,7 +266,7 @@ async def _redis(
         readers[key] = await stack.enter_async_context(RedisReader(url, name=shown))
         writer = _read(backend.secret("writer_url"), environ)
         if writer is not None:
-            lever = RedisLever(writer, prefixes=backend.cache_prefixes, name=shown)
+            lever = RedisMitigator(writer, prefixes=backend.cache_prefixes, name=shown)
             levers[key] = (await stack.enter_async_context(lever),)
     return readers, levers
 

@@ -17,7 +17,7 @@ from remediator.model.duration import format_duration
 from remediator.model.errors import ConfigError, RemediatorError
 from remediator.model.finding import SenseState
 from remediator.model.limits import Bound
-from remediator.model.ports import Lever, Port, Silences
+from remediator.model.ports import Mitigator, Port, Silences
 from remediator.playbook.base import Playbook
 from remediator.playbook.loader import PlaybookSet
 from remediator.remediation.step import probe
@@ -200,7 +200,7 @@ async def _shared(settings: Settings, environ: Mapping[str, str]) -> list[Line]:
 async def _backends(backends: Backends) -> list[Line]:
     readers = [(f"{kind} {name}", port) for (kind, name), port in backends.readers.items()]
     levers = [(_writer(key), lever) for key, found in backends.levers.items() for lever in found]
-    tried: list[tuple[str, Port | Lever, str]] = [
+    tried: list[tuple[str, Port | Mitigator, str]] = [
         *((name, port, "can be read") for name, port in readers),
         *((name, lever, f"has the rights to {_named(lever.kinds)}") for name, lever in levers),
     ]
@@ -219,7 +219,7 @@ async def _ask(name: str, silences: Silences) -> Line:
     return "error", name, without_name(sense.reason, name)
 
 
-async def _try(name: str, port: Port | Lever, good: str) -> Line:
+async def _try(name: str, port: Port | Mitigator, good: str) -> Line:
     (sense,) = await probe({name: port}, frozenset({name}))
     if sense.state is SenseState.OK:
         return "ok", name, good

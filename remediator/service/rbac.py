@@ -39,7 +39,7 @@ ROOM = frozenset(right for right in OPTIONAL if right.everywhere)
 
 Workloads = Mapping[str, frozenset[str]]
 """Names of workloads, by what they are: ``deployment`` or ``statefulset``."""
-Levers = dict[str, frozenset[str]]
+Mitigators = dict[str, frozenset[str]]
 """Kinds of change that may be made, by namespace; none where it is only read."""
 
 _GROUP = "rbac.authorization.k8s.io"
@@ -236,7 +236,7 @@ def _counts_room(settings: Settings, wanted: Wanted) -> bool:
     )
 
 
-def _levers(settings: Settings, wanted: Wanted) -> Levers:
+def _levers(settings: Settings, wanted: Wanted) -> Mitigators:
     catalogue, playbooks = load(settings)
     cluster = _cluster(settings, wanted.cluster)
     found = levers_by_namespace(catalogue, playbooks, cluster)

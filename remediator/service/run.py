@@ -45,7 +45,7 @@ from remediator.model.ports import Silences
 from remediator.notify.paging import Escalating
 from remediator.playbook.loader import PlaybookSet
 from remediator.remediation.silences import Silencing
-from remediator.remediation.step import Levers, Surroundings
+from remediator.remediation.step import EngineContext, Mitigators
 from remediator.service.audit_keys import STORE_FILE, sealing_keys
 from remediator.service.backends import (
     Backends,
@@ -256,11 +256,11 @@ def _credential(entry: ConfiguredCredential, secret: str) -> Credential:
 @contextlib.asynccontextmanager
 async def _working(parts: Parts, bell: Doorbell) -> AsyncIterator[Worker]:
     """Run the worker and the count of the backlog inside the block; drain at the end."""
-    around = Surroundings(
+    around = EngineContext(
         catalogue=parts.catalogue,
         playbooks=parts.playbooks,
         ports=parts.backends.ports,
-        levers=Levers(parts.backends.levers),
+        levers=Mitigators(parts.backends.levers),
         ledger=parts.store.ledger,
         frame=frame_of(parts.settings),
         stopped=parts.stop.halt,
@@ -320,7 +320,7 @@ def _refusing(telemetry: Telemetry) -> Callable[[str], None]:
     return lambda reason: telemetry.rejected_requests.labels(reason).inc()
 
 
-def _silencing(parts: Parts, around: Surroundings) -> Iterator[Silencing]:
+def _silencing(parts: Parts, around: EngineContext) -> Iterator[Silencing]:
     """Yield one for each Alertmanager that a service wants its alerts to be silenced in."""
     asked = {s.alertmanager for s in parts.catalogue.services if s.silence}
     for name, silences in parts.silences.items():

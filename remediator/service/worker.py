@@ -31,7 +31,7 @@ from remediator.notify.report import summarise
 from remediator.notify.sender import Telling, deliver
 from remediator.remediation.expire import take_back
 from remediator.remediation.pipeline import take_step
-from remediator.remediation.step import Surroundings, close
+from remediator.remediation.step import EngineContext, close
 from remediator.store import Store
 from remediator.store.database import patiently
 from remediator.store.leases import GIVEN_BACK_WITHIN, given_back
@@ -89,7 +89,7 @@ class Worker:
     def __init__(  # noqa: PLR0913 - each a part of its own
         self,
         store: Store,
-        around: Surroundings,
+        around: EngineContext,
         decode: Decode,
         notifier: Notifier,
         watcher: Watcher,

@@ -19,7 +19,7 @@ from remediator.store.clock import bring_forward
 from remediator.store.database import Database, open_database
 from remediator.store.duplicates import NoRepeats, Repeats
 from remediator.store.escalations import Escalations
-from remediator.store.expirations import Obligations
+from remediator.store.expirations import PendingReverts
 from remediator.store.inbox import Inbox
 from remediator.store.incidents import Queue
 from remediator.store.ledger import Ledger
@@ -49,7 +49,7 @@ class Store:
     queue: Queue
     ledger: Ledger
     notices: Notices
-    obligations: Obligations
+    obligations: PendingReverts
     records: Records
     commands: Commands
     clicks: Clicks
@@ -111,7 +111,7 @@ async def open_store(  # noqa: PLR0913 - by keyword, each with a meaning of its 
             queue=Queue(database, owner, lease, announce),
             ledger=ledger,
             notices=Notices(database),
-            obligations=Obligations(database),
+            obligations=PendingReverts(database),
             records=records,
             clicks=Clicks(database),
             commands=commands,

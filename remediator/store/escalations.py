@@ -31,7 +31,15 @@ from remediator.store.journal import append
 from remediator.store.leases import Turns, claim_due, is_held, release_claimed, write_claimed
 from remediator.store.maintenance import windows_over
 from remediator.store.pages import TOGETHER, place_of, told_again, told_lately, what_it_is
-from remediator.store.paging import Companion, Due, Message, Reported, Standing, Step, Telling
+from remediator.store.paging import (
+    Companion,
+    Due,
+    EscalationState,
+    Message,
+    Reported,
+    Step,
+    Telling,
+)
 
 LEASE = timedelta(seconds=60)
 """Longer than a channel may take; what is claimed and never finished is sent again after it."""
@@ -65,7 +73,7 @@ class Escalations:
                 channels=frozenset(await connection.scalars(channels)),
             )
 
-    async def advance(self, decide: Callable[[Standing], Step]) -> int:
+    async def advance(self, decide: Callable[[EscalationState], Step]) -> int:
         """Decide about what is due, and write it; return how many there were."""
 
         async def operation(connection: AsyncConnection) -> int:
@@ -219,7 +227,7 @@ def _event(telling: Telling, how: str) -> str:
 # --- one decision ------------------------------------------------------------------------------
 
 
-async def _standing(connection: AsyncConnection, row: Any, now: datetime) -> Standing:
+async def _standing(connection: AsyncConnection, row: Any, now: datetime) -> EscalationState:
     query = select(t.incidents).where(t.incidents.c.id == row["incident_id"])
     found = (await connection.execute(query)).mappings().one()
     try:
@@ -235,7 +243,7 @@ async def _standing(connection: AsyncConnection, row: Any, now: datetime) -> Sta
     )
     given_up = t.journal.c.incident_id == incident.id, t.journal.c.step == HOLD
     stays = select(exists().where(*given_up, t.journal.c.event == NOT_TAKEN_BACK))
-    return Standing(
+    return EscalationState(
         incident=incident,
         **{name: row[name] for name in ("since", "level", "echoed")},
         acknowledged_at=row["acknowledged_at"],

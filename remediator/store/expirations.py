@@ -39,7 +39,7 @@ AGAIN = timedelta(seconds=10)
 """Time after which what could not be given up is looked at again."""
 
 
-class Obligation(Value):
+class PendingRevert(Value):
     """One temporary change whose hold time is over, claimed by this process."""
 
     mitigation_id: MitigationId
@@ -52,17 +52,17 @@ class Obligation(Value):
     now: AwareDatetime
 
 
-class Obligations:
+class PendingReverts:
     """Hands out what is to be taken back, and takes what became of it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def claim(self, limit: int) -> list[Obligation]:
+    async def claim(self, limit: int) -> list[PendingRevert]:
         """Claim up to ``limit`` changes whose hold time is over, oldest first."""
         unread: list[tuple[str, int]] = []
 
-        async def operation(connection: AsyncConnection) -> list[Obligation]:
+        async def operation(connection: AsyncConnection) -> list[PendingRevert]:
             unread.clear()
             now = await self._database.now(connection)
             postgres = self._database.is_postgres
@@ -110,7 +110,7 @@ class Obligations:
         with contextlib.suppress(OwnershipLost, StoreUnavailable):  # else when the lease is over
             await self._database.write(operation, serial=True)
 
-    async def begin(self, owed: Obligation) -> bool:
+    async def begin(self, owed: PendingRevert) -> bool:
         """Keep everybody else off the target from now on; False when somebody is at it.
 
         Serial with reservations: one that came first is seen here, one that comes later waits
@@ -126,7 +126,7 @@ class Obligations:
         return await self._database.write(operation, serial=True)
 
     async def postpone(
-        self, owed: Obligation, again_in: timedelta, *, attempts: int, step: str | None = None
+        self, owed: PendingRevert, again_in: timedelta, *, attempts: int, step: str | None = None
     ) -> None:
         """Look again later; ``step`` says what was taken back of it so far."""
 
@@ -144,7 +144,7 @@ class Obligations:
 
         await self._database.write(operation)
 
-    async def settled(self, owed: Obligation, *, taken_back: bool, reason: str) -> None:
+    async def settled(self, owed: PendingRevert, *, taken_back: bool, reason: str) -> None:
         """Record that the change was taken back, or that a human has to: owed no more.
 
         The latter closes the incident, so it waits for what is under way in it.
@@ -172,7 +172,7 @@ async def _forget(connection: AsyncConnection, mitigation: str) -> None:
 
 async def _load(
     connection: AsyncConnection, mitigation: str, epoch: int, attempts: int, now: datetime
-) -> Obligation:
+) -> PendingRevert:
     row = (
         (await connection.execute(select(t.mitigations).where(t.mitigations.c.id == mitigation)))
         .mappings()
@@ -180,7 +180,7 @@ async def _load(
     )
     of = t.incidents.c.id == row["incident_id"]
     incident = (await connection.execute(select(t.incidents).where(of))).mappings().one()
-    return Obligation(
+    return PendingRevert(
         mitigation_id=MitigationId(mitigation),
         epoch=epoch,
         attempts=attempts,
@@ -211,7 +211,12 @@ async def _firing(connection: AsyncConnection, system: str, service: str) -> str
 
 
 async def _record(
-    connection: AsyncConnection, owed: Obligation, *, taken_back: bool, reason: str, now: datetime
+    connection: AsyncConnection,
+    owed: PendingRevert,
+    *,
+    taken_back: bool,
+    reason: str,
+    now: datetime,
 ) -> None:
     if taken_back:
         await connection.execute(
@@ -249,7 +254,7 @@ async def _stays(
 
 
 async def _tell(
-    connection: AsyncConnection, owed: Obligation, event: str, reason: str, now: datetime
+    connection: AsyncConnection, owed: PendingRevert, event: str, reason: str, now: datetime
 ) -> None:
     data = {"effect_key": owed.entry.effect_key}
     append(connection, owed.incident.id, at=now, step=HOLD, event=event, reason=reason, data=data)

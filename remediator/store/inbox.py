@@ -20,7 +20,7 @@ from remediator.model.alert import Alert, DeadLetter, Delivery, Source
 from remediator.model.base import DeliveryId, IncidentId, new_id
 from remediator.model.correlation import Correlate, Correlation, Keys
 from remediator.model.errors import StoreUnavailable
-from remediator.model.events import Announce, Happening
+from remediator.model.events import Announce, EventType
 from remediator.model.unmatched import RecordBound
 from remediator.store import tables as t
 from remediator.store.alerts import apply, snapshot_of
@@ -102,7 +102,7 @@ class Inbox:
             raise
         self._at_hand.keep(delivery, alerts)
         self._arrived()
-        self._announce(Happening.DELIVERY, delivery.id)
+        self._announce(EventType.DELIVERY, delivery.id)
         return delivery.id
 
     async def triage(
@@ -179,10 +179,10 @@ class Inbox:
     def _say(self, correlation: Correlation) -> None:
         opened = {opening.id for opening in correlation.opened}
         for incident in opened:
-            self._announce(Happening.OPENED, incident)
+            self._announce(EventType.OPENED, incident)
         joined = {joining.incident_id for joining in correlation.joined}
         for incident in sorted(joined - opened):
-            self._announce(Happening.CHANGED, incident)
+            self._announce(EventType.CHANGED, incident)
 
     def _readable(self, rows: Sequence[Waiting]) -> list[Waiting]:
         """Return the first of ``rows`` that fit into memory together: one large one at a time."""

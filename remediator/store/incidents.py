@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model.base import IncidentId, MitigationId
 from remediator.model.errors import OwnershipLost, StoreUnavailable
-from remediator.model.events import Announce, Happening
+from remediator.model.events import Announce, EventType
 from remediator.model.incident import Incident, IncidentOutcome, IncidentState, Phase
 from remediator.model.mitigation import MitigationState
 from remediator.model.transition import LEASE, Claim, Transition
@@ -191,7 +191,7 @@ class Queue:
         with self._minding_losses():
             closed = await self._database.write(operation, serial=serial)
         self._stretch = max(self._stretch * _EASES, 1.0)
-        self._announce(Happening.CLOSED if closed else Happening.CHANGED, claim.incident.id)
+        self._announce(EventType.CLOSED if closed else EventType.CHANGED, claim.incident.id)
 
     async def retry_later(self, claim: Claim, delay: timedelta) -> tuple[int, bool]:
         """Give a step that failed unexpectedly another chance.

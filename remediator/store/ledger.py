@@ -21,7 +21,7 @@ from remediator.model.limits import Bound, Usage
 from remediator.model.lookback import Allowance
 from remediator.model.maintenance import Halt, running, scopes_of
 from remediator.model.mitigation import Decision, Effect, LedgerEntry, Mitigation, MitigationState
-from remediator.model.transition import Judge, Settlement, Standing
+from remediator.model.transition import Judge, LimitUsage, Settlement
 from remediator.store import tables as t
 from remediator.store.approvals import asked_elsewhere
 from remediator.store.database import Database
@@ -52,7 +52,7 @@ class Ledger:
 
     async def standing(
         self, incident: Incident, mitigation: Mitigation, allowance: Allowance
-    ) -> Standing:
+    ) -> LimitUsage:
         """Read how things stand, without any lock: good for a reason, not for a reservation."""
         async with self._database.read() as connection:
             now = await self._database.now(connection)
@@ -132,7 +132,7 @@ async def _standing(
     mitigation: Mitigation,
     allowance: Allowance,
     now: datetime,
-) -> Standing:
+) -> LimitUsage:
     firing = select(t.alerts.c.id).where(
         t.alerts.c.incident_id == incident.id, t.alerts.c.status == AlertStatus.FIRING
     )
@@ -153,7 +153,7 @@ async def _standing(
         t.mitigations.c.incident_id != incident.id,
         t.mitigations.c.state.in_(COUNTED),
     )
-    return Standing(
+    return LimitUsage(
         now=now,
         incident=incident.id,
         system=incident.system,

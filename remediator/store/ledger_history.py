@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from remediator.model.incident import Incident, IncidentOutcome
 from remediator.model.lookback import Allowance, Relapses
 from remediator.model.mitigation import Mitigation, MitigationState
-from remediator.model.transition import Hindsight, Mended, Past
+from remediator.model.transition import LedgerHistory, Mended, Past
 from remediator.model.verdict import Assessment
 from remediator.store import tables as t
 
@@ -34,7 +34,7 @@ async def hindsight(
     mitigation: Mitigation,
     allowance: Allowance,
     now: datetime,
-) -> Hindsight:
+) -> LedgerHistory:
     """Read what the safeguards depend on."""
     target, safeguards = mitigation.target, allowance.safeguards
     replaced = (kind.replaces for kind in allowance.kinds.values())
@@ -44,7 +44,7 @@ async def hindsight(
     since = t.mitigations.c.reserved_at > now - longest
     same = (t.mitigations.c.target_key == target.key) & t.mitigations.c.kind.in_(sorted(known))
     recent = t.mitigations.c.reserved_at > now - safeguards.spread.window
-    return Hindsight(
+    return LedgerHistory(
         on_target=await _pasts(connection, since & same),
         lately=await _pasts(connection, or_(recent, t.mitigations.c.in_flight)),
         mended=await _mended(connection, incident, safeguards.relapses, now),

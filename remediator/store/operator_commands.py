@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from remediator.model.base import IncidentId, new_id
 from remediator.model.duration import format_duration
 from remediator.model.errors import Refused
-from remediator.model.events import Announce, Happening
+from remediator.model.events import Announce, EventType
 from remediator.model.incident import IncidentOutcome, IncidentState, Phase
 from remediator.model.maintenance import LONGEST, MaintenanceOrder
 from remediator.model.mitigation import Approval, Consent, MitigationState
@@ -52,7 +52,7 @@ class Commands:
         self._deciders = dict(deciders)
 
     async def _order(
-        self, operation: Operation[T], about: tuple[Happening, str] | None = None
+        self, operation: Operation[T], about: tuple[EventType, str] | None = None
     ) -> T:
         result = await self._database.order(operation, serial=True)
         self._changed()
@@ -88,7 +88,7 @@ class Commands:
             _journal(connection, None, now, f"paused {scope}", by, reason)
             return view
 
-        return await self._order(operation, (Happening.PAUSED, scope))
+        return await self._order(operation, (EventType.PAUSED, scope))
 
     async def resume(self, scope: str, by: str) -> None:
         """Allow mutations in ``scope`` again; ``Refused`` when it is not paused."""
@@ -100,7 +100,7 @@ class Commands:
                 raise Refused(409, f"{scope} is not paused")
             _journal(connection, None, now, f"resumed {scope}", by, "")
 
-        await self._order(operation, (Happening.RESUMED, scope))
+        await self._order(operation, (EventType.RESUMED, scope))
 
     async def start_maintenance(self, order: MaintenanceOrder, by: str) -> WindowView:
         """Let nothing be changed in a scope for a time; no reservation is made in it from then on.
@@ -166,7 +166,7 @@ class Commands:
             _act(connection, incident_id, now, event, by, reason, **detail)
             return consent
 
-        return await self._order(operation, (Happening.CHANGED, incident_id))
+        return await self._order(operation, (EventType.CHANGED, incident_id))
 
     async def reject(
         self,
@@ -190,7 +190,7 @@ class Commands:
             detail = {"via": via, "plan": plan["plan_hash"]}
             _act(connection, incident_id, now, "rejected", by, reason, **detail)
 
-        await self._order(operation, (Happening.CLOSED, incident_id))
+        await self._order(operation, (EventType.CLOSED, incident_id))
 
     async def waits_for(self, incident_id: str, plan_hash: str) -> str:
         """Return ``SYSTEM/SERVICE`` of the plan as long as exactly it waits; else ``Refused``."""
@@ -232,7 +232,7 @@ class Commands:
             await begin_escalation(connection, incident_id, outcome, now, by)
             _act(connection, incident_id, now, "cancelled", by, reason)
 
-        await self._order(operation, (Happening.CLOSED, incident_id))
+        await self._order(operation, (EventType.CLOSED, incident_id))
 
     async def acknowledge(
         self, incident_id: str, by: str, *, from_pagerduty: bool = False
@@ -252,7 +252,7 @@ class Commands:
                 await correct_notice(connection, incident_id, now)
             return taken
 
-        return await self._order(operation, (Happening.CHANGED, incident_id))
+        return await self._order(operation, (EventType.CHANGED, incident_id))
 
 
 def _window(order: MaintenanceOrder, now: datetime) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from remediator.model.maintenance import Window
 from remediator.model.notification import Word
 
 
-class Standing(Value):
+class EscalationState(Value):
     """How an escalation stands, as the decision about it needs it."""
 
     incident: Incident

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from remediator.model.alert import Alert, Delivery, SenderEvent
 from remediator.model.base import DeliveryId, IncidentId, Value, new_id
 from remediator.model.correlation import Reported
-from remediator.model.events import Announce, Happening
+from remediator.model.events import Announce, EventType
 from remediator.model.incident import IncidentOutcome, IncidentState, Phase
 from remediator.store import tables as t
 from remediator.store.database import TAKEN_WITHIN, Database
@@ -102,7 +102,7 @@ class Events:
             first = await self._database.write(operation, within=TAKEN_WITHIN)
         self._arrived()
         if first == delivery.id:
-            self._announce(Happening.DELIVERY, first)
+            self._announce(EventType.DELIVERY, first)
         return first
 
     async def claim(self, limit: int) -> list[Waiting]:

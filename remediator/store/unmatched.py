@@ -9,14 +9,14 @@ from sqlalchemy import case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from remediator.model.base import IncidentId
-from remediator.model.unmatched import Digest, Standing, place_of
+from remediator.model.unmatched import Digest, SenderRecords, place_of
 from remediator.store import tables as t
 from remediator.store.outbox import correct_notice
 
 
 async def standings_of(
     connection: AsyncConnection, senders: Iterable[str], since: datetime
-) -> dict[tuple[str, str], Standing]:
+) -> dict[tuple[str, str], SenderRecords]:
     """Read what ``senders`` have recorded after ``since``, by sender and place.
 
     To be called in triage's own transaction, which is serial. Its cost follows the bound: no more
@@ -32,7 +32,7 @@ async def standings_of(
     rows = (await connection.execute(counted)).all()
     gathered = await _gathered(connection, [row[4] for row in rows if row[4] is not None])
     return {
-        (sender, place_of(system, service)): Standing(
+        (sender, place_of(system, service)): SenderRecords(
             records=records, digest=digest, gathered=gathered.get(digest, 0)
         )
         for sender, system, service, records, digest in rows

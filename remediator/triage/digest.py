@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from remediator.model.base import IncidentId
 from remediator.model.correlation import Snapshot
-from remediator.model.unmatched import Digest, RecordBound, Standing, described
+from remediator.model.unmatched import Digest, RecordBound, SenderRecords, described
 
 
 class Gathering:
@@ -56,8 +56,8 @@ class Gathering:
             found[incident] = Digest(gathered=standing.gathered, reason=reason)
         return found
 
-    def _of(self, sender: str, place: str) -> Standing:
-        return self._standings.get((sender, place), Standing())
+    def _of(self, sender: str, place: str) -> SenderRecords:
+        return self._standings.get((sender, place), SenderRecords())
 
-    def _put(self, sender: str, place: str, standing: Standing) -> None:
+    def _put(self, sender: str, place: str, standing: SenderRecords) -> None:
         self._standings[sender, place] = standing

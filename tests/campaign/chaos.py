@@ -18,7 +18,7 @@ import httpx
 
 from tests.campaign.ground import Slot
 from tests.campaign.network import Link, Pause, Span, Weather
-from tests.campaign.plan import FULL, PUT_BACK, RESTORED, Happening, Plan
+from tests.campaign.plan import FULL, PUT_BACK, RESTORED, EventType, Plan
 from tests.campaign.replicas import OPERATOR, Replica
 from tests.campaign.restoring import Forgotten, Vault
 from tests.campaign.world import World
@@ -62,7 +62,7 @@ class Chaos:
     """When the network kept messages to the backends."""
     _resuming: set[asyncio.Task[None]] = field(default_factory=set)
 
-    async def run(self, happening: Happening) -> None:
+    async def run(self, happening: EventType) -> None:
         """Wait until it is time, do it, and undo it."""
         await asyncio.sleep(happening.at)
         if await _HOW[happening.what](self, happening):
@@ -112,10 +112,10 @@ class Chaos:
 
     # --- processes ----------------------------------------------------------------------------
 
-    async def kill(self, happening: Happening) -> bool:
+    async def kill(self, happening: EventType) -> bool:
         return self.replicas[happening.whom].send(signal.SIGKILL)
 
-    async def stop(self, happening: Happening) -> bool:
+    async def stop(self, happening: EventType) -> bool:
         replica = self.replicas[happening.whom]
         async with _noted(self.stopped, replica.name):
             stopped = replica.send(signal.SIGSTOP)
@@ -123,10 +123,10 @@ class Chaos:
                 await self._go_on(replica, replica.pid, happening.lasts)
         return stopped
 
-    async def term(self, happening: Happening) -> bool:
+    async def term(self, happening: EventType) -> bool:
         return self.replicas[happening.whom].send(signal.SIGTERM)
 
-    async def clock_put_back(self, happening: Happening) -> bool:
+    async def clock_put_back(self, happening: EventType) -> bool:
         """Let the machine start again with a clock that is right."""
         (replica,) = self.replicas
         was_ahead = replica.ahead > 0
@@ -138,19 +138,19 @@ class Chaos:
 
     # --- servers ------------------------------------------------------------------------------
 
-    async def store_crashes(self, happening: Happening) -> bool:
+    async def store_crashes(self, happening: EventType) -> bool:
         await self.slot.store.kill()
         await asyncio.sleep(happening.lasts)
         await self.slot.store.start()
         return True
 
-    async def store_restarts(self, happening: Happening) -> bool:
+    async def store_restarts(self, happening: EventType) -> bool:
         await self.slot.store.stop()
         await asyncio.sleep(happening.lasts)
         await self.slot.store.start()
         return True
 
-    async def store_hangs(self, happening: Happening) -> bool:
+    async def store_hangs(self, happening: EventType) -> bool:
         self.slot.signal_store(signal.SIGSTOP)
         try:
             await asyncio.sleep(happening.lasts)
@@ -158,18 +158,18 @@ class Chaos:
             self.slot.signal_store(signal.SIGCONT)
         return True
 
-    async def store_drops(self, happening: Happening) -> bool:
+    async def store_drops(self, happening: EventType) -> bool:
         connected = self.world.links["store"].connections > 0
         self.world.links["store"].cut()
         return connected
 
-    async def redis_crashes(self, happening: Happening) -> bool:
+    async def redis_crashes(self, happening: EventType) -> bool:
         self.slot.shared.kill()
         await asyncio.sleep(happening.lasts)
         await self.slot.shared.start()
         return True
 
-    async def redis_hangs(self, happening: Happening) -> bool:
+    async def redis_hangs(self, happening: EventType) -> bool:
         self.slot.shared.send(signal.SIGSTOP)
         try:
             await asyncio.sleep(happening.lasts)
@@ -177,7 +177,7 @@ class Chaos:
             self.slot.shared.send(signal.SIGCONT)
         return True
 
-    async def disk_full(self, happening: Happening) -> bool:
+    async def disk_full(self, happening: EventType) -> bool:
         """Fill it, with all that was kept back, and pause meanwhile."""
         if self.disk is None:
             return False
@@ -210,7 +210,7 @@ class Chaos:
             await asyncio.sleep(0.2)
         return None
 
-    async def restore(self, happening: Happening) -> bool:
+    async def restore(self, happening: EventType) -> bool:
         """Copy the store, replace it by the copy later, and pause at once, as is written."""
         copied = await self.vault.copy()
         await asyncio.sleep(happening.lasts)
@@ -227,16 +227,16 @@ class Chaos:
 
     # --- the network --------------------------------------------------------------------------
 
-    async def slack_away(self, happening: Happening) -> bool:
+    async def slack_away(self, happening: EventType) -> bool:
         return await self._during(happening, [self.world.links["slack"]], Weather(down=True))
 
-    async def slack_hangs(self, happening: Happening) -> bool:
+    async def slack_hangs(self, happening: EventType) -> bool:
         return await self._during(happening, [self.world.links["slack"]], Weather(hole=True))
 
-    async def prometheus_away(self, happening: Happening) -> bool:
+    async def prometheus_away(self, happening: EventType) -> bool:
         return await self._during(happening, [self.world.links["prometheus"]], Weather(down=True))
 
-    async def weather(self, happening: Happening) -> bool:
+    async def weather(self, happening: EventType) -> bool:
         if happening.whom == 0 and self.plan.postgres:
             links = [self.world.links["store"]]
             return await self._during(happening, links, WEATHER[happening.what])
@@ -244,7 +244,7 @@ class Chaos:
             links = [*self.world.backends.values()]
             return await self._during(happening, links, WEATHER[happening.what])
 
-    async def _during(self, happening: Happening, links: list[Link], weather: Weather) -> bool:
+    async def _during(self, happening: EventType, links: list[Link], weather: Weather) -> bool:
         for link in links:
             link.turn(weather)
         await asyncio.sleep(happening.lasts)
@@ -255,7 +255,7 @@ class Chaos:
 
     # --- operators ----------------------------------------------------------------------------
 
-    async def pause(self, happening: Happening) -> bool:
+    async def pause(self, happening: EventType) -> bool:
         scope, kind = self._scope(happening)
         paused = await self._order("pause", scope)
         answered = datetime.now(UTC)
@@ -266,7 +266,7 @@ class Chaos:
         await self._order("resume", scope, until=True)
         return paused
 
-    def _scope(self, happening: Happening) -> tuple[str, str]:
+    def _scope(self, happening: EventType) -> tuple[str, str]:
         """Choose everything, the system or one of its services, and say which of them."""
         services = sorted({part.service for part in self.world.parts})
         one = services[self.plan.seed % len(services)]
@@ -315,7 +315,7 @@ async def _noted(spans: list[Span], who: str = "") -> AsyncIterator[None]:
         spans.append(Span(begin, datetime.now(UTC), who))
 
 
-_HOW: dict[str, Callable[[Chaos, Happening], Awaitable[bool]]] = {
+_HOW: dict[str, Callable[[Chaos, EventType], Awaitable[bool]]] = {
     "kill": Chaos.kill,
     "stop": Chaos.stop,
     "term": Chaos.term,

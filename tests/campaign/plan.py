@@ -70,7 +70,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Happening:
+class EventType:
     """Something that goes wrong, or that an operator does."""
 
     at: float
@@ -99,7 +99,7 @@ class Plan:
     """Mitigations of the system that may be in flight at the same time."""
     orders: tuple[Order | None, ...]
     """What each process that is started does to itself, in the order of their starts."""
-    happenings: tuple[Happening, ...]
+    happenings: tuple[EventType, ...]
     slow_store: float
     """Seconds by which each message between a replica and its store is late: transactions of
     several replicas meet then."""
@@ -163,11 +163,11 @@ def plan_of(seed: int, *, postgres: bool, upgrade: bool = False) -> Plan:
     )
 
 
-def _to_the_store(chance: random.Random, replicas: int) -> tuple[Happening, ...]:
+def _to_the_store(chance: random.Random, replicas: int) -> tuple[EventType, ...]:
     """Do one thing to the store, in most of the seeds on SQLite and some on PostgreSQL."""
     what = chance.choice((*OWN_STORE, "") if replicas == 1 else (RESTORED, "", ""))
     at, lasts = round(chance.uniform(1.0, 6.0), 1), round(chance.uniform(2.0, 5.0), 1)
-    return (Happening(at, what, 0, lasts),) if what else ()
+    return (EventType(at, what, 0, lasts),) if what else ()
 
 
 def _asked(chance: random.Random, faults: int) -> frozenset[int]:
@@ -183,7 +183,7 @@ def _faults(chance: random.Random) -> tuple[str, ...]:
     return (*plain, *cluster, *cache)
 
 
-def _rare(faults: Sequence[str], happenings: Sequence[Happening]) -> tuple[Point, ...]:
+def _rare(faults: Sequence[str], happenings: Sequence[EventType]) -> tuple[Point, ...]:
     """Return the points that are passed only because of what there is in a seed."""
     held = WITH_HOLD if "scale" in faults else ()
     paused = any(happening.what == "pause" for happening in happenings)
@@ -217,7 +217,7 @@ def _order(chance: random.Random, point: Point, nth: int) -> Order:
     return Order(point, nth, stop)
 
 
-def _happenings(chance: random.Random, replicas: int) -> tuple[Happening, ...]:
+def _happenings(chance: random.Random, replicas: int) -> tuple[EventType, ...]:
     kinds = [chance.choice(_REPLICA) for _ in range(chance.randint(1, 3))]
     kinds += [chance.choice(_AROUND), chance.choice(_NETWORK)]
     if replicas > 1:
@@ -225,7 +225,7 @@ def _happenings(chance: random.Random, replicas: int) -> tuple[Happening, ...]:
     if chance.random() < 0.4:
         kinds.append("pause")
     found = [
-        Happening(
+        EventType(
             at=round(chance.uniform(0.5, SPAN - 5), 1),
             what=what,
             whom=chance.randrange(replicas),

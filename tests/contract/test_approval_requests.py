@@ -18,7 +18,7 @@ from remediator.model.target import Mode
 from remediator.model.views import IncidentView, Report
 from remediator.notify.sender import Telling, deliver
 from remediator.remediation.decide import DELIVERED_WITHIN
-from remediator.store.paging import Message, Standing, Step
+from remediator.store.paging import EscalationState, Message, Step
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
 
 WITHIN = timedelta(minutes=5)
@@ -167,7 +167,7 @@ async def test_a_request_that_is_not_delivered_goes_to_the_levels_which_ask_inst
         assert await bench.store.escalations.claim("pager") is None
 
 
-def _call(standing: Standing) -> Step:
+def _call(standing: EscalationState) -> Step:
     message = Message(channel="pager", word=Word.LEVEL, subject="0")
     return Step(level=1, since=standing.since, due_at=None, messages=(message,))
 

@@ -1,4 +1,4 @@
-"""BreakerLever and HttpBreakers keep their contracts on a real server, in both shapes."""
+"""BreakerMitigator and HttpBreakers keep their contracts on a real server, in both shapes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remediator.backends.http.breakers import SHAPES, BreakerLever, HttpBreakers, ShapeName
+from remediator.backends.http.breakers import SHAPES, BreakerMitigator, HttpBreakers, ShapeName
 from remediator.model.errors import BackendRefused, BackendUnavailable
 from remediator.model.finding import SenseState
 from remediator.model.mitigation import Item, Mitigation, MitigationState, Preparation
@@ -36,8 +36,8 @@ def reset_of(name: str, **changes: Any) -> Mitigation:
 @asynccontextmanager
 async def lever_for(
     service: BreakerService, shape: ShapeName, token: str = WRITER
-) -> AsyncIterator[BreakerLever]:
-    async with BreakerLever(service.url, shape=shape, name="http pay", token=token) as lever:
+) -> AsyncIterator[BreakerMitigator]:
+    async with BreakerMitigator(service.url, shape=shape, name="http pay", token=token) as lever:
         yield lever
 
 

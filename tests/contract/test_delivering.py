@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from remediator.backends.http.breakers import BreakerLever
-from remediator.backends.http.migrations import MigrationLever
-from remediator.backends.kubernetes.mitigator import KubernetesLever
-from remediator.backends.postgres.mitigator import PostgresLever
-from remediator.backends.redis.mitigator import RedisLever
+from remediator.backends.http.breakers import BreakerMitigator
+from remediator.backends.http.migrations import MigrationMitigator
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
+from remediator.backends.postgres.mitigator import PostgresMitigator
+from remediator.backends.redis.mitigator import RedisMitigator
 from remediator.model.alert import DeadLetter
 from remediator.model.errors import StoreUnavailable, TemporaryError
 from remediator.model.notification import Handle, Post, request_key
@@ -178,7 +178,8 @@ async def test_the_approver_reads_what_the_change_does_to_those_it_hits(
 
 
 @pytest.mark.parametrize(
-    "lever", [BreakerLever, KubernetesLever, MigrationLever, PostgresLever, RedisLever]
+    "lever",
+    [BreakerMitigator, KubernetesMitigator, MigrationMitigator, PostgresMitigator, RedisMitigator],
 )
 def test_every_kind_of_change_says_in_a_sentence_what_it_does(lever: Any) -> None:
     assert lever.consequences.keys() == lever.kinds

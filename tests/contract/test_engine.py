@@ -17,7 +17,7 @@ from remediator.model.target import Mode
 from remediator.model.transition import Transition
 from remediator.model.verdict import Assessment, Sample, Verification
 from remediator.remediation.pipeline import take_step
-from remediator.remediation.step import Levers
+from remediator.remediation.step import Mitigators
 from remediator.remediation.verify import verdict
 from remediator.store import tables as t
 from remediator.testing import World
@@ -219,7 +219,7 @@ async def test_a_plan_names_what_it_would_touch(open_bench: OpenBench) -> None:
 
 
 async def test_a_target_without_a_writer_goes_to_a_human_at_once(bench: Bench) -> None:
-    object.__setattr__(bench.around, "levers", Levers({}))
+    object.__setattr__(bench.around, "levers", Mitigators({}))
     await bench.receive(bench.alert())
     await bench.settle(5)
     incident = await bench.incident()

@@ -9,16 +9,16 @@ from datetime import timedelta
 from remediator.model.incident import IncidentOutcome, IncidentState
 from remediator.model.mitigation import MitigationState, Outcome, Preparation
 from remediator.notify.sender import LogNotifier
-from remediator.remediation.step import Levers
+from remediator.remediation.step import Mitigators
 from remediator.service.metrics import Telemetry, Watching
 from remediator.service.worker import FAILURES, Doorbell, Worker
 from remediator.store.ledger import LATEST
-from remediator.testing import World, WorldLever
+from remediator.testing import World, WorldMitigator
 from tests.postgres_fixtures import eventually
 from tests.store_fixtures import OpenBench, nothing
 
 
-class Blind(WorldLever):
+class Blind(WorldMitigator):
     """Has a fault where it looks whether a change was made."""
 
     looks = 0
@@ -34,7 +34,7 @@ async def test_a_human_gets_what_nobody_can_look_up_once_its_call_has_landed(
     lever = Blind(World(things={"lamp"}, lose_answers=1))
     async with open_bench(lever.world) as bench:
         await bench.receive(bench.alert())
-        levers = Levers({("world", "world-of-orders"): (lever,)})
+        levers = Mitigators({("world", "world-of-orders"): (lever,)})
         around, bell = replace(bench.around, levers=levers), Doorbell()
         told = (LogNotifier(), Watching(Telemetry()), bell)
         worker = Worker(bench.store, around, nothing, *told)

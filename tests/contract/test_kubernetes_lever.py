@@ -1,4 +1,4 @@
-"""KubernetesLever keeps the contract of ``ports.Lever`` on a real API server."""
+"""KubernetesMitigator keeps the contract of ``ports.Mitigator`` on a real API server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
 from remediator.model.errors import BackendRefused, BackendUnavailable, ConfigError
 from remediator.model.finding import SenseState
 from remediator.model.mitigation import Item, Mitigation, MitigationState
@@ -25,13 +25,13 @@ APPS = "/apis/apps/v1"
 
 
 @pytest_asyncio.fixture
-async def lever(cluster: Cluster) -> AsyncIterator[KubernetesLever]:
+async def lever(cluster: Cluster) -> AsyncIterator[KubernetesMitigator]:
     async with lever_of(cluster, await cluster.account("writer", *WRITE)) as lever:
         yield lever
 
 
-def lever_of(cluster: Cluster, kubeconfig: Path) -> KubernetesLever:
-    return KubernetesLever(
+def lever_of(cluster: Cluster, kubeconfig: Path) -> KubernetesMitigator:
+    return KubernetesMitigator(
         kubeconfig, name="main", namespaces=[cluster.namespace], clock=lambda: NOW
     )
 
@@ -54,7 +54,7 @@ def effect_of(found: dict[str, Any]) -> str | None:
 
 
 async def test_scaling_sets_the_replicas_and_marks_them_as_ours(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     preparation = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
@@ -65,7 +65,7 @@ async def test_scaling_sets_the_replicas_and_marks_them_as_ours(
     assert (found["spec"]["replicas"], effect_of(found)) == (4, "key")
 
 
-async def test_prepare_changes_nothing(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_prepare_changes_nothing(cluster: Cluster, lever: KubernetesMitigator) -> None:
     before = await cluster.deploy(2)
     await lever.prepare(plan(cluster, "scale", replicas=4, cap=6))
     await lever.prepare(plan(cluster, "restart_rollout"))
@@ -77,7 +77,7 @@ async def test_prepare_changes_nothing(cluster: Cluster, lever: KubernetesLever)
     assert await cluster.pods() == pods
 
 
-async def test_a_change_is_put_back_once(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_a_change_is_put_back_once(cluster: Cluster, lever: KubernetesMitigator) -> None:
     await cluster.deploy(2)
     preparation = await prepared(lever, plan(cluster, "scale", replicas=3, cap=6))
     await lever.apply(preparation, "key")
@@ -90,7 +90,7 @@ async def test_a_change_is_put_back_once(cluster: Cluster, lever: KubernetesLeve
 
 
 async def test_what_a_human_changed_since_is_not_put_back(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     preparation = await prepared(lever, plan(cluster, "scale", replicas=3, cap=6))
@@ -104,7 +104,7 @@ async def test_what_a_human_changed_since_is_not_put_back(
 
 
 async def test_a_deployment_that_changed_since_is_left_alone(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     preparation = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
@@ -117,7 +117,7 @@ async def test_a_deployment_that_changed_since_is_left_alone(
 
 
 async def test_a_second_application_is_refused_by_the_server(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     preparation = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
@@ -127,7 +127,7 @@ async def test_a_second_application_is_refused_by_the_server(
 
 
 async def test_scaling_goes_through_the_autoscaler(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await cluster.autoscaler(minimum=1, maximum=6)
@@ -142,7 +142,7 @@ async def test_scaling_goes_through_the_autoscaler(
 
 
 async def test_an_autoscaler_is_never_taken_beyond_its_maximum(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await cluster.autoscaler(minimum=1, maximum=3)
@@ -151,7 +151,7 @@ async def test_an_autoscaler_is_never_taken_beyond_its_maximum(
 
 
 async def test_an_autoscaler_that_belongs_to_another_controller_is_left_alone(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     deployment = await cluster.deploy(2)
     owner = {
@@ -179,7 +179,7 @@ async def test_an_autoscaler_that_belongs_to_another_controller_is_left_alone(
     ],
 )
 async def test_scaling_keeps_its_bounds(
-    cluster: Cluster, lever: KubernetesLever, parameters: dict[str, Any], reason: str
+    cluster: Cluster, lever: KubernetesMitigator, parameters: dict[str, Any], reason: str
 ) -> None:
     await cluster.deploy(2)
     with pytest.raises(BackendRefused, match=reason):
@@ -195,7 +195,7 @@ async def test_scaling_keeps_its_bounds(
     ],
 )
 async def test_a_deployment_that_somebody_works_on_is_left_alone(
-    cluster: Cluster, lever: KubernetesLever, change: dict[str, Any], reason: str
+    cluster: Cluster, lever: KubernetesMitigator, change: dict[str, Any], reason: str
 ) -> None:
     await cluster.deploy(2)
     await cluster.patch(APPS, "deployments", "orders", change)
@@ -205,7 +205,7 @@ async def test_a_deployment_that_somebody_works_on_is_left_alone(
 
 
 async def test_what_a_gitops_controller_owns_is_left_alone_unless_allowed(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     body = {"metadata": {"labels": {"tracked": "yes"}}}
@@ -216,7 +216,7 @@ async def test_what_a_gitops_controller_owns_is_left_alone_unless_allowed(
 
 
 async def test_a_restart_replaces_the_pods_one_after_the_other(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     old = {pod["metadata"]["uid"] for pod in await cluster.pods()}
@@ -230,14 +230,14 @@ async def test_a_restart_replaces_the_pods_one_after_the_other(
         await lever.revert(preparation, "key")
 
 
-async def test_a_restart_needs_two_ready_pods(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_a_restart_needs_two_ready_pods(cluster: Cluster, lever: KubernetesMitigator) -> None:
     await cluster.deploy(1)
     with pytest.raises(BackendRefused, match="a restart needs 2"):
         await lever.prepare(plan(cluster, "restart_rollout"))
 
 
 async def test_a_restart_that_would_stop_all_pods_at_once_is_refused(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2, strategy={"type": "Recreate"})
     with pytest.raises(BackendRefused, match="Recreate would stop all pods at once"):
@@ -253,7 +253,7 @@ async def test_a_restart_that_would_stop_all_pods_at_once_is_refused(
     ],
 )
 async def test_memory_is_not_raised_where_that_would_stop_all_pods_at_once(
-    cluster: Cluster, lever: KubernetesLever, strategy: dict[str, Any], reason: str
+    cluster: Cluster, lever: KubernetesMitigator, strategy: dict[str, Any], reason: str
 ) -> None:
     await cluster.deploy(2, strategy=strategy)
     for mitigation in (
@@ -264,7 +264,7 @@ async def test_memory_is_not_raised_where_that_would_stop_all_pods_at_once(
             await lever.prepare(mitigation)
 
 
-async def test_what_was_done_is_said_in_words(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_what_was_done_is_said_in_words(cluster: Cluster, lever: KubernetesMitigator) -> None:
     await cluster.deploy(2)
     scale = await prepared(lever, plan(cluster, "scale", replicas=4, cap=6))
     assert (await lever.apply(scale, "scaled")).detail == "replicas 2 -> 4"
@@ -290,7 +290,7 @@ async def test_what_was_done_is_said_in_words(cluster: Cluster, lever: Kubernete
 
 
 async def test_a_request_that_equals_the_limit_is_raised_with_it_and_that_is_said(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(1)
     resources = {"limits": {"memory": "256Mi"}, "requests": {"memory": "256Mi"}}
@@ -306,7 +306,9 @@ async def test_a_request_that_equals_the_limit_is_raised_with_it_and_that_is_sai
     assert memory_of(await cluster.deployment())["requests"] == {"memory": "512Mi"}
 
 
-async def test_one_pod_is_evicted_and_replaced(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_one_pod_is_evicted_and_replaced(
+    cluster: Cluster, lever: KubernetesMitigator
+) -> None:
     await cluster.deploy(2)
     victim, other = await cluster.pods()
     preparation = await prepared(lever, plan(cluster, "evict_pod", item_of(victim)))
@@ -323,7 +325,7 @@ async def test_one_pod_is_evicted_and_replaced(cluster: Cluster, lever: Kubernet
 
 
 async def test_a_disruption_budget_says_no_before_anything_is_reserved(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     spec = {"minAvailable": 2, "selector": {"matchLabels": {"app": "orders"}}}
@@ -342,7 +344,9 @@ async def test_a_disruption_budget_says_no_before_anything_is_reserved(
     assert await cluster.pods() == pods
 
 
-async def test_a_pod_that_is_another_by_now_lives(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_a_pod_that_is_another_by_now_lives(
+    cluster: Cluster, lever: KubernetesMitigator
+) -> None:
     await cluster.deploy(2)
     pod = (await cluster.pods())[0]
     preparation = await prepared(lever, plan(cluster, "evict_pod", item_of(pod)))
@@ -355,7 +359,7 @@ async def test_a_pod_that_is_another_by_now_lives(cluster: Cluster, lever: Kuber
 
 
 async def test_a_pod_of_another_deployment_is_never_evicted(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await cluster.deploy(2, name="cart")
@@ -365,7 +369,7 @@ async def test_a_pod_of_another_deployment_is_never_evicted(
 
 
 async def test_the_next_pod_waits_until_the_one_that_replaces_the_last_is_ready(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     """Traps T-22 and T-31: all at once by label, and taking the old pod for the new one."""
     await cluster.deploy(3)
@@ -387,7 +391,7 @@ async def test_the_next_pod_waits_until_the_one_that_replaces_the_last_is_ready(
 
 
 async def test_no_pod_is_evicted_while_another_one_is_not_ready(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(3)
     victim, other, _ = await cluster.pods()
@@ -399,7 +403,7 @@ async def test_no_pod_is_evicted_while_another_one_is_not_ready(
 
 
 async def test_the_last_ready_pod_is_never_evicted(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(1)
     (pod,) = await cluster.pods()
@@ -408,7 +412,7 @@ async def test_the_last_ready_pod_is_never_evicted(
 
 
 async def test_memory_is_raised_and_put_back_and_nothing_else_changes(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     """Traps T-25 and T-26: one rollout a change, and the rest of the container list stays."""
     before = await cluster.deploy(2)
@@ -432,7 +436,7 @@ async def test_memory_is_raised_and_put_back_and_nothing_else_changes(
     ],
 )
 async def test_memory_keeps_its_bounds(
-    cluster: Cluster, lever: KubernetesLever, parameters: dict[str, Any], reason: str
+    cluster: Cluster, lever: KubernetesMitigator, parameters: dict[str, Any], reason: str
 ) -> None:
     await cluster.deploy(2)
     with pytest.raises(BackendRefused, match=reason):
@@ -452,7 +456,7 @@ async def test_missing_rights_are_named_before_anything_is_done(cluster: Cluster
 
 
 async def test_an_account_with_exactly_the_rights_is_enough(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     assert (await lever.probe()).state is SenseState.OK
 
@@ -483,14 +487,14 @@ async def test_a_rotated_token_is_read_again(cluster: Cluster) -> None:
 
 
 async def test_a_deployment_that_is_not_there_is_refused(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     with pytest.raises(BackendRefused, match="not found"):
         await lever.prepare(plan(cluster, "scale", replicas=3, cap=6))
 
 
 async def test_a_server_that_is_down_means_not_applied_and_unknown(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     preparation = await prepared(lever, plan(cluster, "scale", replicas=3, cap=6))
@@ -514,7 +518,7 @@ def open_writers() -> Iterator[list[asyncio.StreamWriter]]:
             writer.close()
 
 
-async def test_a_lost_answer_is_unknown(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_a_lost_answer_is_unknown(cluster: Cluster, lever: KubernetesMitigator) -> None:
     await cluster.deploy(2)
     preparation = await prepared(lever, plan(cluster, "scale", replicas=3, cap=6))
     with open_writers() as writers:
@@ -545,7 +549,7 @@ async def test_a_kubeconfig_that_cannot_be_used_stops_the_start_and_nothing_is_p
     if content is not None:
         path.write_text(content)
     with pytest.raises(ConfigError, match="cannot connect") as caught:
-        async with KubernetesLever(path, name="main"):
+        async with KubernetesMitigator(path, name="main"):
             pass
     assert "secret-words" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -556,5 +560,5 @@ async def test_a_kubeconfig_that_cannot_be_used_stops_the_start_and_nothing_is_p
 
 async def test_outside_of_a_cluster_a_kubeconfig_is_asked_for() -> None:
     with pytest.raises(ConfigError, match="set kubeconfig"):
-        async with KubernetesLever(None, name="main"):
+        async with KubernetesMitigator(None, name="main"):
             pass

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
 from remediator.model.errors import BackendRefused
 from remediator.model.mitigation import Figure, Instances, Item, MitigationState
 from tests.kubernetes_fixtures import WRITE, Cluster, prepared
@@ -30,9 +30,11 @@ async def writer(cluster: Cluster) -> Path:
 
 
 @contextlib.asynccontextmanager
-async def looking(writer: Path, later: timedelta = timedelta(0)) -> AsyncIterator[KubernetesLever]:
+async def looking(
+    writer: Path, later: timedelta = timedelta(0)
+) -> AsyncIterator[KubernetesMitigator]:
     """Open a lever whose clock is ``later`` than the server's."""
-    lever = KubernetesLever(
+    lever = KubernetesMitigator(
         writer,
         name="main",
         clock=lambda: datetime.now(UTC) + later,

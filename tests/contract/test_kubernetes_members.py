@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
 from remediator.backends.kubernetes.reader import KubernetesReader
 from remediator.model.errors import BackendRefused
 from remediator.model.finding import SenseState
@@ -34,8 +34,8 @@ async def writer(cluster: Cluster) -> Path:
 
 
 @pytest_asyncio.fixture
-async def lever(cluster: Cluster, writer: Path) -> AsyncIterator[KubernetesLever]:
-    async with KubernetesLever(writer, name="main", hands_off=timedelta(minutes=30)) as lever:
+async def lever(cluster: Cluster, writer: Path) -> AsyncIterator[KubernetesMitigator]:
+    async with KubernetesMitigator(writer, name="main", hands_off=timedelta(minutes=30)) as lever:
         yield lever
 
 
@@ -71,7 +71,7 @@ async def members(cluster: Cluster) -> list[dict[str, Any]]:
 
 
 async def test_one_of_three_members_is_evicted_and_comes_back(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.stateful(3)
     victim = (await members(cluster))[1]
@@ -86,7 +86,7 @@ async def test_one_of_three_members_is_evicted_and_comes_back(
 
 @pytest.mark.parametrize("replicas", [1, 2])
 async def test_without_a_majority_left_a_human_decides(
-    cluster: Cluster, lever: KubernetesLever, replicas: int
+    cluster: Cluster, lever: KubernetesMitigator, replicas: int
 ) -> None:
     await cluster.stateful(replicas)
     victim = (await members(cluster))[0]
@@ -100,7 +100,7 @@ async def test_without_a_majority_left_a_human_decides(
 
 
 async def test_no_member_is_touched_while_another_is_not_ready(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.stateful(5)
     first, second, *_ = await members(cluster)
@@ -112,7 +112,7 @@ async def test_no_member_is_touched_while_another_is_not_ready(
     await lever.prepare(cluster.member_plan("evict_pod", item_of(first)))
 
 
-async def test_members_are_restarted_in_turn(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_members_are_restarted_in_turn(cluster: Cluster, lever: KubernetesMitigator) -> None:
     await cluster.stateful(3)
     old = {pod["metadata"]["uid"] for pod in await members(cluster)}
     restart = await prepared(lever, cluster.member_plan("restart_rollout"))
@@ -125,7 +125,7 @@ async def test_members_are_restarted_in_turn(cluster: Cluster, lever: Kubernetes
 
 
 async def test_memory_of_the_members_is_raised_and_put_back(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.stateful(3)
     plan = cluster.member_plan("set_memory", container="app", limit=400 * MI, cap=512 * MI)
@@ -141,7 +141,7 @@ def memory_plan(cluster: Cluster) -> Mitigation:
 
 
 async def test_memory_of_three_members_is_not_raised_while_the_first_of_them_keeps_dying(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     """Members 2 and 1 are replaced before it, and not made again while it is down."""
     await cluster.stateful(3)
@@ -159,7 +159,7 @@ async def test_memory_of_three_members_is_not_raised_while_the_first_of_them_kee
 
 
 async def test_memory_is_raised_where_the_dying_member_is_replaced_first(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.stateful(3)
     *_, last = await members(cluster)
@@ -170,7 +170,7 @@ async def test_memory_is_raised_where_the_dying_member_is_replaced_first(
 
 
 async def test_a_member_that_died_long_ago_or_is_one_of_many_stops_nothing(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.stateful(5)
     first, second, *_ = await members(cluster)
@@ -181,7 +181,7 @@ async def test_a_member_that_died_long_ago_or_is_one_of_many_stops_nothing(
 
 
 async def test_a_member_that_is_refused_is_told_with_the_reason_until_it_is_made(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.stateful(3)
     await cluster.most_memory("300Mi")
@@ -209,7 +209,7 @@ async def test_a_member_that_is_refused_is_told_with_the_reason_until_it_is_made
     ],
 )
 async def test_a_strategy_that_does_not_replace_every_member_in_turn_is_refused(
-    cluster: Cluster, lever: KubernetesLever, strategy: dict[str, Any], reason: str
+    cluster: Cluster, lever: KubernetesMitigator, strategy: dict[str, Any], reason: str
 ) -> None:
     await cluster.stateful(3, updateStrategy=strategy)
     with pytest.raises(BackendRefused, match=reason):
@@ -217,7 +217,7 @@ async def test_a_strategy_that_does_not_replace_every_member_in_turn_is_refused(
 
 
 async def test_nothing_else_is_done_to_a_stateful_set(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.stateful(3)
     with pytest.raises(BackendRefused, match="scale is not made on a stateful set"):
@@ -227,7 +227,7 @@ async def test_nothing_else_is_done_to_a_stateful_set(
 
 
 async def test_a_member_is_not_reached_through_a_deployment_of_the_same_labels(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.stateful(1)
     await cluster.deploy(3, name="orders")
@@ -276,8 +276,8 @@ async def test_the_rights_for_a_stateful_set_suffice_and_are_asked_for(
     few = await cluster.account("few", *rules(writer_rights([kind])))
     given: dict[str, Any] = {"namespaces": spaces, "sets_in": spaces, "changes": changes}
     async with contextlib.AsyncExitStack() as stack:
-        able = await stack.enter_async_context(KubernetesLever(enough, name="main", **given))
-        lacking = await stack.enter_async_context(KubernetesLever(few, name="main", **given))
+        able = await stack.enter_async_context(KubernetesMitigator(enough, name="main", **given))
+        lacking = await stack.enter_async_context(KubernetesMitigator(few, name="main", **given))
 
         async def granted() -> bool:
             return (await able.probe()).state is SenseState.OK

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
 from remediator.backends.kubernetes.reader import KubernetesReader
 from remediator.model.errors import BackendRefused
 from remediator.model.mitigation import Item, Mitigation, MitigationState
@@ -43,9 +43,9 @@ NEWER: dict[str, Any] = {
 
 
 @pytest_asyncio.fixture
-async def lever(cluster: Cluster) -> AsyncIterator[KubernetesLever]:
+async def lever(cluster: Cluster) -> AsyncIterator[KubernetesMitigator]:
     kubeconfig = await cluster.account("writer", *WRITE)
-    async with KubernetesLever(kubeconfig, name="main") as lever:
+    async with KubernetesMitigator(kubeconfig, name="main") as lever:
         yield lever
 
 
@@ -79,7 +79,7 @@ async def annotate(cluster: Cluster, **annotations: str) -> None:
 
 
 async def test_the_whole_template_is_that_of_the_pinned_revision_again(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     """What only the newer one has is gone: container, variable, volume, labels, settings."""
     before = await cluster.deploy(2)
@@ -99,7 +99,7 @@ async def test_the_whole_template_is_that_of_the_pinned_revision_again(
     assert (kept[3].ready, kept[3].images) == (2, ("registry.invalid/app:1",))
 
 
-async def test_it_is_not_taken_back(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_it_is_not_taken_back(cluster: Cluster, lever: KubernetesMitigator) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
     preparation = await prepared(lever, await undo(cluster))
@@ -109,7 +109,7 @@ async def test_it_is_not_taken_back(cluster: Cluster, lever: KubernetesLever) ->
 
 
 async def test_preparing_changes_nothing_and_keeps_no_template(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     """Templates may hold secrets in variables, and a preparation is written to the ledger."""
     await cluster.deploy(2)
@@ -122,7 +122,7 @@ async def test_preparing_changes_nothing_and_keeps_no_template(
 
 
 async def test_there_is_no_flipping_back_to_the_revision_that_was_left(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     """Ours is seen by its annotation, anybody's by the ages of the revisions."""
     await cluster.deploy(2)
@@ -138,7 +138,7 @@ async def test_there_is_no_flipping_back_to_the_revision_that_was_left(
 
 
 async def test_a_second_or_late_application_is_refused_by_the_server(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
@@ -150,7 +150,7 @@ async def test_a_second_or_late_application_is_refused_by_the_server(
 
 
 async def test_nothing_is_gone_back_to_where_that_would_stop_all_pods_at_once(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2, strategy={"type": "Recreate"})
     await release(cluster, NEWER)
@@ -159,7 +159,7 @@ async def test_nothing_is_gone_back_to_where_that_would_stop_all_pods_at_once(
 
 
 async def test_a_release_that_forbids_it_is_not_left(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
@@ -171,19 +171,19 @@ async def test_a_release_that_forbids_it_is_not_left(
     await lever.prepare(await undo(cluster))
 
 
-async def test_an_old_release_is_not_left(cluster: Cluster, lever: KubernetesLever) -> None:
+async def test_an_old_release_is_not_left(cluster: Cluster, lever: KubernetesMitigator) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
     path = await cluster.account("later", *WRITE)
     clock = lambda: datetime.now(UTC) + timedelta(minutes=61)  # noqa: E731 - a clock
-    async with KubernetesLever(path, name="main", clock=clock) as later:
+    async with KubernetesMitigator(path, name="main", clock=clock) as later:
         with pytest.raises(BackendRefused, match="beyond 3600 s"):
             await later.prepare(await undo(cluster))
         await later.prepare(await undo(cluster, max_age_s=7200))
 
 
 async def test_only_the_revision_that_was_seen_running_is_left(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
@@ -196,7 +196,7 @@ async def test_only_the_revision_that_was_seen_running_is_left(
 
 
 async def test_only_the_revision_that_is_pinned_is_gone_back_to(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
@@ -215,7 +215,7 @@ async def test_only_the_revision_that_is_pinned_is_gone_back_to(
 
 
 async def test_a_revision_that_is_gone_when_it_is_needed_is_not_applied(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
@@ -232,7 +232,7 @@ async def test_a_revision_that_is_gone_when_it_is_needed_is_not_applied(
 
 
 async def test_a_kept_template_that_was_changed_since_is_not_applied(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)
@@ -255,7 +255,7 @@ async def test_a_kept_template_that_was_changed_since_is_not_applied(
     ],
 )
 async def test_a_deployment_that_is_not_steady_is_left_alone(
-    cluster: Cluster, lever: KubernetesLever, change: dict[str, Any], reason: str
+    cluster: Cluster, lever: KubernetesMitigator, change: dict[str, Any], reason: str
 ) -> None:
     await cluster.deploy(2)
     await release(cluster, NEWER)

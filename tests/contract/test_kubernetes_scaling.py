@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 
-from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
 from remediator.model.errors import BackendRefused
 from remediator.model.mitigation import MitigationState, Preparation
 from remediator.model.workloads import EFFECT, effect_of
@@ -39,13 +39,13 @@ async def writer(cluster: Cluster) -> Path:
 @pytest_asyncio.fixture
 async def lever(
     cluster: Cluster, writer: Path, clock: FrozenClock
-) -> AsyncIterator[KubernetesLever]:
-    async with KubernetesLever(writer, name="main", clock=clock) as lever:
+) -> AsyncIterator[KubernetesMitigator]:
+    async with KubernetesMitigator(writer, name="main", clock=clock) as lever:
         yield lever
 
 
 async def scaled(
-    cluster: Cluster, lever: KubernetesLever, replicas: int, **parameters: Any
+    cluster: Cluster, lever: KubernetesMitigator, replicas: int, **parameters: Any
 ) -> Preparation:
     plan = cluster.plan("scale", replicas=replicas, cap=20, **parameters)
     preparation = await prepared(lever, plan)
@@ -65,7 +65,7 @@ async def mark(cluster: Cluster) -> str:
 
 
 async def test_replicas_go_down_by_a_quarter_a_step_and_never_below_the_old_figure(
-    cluster: Cluster, lever: KubernetesLever, clock: FrozenClock
+    cluster: Cluster, lever: KubernetesMitigator, clock: FrozenClock
 ) -> None:
     await cluster.deploy(5)
     preparation = await scaled(cluster, lever, 10)
@@ -84,7 +84,7 @@ async def test_replicas_go_down_by_a_quarter_a_step_and_never_below_the_old_figu
 
 
 async def test_an_autoscalers_minimum_goes_down_in_steps_too(
-    cluster: Cluster, lever: KubernetesLever, clock: FrozenClock
+    cluster: Cluster, lever: KubernetesMitigator, clock: FrozenClock
 ) -> None:
     """Trap T-20: the autoscaler would override any other way."""
     await cluster.deploy(2)
@@ -98,7 +98,7 @@ async def test_an_autoscalers_minimum_goes_down_in_steps_too(
 
 
 async def test_the_share_and_the_pause_of_a_step_are_the_mitigations(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(5)
     preparation = await scaled(cluster, lever, 10, step_down=0.4, step_pause="90s")
@@ -108,7 +108,7 @@ async def test_the_share_and_the_pause_of_a_step_are_the_mitigations(
 
 
 async def test_a_step_before_its_time_waits_for_what_is_left_of_the_pause(
-    cluster: Cluster, lever: KubernetesLever, clock: FrozenClock
+    cluster: Cluster, lever: KubernetesMitigator, clock: FrozenClock
 ) -> None:
     await cluster.deploy(5)
     preparation = await scaled(cluster, lever, 10)
@@ -124,7 +124,7 @@ async def test_a_step_before_its_time_waits_for_what_is_left_of_the_pause(
 )
 async def test_a_mark_of_a_clock_that_was_far_ahead_is_not_waited_for(
     cluster: Cluster,
-    lever: KubernetesLever,
+    lever: KubernetesMitigator,
     clock: FrozenClock,
     ahead: timedelta,
     state: MitigationState,
@@ -139,7 +139,7 @@ async def test_a_mark_of_a_clock_that_was_far_ahead_is_not_waited_for(
 
 
 async def test_from_a_lowered_figure_all_is_put_back_at_once(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(5)
     preparation = await scaled(cluster, lever, 10)
@@ -151,7 +151,7 @@ async def test_from_a_lowered_figure_all_is_put_back_at_once(
 @pytest.mark.parametrize("in_steps", [True, False])
 @pytest.mark.parametrize("figure", [9, 4, 10])
 async def test_what_a_human_set_between_two_steps_is_left_alone(
-    cluster: Cluster, lever: KubernetesLever, clock: FrozenClock, figure: int, in_steps: bool
+    cluster: Cluster, lever: KubernetesMitigator, clock: FrozenClock, figure: int, in_steps: bool
 ) -> None:
     await cluster.deploy(5)
     preparation = await scaled(cluster, lever, 10)
@@ -165,7 +165,7 @@ async def test_what_a_human_set_between_two_steps_is_left_alone(
 
 
 async def test_another_change_of_ours_between_two_steps_is_left_alone(
-    cluster: Cluster, lever: KubernetesLever, clock: FrozenClock
+    cluster: Cluster, lever: KubernetesMitigator, clock: FrozenClock
 ) -> None:
     await cluster.deploy(5)
     preparation = await scaled(cluster, lever, 10)
@@ -178,7 +178,7 @@ async def test_another_change_of_ours_between_two_steps_is_left_alone(
 
 
 async def test_a_memory_limit_is_put_back_in_one_step(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     before = await cluster.deploy(2)
     plan = cluster.plan("set_memory", container="app", limit=1 << 29, cap=1 << 30)
@@ -189,13 +189,13 @@ async def test_a_memory_limit_is_put_back_in_one_step(
 
 
 async def test_a_step_whose_answer_was_lost_is_seen_and_continued_from(
-    cluster: Cluster, lever: KubernetesLever, writer: Path, clock: FrozenClock
+    cluster: Cluster, lever: KubernetesMitigator, writer: Path, clock: FrozenClock
 ) -> None:
     await cluster.deploy(5)
     preparation = await scaled(cluster, lever, 10)
     async with (
         losing(cluster, writer) as lossy,
-        KubernetesLever(lossy, name="main", clock=clock) as far,
+        KubernetesMitigator(lossy, name="main", clock=clock) as far,
     ):
         await cluster.settle()  # a conflict with a controller's write would be what is lost
         lost = await far.revert(preparation, "key", in_steps=True)
@@ -213,7 +213,7 @@ async def test_a_step_whose_answer_was_lost_is_seen_and_continued_from(
 
 
 async def test_steps_taken_at_the_same_time_are_one_step(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(5)
     preparation = await scaled(cluster, lever, 10)
@@ -249,7 +249,7 @@ async def losing(cluster: Cluster, kubeconfig: Path) -> AsyncIterator[Path]:
 
 
 async def test_a_change_of_another_kind_in_between_keeps_neither_from_being_put_back(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     before = await cluster.deploy(4)
     scale = await scaled(cluster, lever, 6)
@@ -266,7 +266,7 @@ async def test_a_change_of_another_kind_in_between_keeps_neither_from_being_put_
     assert (found["replicas"], found["template"]) == (4, before["spec"]["template"])
 
 
-async def raised(cluster: Cluster, lever: KubernetesLever, key: str) -> Preparation:
+async def raised(cluster: Cluster, lever: KubernetesMitigator, key: str) -> Preparation:
     plan = cluster.plan("set_memory", container="app", limit=1 << 29, cap=1 << 30)
     preparation = await prepared(lever, plan)
     assert (await lever.apply(preparation, key)).state is APPLIED
@@ -288,7 +288,7 @@ def template_of(**container: Any) -> dict[str, Any]:
     ids=["paused", "release", "restart", "figure"],
 )
 async def test_memory_is_not_put_back_under_somebody_who_works_on_the_deployment(
-    cluster: Cluster, lever: KubernetesLever, spec: dict[str, Any], reason: str
+    cluster: Cluster, lever: KubernetesMitigator, spec: dict[str, Any], reason: str
 ) -> None:
     await cluster.deploy(2)
     preparation = await raised(cluster, lever, "key")
@@ -301,7 +301,7 @@ async def test_memory_is_not_put_back_under_somebody_who_works_on_the_deployment
 
 
 async def test_a_rollout_of_ours_that_is_stuck_is_put_back(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     """Nobody plays the kubelet: the new pods never run, which is why it has to be put back."""
     before = await cluster.deploy(2)
@@ -311,7 +311,7 @@ async def test_a_rollout_of_ours_that_is_stuck_is_put_back(
 
 
 async def test_without_knowing_the_template_a_rollout_in_progress_is_left_alone(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     """As a preparation of an earlier version of ours is."""
     await cluster.deploy(2)
@@ -326,7 +326,7 @@ async def test_without_knowing_the_template_a_rollout_in_progress_is_left_alone(
 
 @pytest.mark.parametrize("scaler", [False, True], ids=["deployment", "autoscaler"])
 async def test_a_figure_that_somebody_set_again_to_the_same_is_theirs(
-    cluster: Cluster, lever: KubernetesLever, *, scaler: bool
+    cluster: Cluster, lever: KubernetesMitigator, *, scaler: bool
 ) -> None:
     await cluster.deploy(2)
     where, field = (APPS, "deployments", "orders"), "replicas"
@@ -342,7 +342,7 @@ async def test_a_figure_that_somebody_set_again_to_the_same_is_theirs(
 
 
 async def test_a_figure_that_somebody_set_before_us_is_put_back(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await cluster.patch(APPS, "deployments", "orders", {"spec": {"replicas": 3}})
@@ -357,10 +357,10 @@ async def test_a_figure_that_somebody_set_before_us_is_put_back(
 
 
 @pytest_asyncio.fixture
-async def seeing(cluster: Cluster) -> AsyncIterator[KubernetesLever]:
+async def seeing(cluster: Cluster) -> AsyncIterator[KubernetesMitigator]:
     """A lever whose account may also list quotas."""
     kubeconfig = await cluster.account("seeing", *WRITE, QUOTAS)
-    async with KubernetesLever(kubeconfig, name="main") as lever:
+    async with KubernetesMitigator(kubeconfig, name="main") as lever:
         yield lever
 
 
@@ -375,7 +375,7 @@ async def seeing(cluster: Cluster) -> AsyncIterator[KubernetesLever]:
     ],
 )
 async def test_what_a_quota_leaves_no_room_for_is_refused_with_the_figures(
-    cluster: Cluster, seeing: KubernetesLever, hard: dict[str, str], figures: str
+    cluster: Cluster, seeing: KubernetesMitigator, hard: dict[str, str], figures: str
 ) -> None:
     await cluster.deploy(2)
     await cluster.quota(hard)
@@ -393,7 +393,7 @@ async def test_what_a_quota_leaves_no_room_for_is_refused_with_the_figures(
     ],
 )
 async def test_a_quota_that_is_too_small_for_the_larger_pods_is_said_before_any_is_lost(
-    cluster: Cluster, seeing: KubernetesLever, hard: dict[str, str], figures: str
+    cluster: Cluster, seeing: KubernetesMitigator, hard: dict[str, str], figures: str
 ) -> None:
     """Twice the limit: two pods that grow by 256 MiB each, and one old one beside them."""
     await cluster.deploy(2)
@@ -404,7 +404,7 @@ async def test_a_quota_that_is_too_small_for_the_larger_pods_is_said_before_any_
 
 
 async def test_what_a_quota_leaves_room_for_gets_its_memory(
-    cluster: Cluster, seeing: KubernetesLever
+    cluster: Cluster, seeing: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await cluster.quota({"pods": "3", "limits.memory": "1280Mi", "requests.memory": "384Mi"})
@@ -414,7 +414,7 @@ async def test_what_a_quota_leaves_room_for_gets_its_memory(
 
 
 async def test_what_a_quota_leaves_room_for_is_scaled(
-    cluster: Cluster, seeing: KubernetesLever
+    cluster: Cluster, seeing: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await cluster.quota({"pods": "4", "limits.memory": "1Gi", "requests.memory": "512Mi"})
@@ -423,7 +423,7 @@ async def test_what_a_quota_leaves_room_for_is_scaled(
 
 
 async def test_a_quota_holds_for_what_the_autoscaler_would_add(
-    cluster: Cluster, seeing: KubernetesLever
+    cluster: Cluster, seeing: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await cluster.autoscaler(minimum=1, maximum=6)
@@ -433,7 +433,7 @@ async def test_a_quota_holds_for_what_the_autoscaler_would_add(
 
 
 async def test_without_the_right_to_list_quotas_it_goes_on_and_says_so(
-    cluster: Cluster, lever: KubernetesLever
+    cluster: Cluster, lever: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await cluster.quota({"pods": "2"})
@@ -442,7 +442,7 @@ async def test_without_the_right_to_list_quotas_it_goes_on_and_says_so(
 
 
 async def test_a_quota_with_scopes_is_not_counted_and_that_is_said(
-    cluster: Cluster, seeing: KubernetesLever
+    cluster: Cluster, seeing: KubernetesMitigator
 ) -> None:
     await cluster.deploy(2)
     await cluster.quota({"pods": "0"}, "scoped", "BestEffort")

@@ -21,11 +21,11 @@ from remediator.model.mitigation import (
     Preparation,
 )
 from remediator.model.transition import Settlement, Transition
-from remediator.remediation.step import Levers
+from remediator.remediation.step import Mitigators
 from remediator.store import Store
 from remediator.store.database import open_database
 from remediator.store.ledger import Ledger
-from remediator.testing import World, WorldLever, items
+from remediator.testing import World, WorldMitigator, items
 from tests.store_fixtures import (
     WIDE,
     Bench,
@@ -96,7 +96,7 @@ async def test_nothing_is_reserved_once_the_alert_has_resolved(bench: Bench) -> 
     assert (decision.effect, decision.code) == (Effect.DENY, "resolved")
 
 
-class Greedy(WorldLever):
+class Greedy(WorldMitigator):
     """Prepares more than was proposed."""
 
     async def prepare(self, mitigation: Mitigation) -> Preparation:
@@ -109,7 +109,7 @@ class Greedy(WorldLever):
 async def test_nothing_is_changed_that_was_not_proposed(open_bench: OpenBench) -> None:
     world = World(things={"lamp"})
     async with open_bench(world) as bench:
-        levers = Levers({("world", "world-of-orders"): (Greedy(world),)})
+        levers = Mitigators({("world", "world-of-orders"): (Greedy(world),)})
         bench.around = replace(bench.around, levers=levers)
         await bench.receive(bench.alert())
         await bench.settle(30)

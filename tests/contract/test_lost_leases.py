@@ -27,13 +27,13 @@ from remediator.model.target import Mode, Target
 from remediator.model.transition import Claim
 from remediator.notify.sender import LogNotifier
 from remediator.remediation.call import SETTLE_TIME, pull
-from remediator.remediation.step import Levers
+from remediator.remediation.step import Mitigators
 from remediator.service.metrics import Telemetry, Watching
 from remediator.service.worker import Doorbell, Worker
 from remediator.store import tables as t
 from remediator.store.incidents import Queue
 from remediator.store.ledger import LATEST
-from remediator.testing import World, WorldLever, items
+from remediator.testing import World, WorldMitigator, items
 from tests.postgres_fixtures import eventually
 from tests.store_fixtures import Bench, OpenBench, nothing
 
@@ -41,7 +41,7 @@ LEASE = timedelta(seconds=2)
 
 
 @dataclass
-class Slow(WorldLever):
+class Slow(WorldMitigator):
     """Takes its time before it changes anything."""
 
     seconds: float
@@ -132,7 +132,7 @@ class Unrenewed(Queue):
 
 @contextlib.asynccontextmanager
 async def _working(bench: Bench, lever: Slow, queue: Queue) -> AsyncIterator[Worker]:
-    levers = Levers({("world", "world-of-orders"): (lever,)})
+    levers = Mitigators({("world", "world-of-orders"): (lever,)})
     store = replace(bench.store, queue=queue)
     around = replace(bench.around, levers=levers)
     watching = Watching(Telemetry())

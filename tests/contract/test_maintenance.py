@@ -32,7 +32,7 @@ from remediator.model.transition import Claim
 from remediator.model.verdict import Assessment
 from remediator.remediation.limits import judge
 from remediator.remediation.pipeline import take_step
-from remediator.remediation.step import Work
+from remediator.remediation.step import StepContext
 from remediator.testing import World, items
 from tests.store_fixtures import WIDE, Bench, OpenBench, a_service, resolved
 
@@ -65,11 +65,11 @@ def _waits(incident: Any) -> list[str]:
     return [e.reason for e in incident.timeline if e.event == "waiting: maintenance"]
 
 
-def _works(bench: Bench, claim: Claim) -> Work:
+def _works(bench: Bench, claim: Claim) -> StepContext:
     service = bench.around.catalogue.service(claim.incident.system, claim.incident.service)
     assert service is not None
     playbook = bench.around.playbooks.build("SwitchOff", {})
-    return Work(bench.around, claim, service, service.playbooks["SwitchOff"], playbook, 0.0)
+    return StepContext(bench.around, claim, service, service.playbooks["SwitchOff"], playbook, 0.0)
 
 
 # --- an alert in a window ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""MigrationLever, HttpMigrations and HttpAdmin keep their contracts on a real server."""
+"""MigrationMitigator, HttpMigrations and HttpAdmin keep their contracts on a real server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from remediator.backends.http.breakers import HttpBreakers
 from remediator.backends.http.client import HttpEndpoint
-from remediator.backends.http.migrations import HttpAdmin, HttpMigrations, MigrationLever
+from remediator.backends.http.migrations import HttpAdmin, HttpMigrations, MigrationMitigator
 from remediator.model.errors import BackendRefused, BackendUnavailable
 from remediator.model.finding import SenseState
 from remediator.model.mitigation import Item, Mitigation, MitigationState, Preparation
@@ -44,10 +44,10 @@ def reader_of(service: BreakerService) -> HttpMigrations:
 @asynccontextmanager
 async def lever_with(
     *, token: str = WRITER, **percentages: float
-) -> AsyncIterator[tuple[BreakerService, MigrationLever]]:
+) -> AsyncIterator[tuple[BreakerService, MigrationMitigator]]:
     async with breaker_service() as service:
         service.migrations = dict(percentages)
-        async with MigrationLever(service.url, name="http pay", token=token) as lever:
+        async with MigrationMitigator(service.url, name="http pay", token=token) as lever:
             yield service, lever
 
 
@@ -201,7 +201,7 @@ async def test_after_five_seconds_no_further_pair_is_begun() -> None:
             return 3.0 * len(service.moved)
 
         token = {"name": "http pay", "token": WRITER}
-        async with MigrationLever(service.url, **token, clock=clock) as lever:
+        async with MigrationMitigator(service.url, **token, clock=clock) as lever:
             preparation = await lever.prepare(stop_of("a", "b", "c", "d"))
             outcome = await lever.apply(preparation, "key")
     assert [item.state for item in outcome.items] == [APPLIED, APPLIED, NOT_APPLIED, NOT_APPLIED]
@@ -344,7 +344,7 @@ async def test_readers_token_cannot_change_anything_and_is_not_told() -> None:
 async def test_service_that_is_down_is_unavailable_and_nothing_is_sent() -> None:
     async with breaker_service() as service:
         pass
-    async with MigrationLever(service.url, name="http pay", token=WRITER) as lever:
+    async with MigrationMitigator(service.url, name="http pay", token=WRITER) as lever:
         with pytest.raises(BackendUnavailable):
             await lever.prepare(stop_of("BTCUSDT"))
         assert (await lever.probe()).state is SenseState.IMPAIRED

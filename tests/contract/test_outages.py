@@ -17,10 +17,10 @@ from remediator.model.mitigation import MitigationState
 from remediator.model.transition import Claim
 from remediator.model.verdict import Assessment, Sample, Verdict, Verification
 from remediator.remediation.pipeline import take_step
-from remediator.remediation.step import Levers
+from remediator.remediation.step import Mitigators
 from remediator.remediation.verify import verdict
 from remediator.store import tables as t
-from remediator.store.expirations import Obligation
+from remediator.store.expirations import PendingRevert
 from remediator.store.ledger import LATEST
 from remediator.testing import World
 from tests.store_fixtures import Bench, OpenBench, a_service, resolved
@@ -162,7 +162,7 @@ async def test_a_call_has_the_time_to_land_when_its_writer_was_taken_away(
     async with open_bench(World(things={"lamp"}, lose_answers=1)) as bench:
         await bench.receive(bench.alert())
         await bench.settle()
-        object.__setattr__(bench.around, "levers", Levers({}))
+        object.__setattr__(bench.around, "levers", Mitigators({}))
         incident = await _landed(bench)
         assert incident.mitigations[0].state is MitigationState.UNKNOWN
         assert "no writer configured" in incident.reason
@@ -272,7 +272,7 @@ async def test_what_cannot_be_read_is_not_closed_while_somebody_triages(
         async def claim() -> None:
             assert (await one.claim() if what == "incident" else await owed()) == []
 
-        async def owed() -> list[Obligation]:
+        async def owed() -> list[PendingRevert]:
             return await one.store.obligations.claim(1)
 
         await one.store.database.write(spoil)

@@ -1,4 +1,4 @@
-"""PostgresLever keeps the contract of ``ports.Lever`` on a real server."""
+"""PostgresMitigator keeps the contract of ``ports.Mitigator`` on a real server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.mitigator import PostgresMitigator
 from remediator.backends.postgres.reader import PostgresReader
 from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions
 from remediator.model.connections import Session
@@ -28,8 +28,8 @@ MARKERS = {"end_sessions": "state_change", "cancel_queries": "query_start"}
 
 
 @pytest_asyncio.fixture
-async def lever(scene: Scene) -> AsyncIterator[PostgresLever]:
-    async with PostgresLever(scene.dsn_as("lever"), name="orders-db") as lever:
+async def lever(scene: Scene) -> AsyncIterator[PostgresMitigator]:
+    async with PostgresMitigator(scene.dsn_as("lever"), name="orders-db") as lever:
         yield lever
 
 
@@ -69,7 +69,7 @@ async def gone(scene: Scene, connection: Connection) -> bool:
     return not await scene.is_(connection.get_server_pid())
 
 
-async def test_leak_is_ended_and_its_victim_goes_on(scene: Scene, lever: PostgresLever) -> None:
+async def test_leak_is_ended_and_its_victim_goes_on(scene: Scene, lever: PostgresMitigator) -> None:
     leak = await scene.leak()
     victim = await scene.victim()
     preparation = await lever.prepare(await plan(scene, "end_sessions", [leak]))
@@ -80,7 +80,7 @@ async def test_leak_is_ended_and_its_victim_goes_on(scene: Scene, lever: Postgre
 
 
 async def test_prepare_changes_nothing_and_shows_what_it_saw(
-    scene: Scene, lever: PostgresLever
+    scene: Scene, lever: PostgresMitigator
 ) -> None:
     leak = await scene.leak()
     mitigation = await plan(scene, "end_sessions", [leak])
@@ -92,7 +92,7 @@ async def test_prepare_changes_nothing_and_shows_what_it_saw(
 
 
 async def test_query_is_cancelled_and_its_session_lives_on(
-    scene: Scene, lever: PostgresLever
+    scene: Scene, lever: PostgresMitigator
 ) -> None:
     busy = await scene.busy()
     preparation = await lever.prepare(await plan(scene, "cancel_queries", [busy]))
@@ -102,7 +102,7 @@ async def test_query_is_cancelled_and_its_session_lives_on(
 
 
 async def test_query_that_cannot_be_cancelled_is_told_and_then_ended(
-    scene: Scene, lever: PostgresLever
+    scene: Scene, lever: PostgresMitigator
 ) -> None:
     busy = await scene.deaf()
     mitigation = await plan(scene, "cancel_queries", [busy])
@@ -118,7 +118,7 @@ async def test_query_that_cannot_be_cancelled_is_told_and_then_ended(
 
 
 async def test_session_that_moved_on_between_prepare_and_apply_lives(
-    scene: Scene, lever: PostgresLever
+    scene: Scene, lever: PostgresMitigator
 ) -> None:
     leak = await scene.leak()
     preparation = await lever.prepare(await plan(scene, "end_sessions", [leak]))
@@ -129,7 +129,7 @@ async def test_session_that_moved_on_between_prepare_and_apply_lives(
     assert not await gone(scene, leak)
 
 
-async def test_committed_session_lives(scene: Scene, lever: PostgresLever) -> None:
+async def test_committed_session_lives(scene: Scene, lever: PostgresMitigator) -> None:
     leak = await scene.leak()
     preparation = await lever.prepare(await plan(scene, "end_sessions", [leak]))
     await leak.execute("COMMIT")
@@ -138,7 +138,7 @@ async def test_committed_session_lives(scene: Scene, lever: PostgresLever) -> No
     assert not await gone(scene, leak)
 
 
-async def test_session_with_a_reused_pid_lives(scene: Scene, lever: PostgresLever) -> None:
+async def test_session_with_a_reused_pid_lives(scene: Scene, lever: PostgresMitigator) -> None:
     """T-10: a pid may be another's by the time of the kill."""
     leak = await scene.leak()
     mitigation = await plan(scene, "end_sessions", [leak])
@@ -153,7 +153,7 @@ async def test_session_with_a_reused_pid_lives(scene: Scene, lever: PostgresLeve
 
 
 async def test_next_query_of_the_same_session_is_not_cancelled(
-    scene: Scene, lever: PostgresLever
+    scene: Scene, lever: PostgresMitigator
 ) -> None:
     busy = await scene.busy()
     preparation = await lever.prepare(await plan(scene, "cancel_queries", [busy]))
@@ -173,7 +173,7 @@ async def scene_cancel(scene: Scene, connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("kind", ["cancel_queries", "end_queries"])
-async def test_waiting_victim_is_refused(scene: Scene, lever: PostgresLever, kind: str) -> None:
+async def test_waiting_victim_is_refused(scene: Scene, lever: PostgresMitigator, kind: str) -> None:
     leak = await scene.leak()
     victim = await scene.victim()
     with pytest.raises(BackendRefused, match=f"waits for pid {leak.get_server_pid()}"):
@@ -181,7 +181,7 @@ async def test_waiting_victim_is_refused(scene: Scene, lever: PostgresLever, kin
 
 
 async def test_victim_that_began_to_wait_after_prepare_lives(
-    scene: Scene, lever: PostgresLever
+    scene: Scene, lever: PostgresMitigator
 ) -> None:
     await scene.leak()
     victim = await scene.victim()
@@ -194,7 +194,7 @@ async def test_victim_that_began_to_wait_after_prepare_lives(
 
 @pytest.mark.parametrize("application", ["pg_dump", "remediator"])
 async def test_dump_and_our_own_sessions_are_refused_and_live(
-    scene: Scene, lever: PostgresLever, application: str
+    scene: Scene, lever: PostgresMitigator, application: str
 ) -> None:
     leak = await scene.leak(application="orders")
     mitigation = await plan(scene, "end_sessions", [leak])
@@ -219,13 +219,13 @@ async def test_dump_and_our_own_sessions_are_refused_and_live(
     assert not await gone(scene, leak)
 
 
-async def test_too_young_is_refused(scene: Scene, lever: PostgresLever) -> None:
+async def test_too_young_is_refused(scene: Scene, lever: PostgresMitigator) -> None:
     leak = await scene.leak()
     with pytest.raises(BackendRefused, match="for less than 60 s"):
         await lever.prepare(await plan(scene, "end_sessions", [leak], min_age_s=60))
 
 
-async def test_prepare_keeps_what_still_holds(scene: Scene, lever: PostgresLever) -> None:
+async def test_prepare_keeps_what_still_holds(scene: Scene, lever: PostgresMitigator) -> None:
     kept, left = await scene.leak(1), await scene.leak(2)
     mitigation = await plan(scene, "end_sessions", [kept, left])
     await left.execute("COMMIT")
@@ -237,7 +237,7 @@ async def test_prepare_keeps_what_still_holds(scene: Scene, lever: PostgresLever
 
 
 async def test_some_applied_and_some_not_is_applied_with_each_told(
-    scene: Scene, lever: PostgresLever
+    scene: Scene, lever: PostgresMitigator
 ) -> None:
     ended, moved = await scene.leak(1), await scene.leak(2)
     preparation = await lever.prepare(await plan(scene, "end_sessions", [moved, ended]))
@@ -250,7 +250,7 @@ async def test_some_applied_and_some_not_is_applied_with_each_told(
     ]
 
 
-async def test_nothing_left_is_refused(scene: Scene, lever: PostgresLever) -> None:
+async def test_nothing_left_is_refused(scene: Scene, lever: PostgresMitigator) -> None:
     leak = await scene.leak()
     mitigation = await plan(scene, "end_sessions", [leak])
     await leak.close()
@@ -259,7 +259,7 @@ async def test_nothing_left_is_refused(scene: Scene, lever: PostgresLever) -> No
         await lever.prepare(mitigation)
 
 
-async def test_more_items_than_allowed_are_refused(scene: Scene, lever: PostgresLever) -> None:
+async def test_more_items_than_allowed_are_refused(scene: Scene, lever: PostgresMitigator) -> None:
     leaks = [await scene.leak(1), await scene.leak(2)]
     mitigation = await plan(scene, "end_sessions", leaks, max_items=1)
     with pytest.raises(BackendRefused, match="1 to 1 allowed"):
@@ -280,7 +280,7 @@ async def test_more_items_than_allowed_are_refused(scene: Scene, lever: Postgres
     ],
 )
 async def test_unclear_plan_is_refused(
-    scene: Scene, lever: PostgresLever, change: dict[str, object]
+    scene: Scene, lever: PostgresMitigator, change: dict[str, object]
 ) -> None:
     leak = await scene.leak()
     mitigation = (await plan(scene, "end_sessions", [leak])).model_copy(update=change)
@@ -292,7 +292,7 @@ async def test_unclear_plan_is_refused(
 
 async def test_role_without_the_right_to_signal_is_refused(scene: Scene) -> None:
     leak = await scene.leak()
-    async with PostgresLever(scene.dsn_as("reader"), name="orders-db") as lever:
+    async with PostgresMitigator(scene.dsn_as("reader"), name="orders-db") as lever:
         mitigation = await plan(scene, "end_sessions", [leak])
         with pytest.raises(BackendRefused, match="GRANT pg_signal_backend"):
             await lever.prepare(mitigation)
@@ -302,10 +302,10 @@ async def test_role_without_the_right_to_signal_is_refused(scene: Scene) -> None
     assert not await gone(scene, leak)
 
 
-async def test_probe_says_which_right_is_missing(scene: Scene, lever: PostgresLever) -> None:
+async def test_probe_says_which_right_is_missing(scene: Scene, lever: PostgresMitigator) -> None:
     assert (await lever.probe()).state is SenseState.OK
     for role, right in (("reader", "pg_signal_backend"), ("blind", "pg_monitor")):
-        async with PostgresLever(scene.dsn_as(role)) as other:
+        async with PostgresMitigator(scene.dsn_as(role)) as other:
             sense = await other.probe()
         assert sense.state is SenseState.IMPAIRED
         assert f"GRANT {right} TO {role}_" in sense.reason
@@ -313,7 +313,7 @@ async def test_probe_says_which_right_is_missing(scene: Scene, lever: PostgresLe
 
 async def test_role_that_sees_nothing_is_refused(scene: Scene) -> None:
     leak = await scene.leak()
-    async with PostgresLever(scene.dsn_as("blind")) as lever:
+    async with PostgresMitigator(scene.dsn_as("blind")) as lever:
         mitigation = await plan(scene, "end_sessions", [leak])
         with pytest.raises(BackendRefused, match="GRANT pg_monitor"):
             await lever.prepare(mitigation)
@@ -322,7 +322,7 @@ async def test_role_that_sees_nothing_is_refused(scene: Scene) -> None:
 
 
 async def test_superusers_session_is_refused_even_when_named(
-    scene: Scene, lever: PostgresLever
+    scene: Scene, lever: PostgresMitigator
 ) -> None:
     superuser = await scene.connect_to(scene.dsn, "orders")
     await superuser.execute("BEGIN")
@@ -345,7 +345,7 @@ async def test_superusers_session_is_refused_even_when_named(
     assert not await gone(scene, superuser)
 
 
-async def test_observe_tells_before_from_after(scene: Scene, lever: PostgresLever) -> None:
+async def test_observe_tells_before_from_after(scene: Scene, lever: PostgresMitigator) -> None:
     leak = await scene.leak()
     preparation = await lever.prepare(await plan(scene, "end_sessions", [leak]))
     assert (await lever.observe(preparation, "key")).state is MitigationState.NOT_APPLIED
@@ -357,7 +357,7 @@ async def test_who_was_held_up_signals_nobody_any_more(scene: Scene) -> None:
     leaks = [await scene.leak(n) for n in (1, 2, 3)]
     seconds = count(step=2.0)  # so that all but the first come too late
     dsn = scene.dsn_as("lever")
-    async with PostgresLever(dsn, clock=lambda: next(seconds)) as lever:
+    async with PostgresMitigator(dsn, clock=lambda: next(seconds)) as lever:
         preparation = await lever.prepare(await plan(scene, "end_sessions", leaks))
         outcome = await lever.apply(preparation, "key")
     assert outcome.state is MitigationState.APPLIED
@@ -370,14 +370,14 @@ async def test_who_was_held_up_signals_nobody_any_more(scene: Scene) -> None:
     assert [await gone(scene, leak) for leak in leaks] == [True, False, False]
 
 
-async def test_second_apply_touches_nothing(scene: Scene, lever: PostgresLever) -> None:
+async def test_second_apply_touches_nothing(scene: Scene, lever: PostgresMitigator) -> None:
     leak = await scene.leak()
     preparation = await lever.prepare(await plan(scene, "end_sessions", [leak]))
     await lever.apply(preparation, "key")
     assert (await lever.apply(preparation, "key")).state is MitigationState.NOT_APPLIED
 
 
-async def test_revert_is_refused(scene: Scene, lever: PostgresLever) -> None:
+async def test_revert_is_refused(scene: Scene, lever: PostgresMitigator) -> None:
     preparation = Preparation(mitigation=await plan(scene, "end_sessions", [await scene.leak()]))
     with pytest.raises(BackendRefused, match="cannot be taken back"):
         await lever.revert(preparation, "key")
@@ -448,7 +448,7 @@ async def proxied(dsn: str) -> AsyncIterator[tuple[Proxy, str]]:
 
 async def test_lost_answer_is_unknown_until_observed_as_applied(scene: Scene) -> None:
     leak = await scene.leak()
-    async with proxied(scene.dsn_as("lever")) as (proxy, dsn), PostgresLever(dsn) as lever:
+    async with proxied(scene.dsn_as("lever")) as (proxy, dsn), PostgresMitigator(dsn) as lever:
         preparation = await lever.prepare(await plan(scene, "end_sessions", [leak]))
         proxy.marker, proxy.after = b"pg_terminate_backend", 1  # the execution passes
         outcome = await lever.apply(preparation, "key")
@@ -463,7 +463,7 @@ async def test_lost_answer_is_unknown_until_observed_as_applied(scene: Scene) ->
 
 async def test_lost_request_is_unknown_until_observed_as_not_applied(scene: Scene) -> None:
     leaks = [await scene.leak(1), await scene.leak(2)]
-    async with proxied(scene.dsn_as("lever")) as (proxy, dsn), PostgresLever(dsn) as lever:
+    async with proxied(scene.dsn_as("lever")) as (proxy, dsn), PostgresMitigator(dsn) as lever:
         preparation = await lever.prepare(await plan(scene, "end_sessions", leaks))
         proxy.marker = b"pg_terminate_backend"  # the statement is parsed, never executed
         outcome = await lever.apply(preparation, "key")
@@ -484,7 +484,7 @@ async def test_server_that_is_gone_before_the_signal_is_not_applied() -> None:
         scene = Scene(await server.create_database("orders"))
         await scene.build()
         leak = await scene.leak()
-        async with PostgresLever(scene.dsn_as("lever"), name="orders-db") as lever:
+        async with PostgresMitigator(scene.dsn_as("lever"), name="orders-db") as lever:
             mitigation = await plan(scene, "end_sessions", [leak])
             preparation = await lever.prepare(mitigation)
             await server.stop()
@@ -507,7 +507,7 @@ async def test_full_server_can_still_be_relieved() -> None:
         await scene.build()
         leak = await scene.leak()
         mitigation = await plan(scene, "end_sessions", [leak])
-        async with PostgresLever(scene.dsn_as("lever"), name="orders-db") as lever:
+        async with PostgresMitigator(scene.dsn_as("lever"), name="orders-db") as lever:
             await scene.fill()
             outcome = await lever.apply(await lever.prepare(mitigation), "key")
             assert outcome.state is MitigationState.APPLIED

@@ -1,4 +1,4 @@
-"""RedisReader and RedisLever keep their contracts on a real server."""
+"""RedisReader and RedisMitigator keep their contracts on a real server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from remediator.backends.redis.mitigator import RedisLever
+from remediator.backends.redis.mitigator import RedisMitigator
 from remediator.backends.redis.reader import RedisReader
 from remediator.model.errors import BackendRefused, BackendUnavailable, ConfigError
 from remediator.model.finding import SenseState
@@ -36,8 +36,8 @@ def removal_of(prefix: str, **parameters: Any) -> Mitigation:
 
 
 @asynccontextmanager
-async def lever_for(url: str, *prefixes: str) -> AsyncIterator[RedisLever]:
-    async with RedisLever(url, prefixes=prefixes or ("cache:",), name="redis cache") as lever:
+async def lever_for(url: str, *prefixes: str) -> AsyncIterator[RedisMitigator]:
+    async with RedisMitigator(url, prefixes=prefixes or ("cache:",), name="redis cache") as lever:
         yield lever
 
 
@@ -47,7 +47,7 @@ async def reader_for(url: str) -> AsyncIterator[RedisReader]:
         yield reader
 
 
-async def removed(lever: RedisLever, mitigation: Mitigation) -> Outcome:
+async def removed(lever: RedisMitigator, mitigation: Mitigation) -> Outcome:
     return await lever.apply(await lever.prepare(mitigation), "key")
 
 
@@ -376,7 +376,7 @@ async def test_a_removal_that_was_held_up_removes_nothing_further(
     await redis_scene.fill()
     passed = count(step=seconds)
     url, prefixes = redis_scene.url, ["cache:"]
-    async with RedisLever(url, prefixes=prefixes, clock=lambda: next(passed)) as lever:
+    async with RedisMitigator(url, prefixes=prefixes, clock=lambda: next(passed)) as lever:
         preparation = await lever.prepare(removal_of("cache:"))
         outcome = await lever.apply(preparation, "key")
     made = MitigationState.APPLIED if gone else MitigationState.NOT_APPLIED

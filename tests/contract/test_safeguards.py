@@ -28,8 +28,8 @@ from remediator.model.verdict import Assessment
 from remediator.playbook.base import Context, Findings, alertnames
 from remediator.playbook.loader import PlaybookSet
 from remediator.remediation.pipeline import take_step
-from remediator.remediation.step import Levers
-from remediator.testing import World, WorldLever
+from remediator.remediation.step import Mitigators
+from remediator.testing import World, WorldMitigator
 from tests.store_fixtures import Bench, OpenBench, SwitchOff, ThingsOn, a_service, resolved
 
 HOUR = timedelta(hours=1)
@@ -61,7 +61,7 @@ class Heal(Change):
     matches = (alertnames("Heal"),)
 
 
-class NotingLever(WorldLever):
+class NotingMitigator(WorldMitigator):
     """Says of every change what the bounds count."""
 
     kinds = Change.levers
@@ -79,7 +79,7 @@ class NotingLever(WorldLever):
 @contextlib.asynccontextmanager
 async def changing(
     open_bench: OpenBench, *, undo: bool = False, mode: Mode = Mode.AUTO, **kinds: str
-) -> AsyncIterator[tuple[Bench, NotingLever]]:
+) -> AsyncIterator[tuple[Bench, NotingMitigator]]:
     """A service with the playbooks ``kinds``, each with the kind of change it makes."""
     enabled = {
         name: EnabledPlaybook(name=name, modes=dict.fromkeys(Risk, mode), parameters={"kind": kind})
@@ -87,8 +87,8 @@ async def changing(
     }
     service = a_service().model_copy(update={"playbooks": enabled})
     async with open_bench(services=[service]) as bench:
-        lever = NotingLever(bench.world, undo=undo)
-        levers = Levers({("world", "world-of-orders"): (lever,)})
+        lever = NotingMitigator(bench.world, undo=undo)
+        levers = Mitigators({("world", "world-of-orders"): (lever,)})
         playbooks = PlaybookSet([Change, Heal])
         bench.around = replace(bench.around, levers=levers, playbooks=playbooks)
         yield bench, lever

@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from remediator.model.errors import ConfigError
-from remediator.model.events import Happening, LiveEvent
+from remediator.model.events import EventType, LiveEvent
 from remediator.service.replicas.duplicates import shared_repeats
 from remediator.service.replicas.pubsub import SharedEvents, shared_events
 from remediator.service.replicas.ratelimit import Admission
@@ -175,7 +175,7 @@ async def test_when_redis_dies_each_process_admits_so_much_for_itself(
 
 
 def an_event(what: str) -> LiveEvent:
-    return LiveEvent(kind=Happening.OPENED, id=what, at=FrozenClock().now)
+    return LiveEvent(kind=EventType.OPENED, id=what, at=FrozenClock().now)
 
 
 @contextlib.asynccontextmanager

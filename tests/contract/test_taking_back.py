@@ -13,7 +13,7 @@ from remediator.model.incident import IncidentOutcome, IncidentState, Phase
 from remediator.model.mitigation import MitigationState
 from remediator.model.verdict import Assessment
 from remediator.remediation.expire import UNSTABLE
-from remediator.remediation.step import Levers
+from remediator.remediation.step import Mitigators
 from remediator.store import tables as t
 from remediator.store.ledger import insert_entry
 from remediator.testing import World
@@ -268,7 +268,7 @@ async def test_a_writer_that_is_missing_for_a_while_does_not_give_a_change_up(
     async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
         await _mitigated_for_ten_minutes(bench)
         levers = bench.around.levers
-        object.__setattr__(bench.around, "levers", Levers({}))
+        object.__setattr__(bench.around, "levers", Mitigators({}))
         await bench.settle(700)
         assert (await bench.incident()).outcome is IncidentOutcome.MITIGATED
         object.__setattr__(bench.around, "levers", levers)
@@ -280,7 +280,7 @@ async def test_a_writer_that_stays_missing_is_a_humans_in_the_end(open_bench: Op
     services = [a_service(parameters={"hold": "10m"})]
     async with open_bench(World(things={"lamp"}), services, undo=True) as bench:
         await _mitigated_for_ten_minutes(bench)
-        object.__setattr__(bench.around, "levers", Levers({}))
+        object.__setattr__(bench.around, "levers", Mitigators({}))
         await bench.settle(1300)
         incident = await bench.incident()
         assert incident.outcome is IncidentOutcome.ESCALATED

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from playbooks.pool_exhausted import PoolExhausted, PoolParameters
-from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.mitigator import PostgresMitigator
 from remediator.backends.postgres.reader import PostgresReader
 from remediator.cli.demo.postgres import EmbeddedPostgres, ServerOptions
 from remediator.model.mitigation import Item, Mitigation, MitigationState, Preparation, Proposal
@@ -76,7 +76,7 @@ class Careful:
         """Do what the service does in mode auto: make what is proposed and asks nobody."""
         async with (
             PostgresReader(self.scene.dsn_as("reader"), name="database") as reader,
-            PostgresLever(self.scene.dsn_as("lever"), name="database") as lever,
+            PostgresMitigator(self.scene.dsn_as("lever"), name="database") as lever,
         ):
             for _ in range(ROUNDS):
                 proposal = await self._proposed(playbook, reader, admin, parameters)
@@ -117,7 +117,7 @@ class Careful:
         async with PostgresReader(self.scene.dsn_as("reader")) as reader:
             listed = await reader.sessions(app_roles=(self.scene.app,))
         session = next(s for s in listed if s.pid == pid)
-        async with PostgresLever(self.scene.dsn_as("lever")) as lever:
+        async with PostgresMitigator(self.scene.dsn_as("lever")) as lever:
             for kind in ("end_sessions", "cancel_queries", "end_queries"):
                 marker = "state_change" if kind == "end_sessions" else "query_start"
                 since: datetime = getattr(session, marker)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from remediator.backends.redis.mitigator import RedisLever
+from remediator.backends.redis.mitigator import RedisMitigator
 from remediator.backends.redis.reader import RedisReader
 from remediator.model.mitigation import MitigationState
 from tests.postgres_fixtures import eventually
@@ -102,7 +102,7 @@ async def acted(scene: RedisScene) -> tuple[str, list[str]]:
 async def _act(scene: RedisScene) -> str:
     reader = RedisReader(await scene.user("watcher", *READER), name="cache")
     writer = await scene.user("writer", *WRITER)
-    async with reader, RedisLever(writer, prefixes=("cache:",), name="cache") as lever:
+    async with reader, RedisMitigator(writer, prefixes=("cache:",), name="cache") as lever:
         slow = Slow(database=None, workload=None, cache=reader)
         slow.parameters = {"cache_gap": "500ms", "cache_full": 0.8}
         proposal = await slow.proposed()

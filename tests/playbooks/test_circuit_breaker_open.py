@@ -12,15 +12,15 @@ import pytest
 from pydantic import ValidationError
 
 from playbooks.circuit_breaker_open import BreakerParameters, CircuitBreakerOpen
-from remediator.backends.http.breakers import BreakerLever, HttpBreakers, ShapeName
+from remediator.backends.http.breakers import BreakerMitigator, HttpBreakers, ShapeName
 from remediator.backends.http.client import HttpEndpoint
-from remediator.backends.http.migrations import HttpAdmin, MigrationLever
+from remediator.backends.http.migrations import HttpAdmin, MigrationMitigator
 from remediator.backends.prometheus import PrometheusMetrics, PrometheusServer
 from remediator.model.alert import AlertStatus
 from remediator.model.errors import BackendUnavailable
 from remediator.model.finding import FindingStatus, Sense, SenseState
 from remediator.model.mitigation import Mitigation, MitigationState
-from remediator.model.ports import Lever, Port
+from remediator.model.ports import Mitigator, Port
 from remediator.model.readings import Point
 from remediator.model.target import Target
 from remediator.model.verdict import Assessment, Sample
@@ -83,7 +83,7 @@ class Scene:
     """A service with breakers, its upstream, and our two ways to the service."""
 
     service: BreakerService
-    levers: dict[str, Lever]
+    levers: dict[str, Mitigator]
     ports: dict[str, Port]
     labels: dict[str, str] = field(default_factory=dict)
     tried: tuple[Mitigation, ...] = ()
@@ -147,8 +147,8 @@ async def scene_of(
         service = await stack.enter_async_context(breaker_service(**breakers))
         url, name = service.url, "http pay"
         service.migrations = dict(migrations or {})
-        resets = BreakerLever(url, shape=shape, name=name, token=WRITER)
-        moves = MigrationLever(url, name=name, token=WRITER)
+        resets = BreakerMitigator(url, shape=shape, name=name, token=WRITER)
+        moves = MigrationMitigator(url, name=name, token=WRITER)
         kind = HttpBreakers if migrations is None else HttpAdmin
         ports: dict[str, Port] = {
             "admin": await stack.enter_async_context(
@@ -156,7 +156,7 @@ async def scene_of(
             ),
             "upstream": await stack.enter_async_context(HttpEndpoint(url, name="http bank")),
         }
-        levers: dict[str, Lever] = {
+        levers: dict[str, Mitigator] = {
             "reset_breaker": await stack.enter_async_context(resets),
             "set_migration": await stack.enter_async_context(moves),
         }

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from playbooks.circuit_breaker_open import CircuitBreakerOpen
-from remediator.backends.http.breakers import BreakerLever, ShapeName
+from remediator.backends.http.breakers import BreakerMitigator, ShapeName
 from remediator.backends.http.client import HttpEndpoint
-from remediator.backends.http.migrations import HttpAdmin, MigrationLever
+from remediator.backends.http.migrations import HttpAdmin, MigrationMitigator
 from remediator.model.alert import Alert
 from remediator.model.catalog import Catalogue, EnabledPlaybook, Service
 from remediator.model.incident import IncidentOutcome, Phase
 from remediator.model.ports import Port
 from remediator.model.target import Mode, Risk, Target
 from remediator.playbook.loader import PlaybookSet
-from remediator.remediation.step import Levers
+from remediator.remediation.step import Mitigators
 from tests.breaker_fixtures import READER, WRITER, BreakerService, breaker_service
 from tests.store_fixtures import WIDE, Bench, OpenBench, resolved
 
@@ -67,8 +67,8 @@ async def running(
         breaker_service(**breakers) as service,
         HttpAdmin(service.url, shape=shape, name="http pay", token=READER) as admin,
         HttpEndpoint(service.url, name="http bank") as upstream,
-        BreakerLever(service.url, shape=shape, name="http pay", token=WRITER) as resets,
-        MigrationLever(service.url, name="http pay", token=WRITER) as moves,
+        BreakerMitigator(service.url, shape=shape, name="http pay", token=WRITER) as resets,
+        MigrationMitigator(service.url, name="http pay", token=WRITER) as moves,
     ):
         ports: dict[str, Port] = {"admin": admin, "upstream": upstream}
         bench.around = dataclasses.replace(
@@ -76,7 +76,7 @@ async def running(
             catalogue=Catalogue(services=(pay(parameters or {}),), limits=WIDE),
             playbooks=PlaybookSet([CircuitBreakerOpen]),
             ports=lambda service: ports,
-            levers=Levers({("http", "pay-admin"): (resets, moves)}),
+            levers=Mitigators({("http", "pay-admin"): (resets, moves)}),
         )
         alert = bench.alert(alertname="CircuitBreakerOpen", service="pay")
         await bench.receive(alert)

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from playbooks.high_latency import LatencyParameters
-from remediator.backends.http.migrations import HttpMigrations, MigrationLever
+from remediator.backends.http.migrations import HttpMigrations, MigrationMitigator
 from remediator.backends.kubernetes.objects import REVISION
 from remediator.backends.kubernetes.preconditions import ScaleBounds, UndoBounds, read_bounds
 from remediator.backends.kubernetes.rollback import pinned
-from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.mitigator import PostgresMitigator
 from remediator.backends.postgres.reader import PostgresReader
-from remediator.backends.redis.mitigator import RedisLever
+from remediator.backends.redis.mitigator import RedisMitigator
 from remediator.model.connections import Session
 from remediator.model.finding import FindingStatus
 from remediator.model.mitigation import Mitigation, MitigationState
@@ -777,7 +777,7 @@ async def test_a_real_dump_that_blocks_is_named_and_nothing_is_scaled(scene: Sce
 
 
 async def pulled(scene: Scene, plan: Mitigation) -> None:
-    async with PostgresLever(scene.dsn_as("lever"), name="database") as lever:
+    async with PostgresMitigator(scene.dsn_as("lever"), name="database") as lever:
         outcome = await lever.apply(await lever.prepare(plan), "key")
     assert outcome.state is MitigationState.APPLIED
 
@@ -788,7 +788,7 @@ async def pulled(scene: Scene, plan: Mitigation) -> None:
 async def test_the_real_lever_takes_the_plan_for_the_cache(redis_scene: RedisScene) -> None:
     await redis_scene.fill(cached=20, sessions=5)
     plan = await plan_of(Slow(cache=Cache()))
-    async with RedisLever(redis_scene.url, prefixes=("cache:",), name="cache") as lever:
+    async with RedisMitigator(redis_scene.url, prefixes=("cache:",), name="cache") as lever:
         outcome = await lever.apply(await lever.prepare(plan), "key")
     assert outcome.state is MitigationState.APPLIED
     left = await redis_scene.keys()
@@ -801,7 +801,7 @@ async def test_the_real_lever_takes_the_plan_for_migrations() -> None:
         async with HttpMigrations(service.url, name="admin", token=READER) as admin:
             slow = Slow(admin=admin)
             plan = await plan_of(slow)
-            async with MigrationLever(service.url, name="admin", token=WRITER) as lever:
+            async with MigrationMitigator(service.url, name="admin", token=WRITER) as lever:
                 await lever.apply(await lever.prepare(plan), "key")
             assert service.moved == [{"pair": "BTC-USD", "percentage": 0}]
             sample = await replace(slow, prometheus=CALM).verified(plan)

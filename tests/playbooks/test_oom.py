@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from playbooks.oom import OOM, OOMParameters
-from remediator.backends.kubernetes.mitigator import KubernetesLever
+from remediator.backends.kubernetes.mitigator import KubernetesMitigator
 from remediator.backends.kubernetes.objects import quantity, read_pod, read_workload, written
 from remediator.backends.kubernetes.reader import KubernetesReader
 from remediator.model.errors import BackendRefused, BackendUnavailable
@@ -835,7 +835,7 @@ async def test_a_killed_container_gets_its_memory_on_a_real_cluster(cluster: Clu
     playbook = playbook_of(memory_query=None, evidence="optional")  # no kubelet has logs
     async with (
         KubernetesReader(cluster.kubeconfig) as reader,
-        KubernetesLever(cluster.kubeconfig) as lever,
+        KubernetesMitigator(cluster.kubeconfig) as lever,
     ):
         context = context_of(now=at, target=cluster.target(), workload=reader)
         findings = await playbook.diagnose(context)
@@ -860,7 +860,7 @@ async def test_full_pods_are_recycled_on_a_real_cluster(cluster: Cluster) -> Non
     later = datetime.now(UTC) + timedelta(hours=1)
     async with (
         KubernetesReader(cluster.kubeconfig) as reader,
-        KubernetesLever(cluster.kubeconfig) as lever,
+        KubernetesMitigator(cluster.kubeconfig) as lever,
     ):
 
         async def pulled(kind: str, series: list[float], pods: int) -> bool:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from playbooks.pool_exhausted import PoolExhausted, PoolParameters
-from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.mitigator import PostgresMitigator
 from remediator.backends.postgres.reader import PostgresReader
 from remediator.model.connections import ConnectionUsage, Holder, Session
 from remediator.model.errors import BackendUnavailable
@@ -173,7 +173,7 @@ async def diagnosed(
 
 
 async def pulled(scene: Scene, mitigation: Mitigation) -> MitigationState:
-    async with PostgresLever(scene.dsn_as("lever"), name="orders-db") as lever:
+    async with PostgresMitigator(scene.dsn_as("lever"), name="orders-db") as lever:
         preparation = await lever.prepare(mitigation)
         return (await lever.apply(preparation, "key")).state
 

@@ -12,7 +12,7 @@ import pytest
 from remediator.api.audit import audit_routes
 from remediator.api.events import live_routes
 from remediator.api.operator import api_routes
-from remediator.backends.postgres.mitigator import PostgresLever
+from remediator.backends.postgres.mitigator import PostgresMitigator
 from remediator.backends.postgres.reader import PostgresReader
 from remediator.cli import app
 from remediator.config.settings import load_settings
@@ -62,7 +62,7 @@ async def test_the_playbook_of_the_guide_ends_a_forgotten_transaction(
         (plan,) = seen.proposal.mitigations
         assert [item.key for item in plan.items] == [f"pid {leak}"]
         assert plan.kind in playbook.levers
-        async with PostgresLever(scene.dsn_as("lever"), name="orders-db") as lever:
+        async with PostgresMitigator(scene.dsn_as("lever"), name="orders-db") as lever:
             outcome = await lever.apply(await lever.prepare(plan), "effect")
         assert outcome.state is MitigationState.APPLIED
         assert not await scene.is_(leak)

@@ -20,7 +20,7 @@ from remediator.api.listener import ConnectionLimits, listening
 from remediator.api.openapi import describe
 from remediator.api.routing import build_app
 from remediator.model.access import Credential, Role
-from remediator.model.events import Happening, LiveEvent
+from remediator.model.events import EventType, LiveEvent
 from tests.postgres_fixtures import eventually
 
 NOW = datetime(2026, 11, 20, 16, tzinfo=UTC)
@@ -31,7 +31,7 @@ CREDENTIALS = (
 )
 
 
-def an_event(what: str, kind: Happening = Happening.OPENED) -> LiveEvent:
+def an_event(what: str, kind: EventType = EventType.OPENED) -> LiveEvent:
     return LiveEvent(kind=kind, id=what, at=NOW)
 
 
@@ -120,7 +120,7 @@ async def test_events_are_streamed_as_they_come_with_ids_only(wall: Wall) -> Non
         assert answer.headers["Content-Type"] == "text/event-stream"
         await wall.listeners(1)
         wall.hub.publish(an_event("inc-1"))
-        wall.hub.publish(LiveEvent(kind=Happening.PAUSED, scope="shop", at=NOW))
+        wall.hub.publish(LiveEvent(kind=EventType.PAUSED, scope="shop", at=NOW))
         lines = answer.aiter_lines()
         said = [line async for line in _until(lines, 8)]
     assert said[0] == ": listening"

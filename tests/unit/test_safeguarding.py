@@ -22,7 +22,7 @@ from remediator.model.mitigation import (
     Preparation,
 )
 from remediator.model.target import Mode, Target
-from remediator.model.transition import Hindsight, Mended, Past, Standing
+from remediator.model.transition import LedgerHistory, LimitUsage, Mended, Past
 from remediator.remediation.decide import apply_policy as decide
 from remediator.remediation.limits import judge
 
@@ -74,8 +74,8 @@ def mended(number: int, ago: timedelta, back: timedelta | None) -> Mended:
     return Mended(incident=IncidentId(f"inc-{number}"), at=at, back_at=back_at)
 
 
-def standing(**facts: Any) -> Standing:
-    return Standing(
+def standing(**facts: Any) -> LimitUsage:
+    return LimitUsage(
         now=NOW,
         incident=IncidentId("inc-now"),
         system="shop",
@@ -86,7 +86,7 @@ def standing(**facts: Any) -> Standing:
         busy_with=None,
         held_by=None,
         last_on_target=None,
-        past=Hindsight(**facts),
+        past=LedgerHistory(**facts),
     )
 
 
@@ -97,7 +97,7 @@ def allowance(services: int = 1, **rules: Any) -> Allowance:
 
 
 def verdict(
-    what: Mitigation | Preparation, seen: Standing, allowed: Allowance | None = None, **more: Any
+    what: Mitigation | Preparation, seen: LimitUsage, allowed: Allowance | None = None, **more: Any
 ) -> Decision:
     return judge(seen, allowed or allowance(), what, **more)
 

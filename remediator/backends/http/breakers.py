@@ -118,8 +118,8 @@ class HttpBreakers(HttpEndpoint):
         return await _listed(self, self._shape)
 
 
-class BreakerLever:
-    """Resets one open breaker (``ports.Lever``), with a token of its own.
+class BreakerMitigator:
+    """Resets one open breaker (``ports.Mitigator``), with a token of its own.
 
     Not conditional: neither shape can be told "only if it is still open", so a lost reset is
     looked up and never repeated. A breaker that opens again after it is for ``verify``.

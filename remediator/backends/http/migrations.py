@@ -60,8 +60,8 @@ class HttpAdmin(HttpBreakers, HttpMigrations):
         return sense if sense.state is not SenseState.OK else await HttpMigrations.probe(self)
 
 
-class MigrationLever:
-    """Lowers the migrations of named pairs (``ports.Lever``), with a token of its own.
+class MigrationMitigator:
+    """Lowers the migrations of named pairs (``ports.Mitigator``), with a token of its own.
 
     Not conditional: the service sets whatever it is sent, whenever it arrives. To set 0 twice
     raises nothing; but it would undo what a human set in between, and any other figure could lift

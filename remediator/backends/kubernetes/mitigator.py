@@ -51,8 +51,8 @@ class NoRight(BackendRefused):
     """A right that our account can do without is wanting; says which."""
 
 
-class KubernetesLever(Cluster):
-    """Changes the deployments of one cluster, one request each (``ports.Lever``).
+class KubernetesMitigator(Cluster):
+    """Changes the deployments of one cluster, one request each (``ports.Mitigator``).
 
     Every request is asked with ``dryRun=All`` when it is prepared, so that a missing right, a
     quota, a webhook or a disruption budget says no before anything is reserved.

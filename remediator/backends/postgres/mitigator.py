@@ -49,8 +49,8 @@ POLL = 0.05
 _log = structlog.get_logger(__name__)
 
 
-class PostgresLever(PostgresClient):
-    """Ends sessions and cancels queries, one guarded statement each (``ports.Lever``).
+class PostgresMitigator(PostgresClient):
+    """Ends sessions and cancels queries, one guarded statement each (``ports.Mitigator``).
 
     A mitigation is applied when the server took at least one signal; unknown when an answer was
     lost and the session cannot be seen gone. A session that took the signal and is still there

@@ -1,4 +1,4 @@
-"""What may be signalled, and what became of it: the pure decisions of ``PostgresLever``."""
+"""What may be signalled, and what became of it: the pure decisions of ``PostgresMitigator``."""
 
 from __future__ import annotations
 

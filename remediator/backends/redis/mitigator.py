@@ -50,8 +50,8 @@ class _RightsUnknown(BackendRefused):
     """The server does not say which rights we have."""
 
 
-class RedisLever(RedisConnection):
-    """Removes the keys of one configured prefix (``ports.Lever``).
+class RedisMitigator(RedisConnection):
+    """Removes the keys of one configured prefix (``ports.Mitigator``).
 
     Not conditional: a cache refills at once, so the server cannot refuse a second removal; a lost
     one is looked up and never repeated. Every key is compared with the prefix by us as well.

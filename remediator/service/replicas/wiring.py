@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from remediator.api.events import LISTENERS, Hub
 from remediator.config.settings import Settings
 from remediator.model.catalog import Catalogue
-from remediator.model.events import Announce, Happening, LiveEvent
+from remediator.model.events import Announce, EventType, LiveEvent
 from remediator.playbook.loader import PlaybookSet
 from remediator.service.metrics import Telemetry
 from remediator.store.duplicates import NoRepeats, Repeats
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 UNLIMITED = "unlimited"
 """The admission rate of who may post as often as he likes."""
-_RINGING = frozenset({Happening.OPENED, Happening.PAUSED, Happening.RESUMED})
+_RINGING = frozenset({EventType.OPENED, EventType.PAUSED, EventType.RESUMED})
 """What another replica looks at the store for at once. Not for a delivery, which the replica that
 took it triages at once, nor for each step of an incident, which goes on where it is."""
 
@@ -76,8 +76,8 @@ class Shared:
     def announce(self) -> Announce:
         """What the store tells of what happened here."""
 
-        def announce(kind: Happening, what: str) -> None:
-            scoped = kind in (Happening.PAUSED, Happening.RESUMED)
+        def announce(kind: EventType, what: str) -> None:
+            scoped = kind in (EventType.PAUSED, EventType.RESUMED)
             named = {"scope" if scoped else "id": what}
             event = LiveEvent(kind=kind, at=datetime.now(UTC), **named)
             self.hub.publish(event)
