@@ -28,6 +28,7 @@ FORMS = {
     "AWS access key": "AKIAZX9QW7LM4TN2RB8K",
     "AWS secret": f"aws_secret_access_key = {SECRET}",
     "JWT": f"eyJhbGciOiJIUzI1NiJ9.{SECRET}.{SECRET}",
+    "cut JWT": f"eyJhbGciOiJIUzI1NiJ9{SECRET}",
     "URL password": f"amqp://app:{SECRET}@mq:5672/orders",
     "Slack bot token": f"xoxb-1-{SECRET}",
     "Slack app token": f"xapp-1-{SECRET}",
