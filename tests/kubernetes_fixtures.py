@@ -415,9 +415,18 @@ class Cluster:
             counts = {status.get(k, 0) for k in ("replicas", "readyReplicas")}
             seen = status.get("observedGeneration", 0) >= found["metadata"]["generation"]
             same = status.get("updateRevision") == status.get("currentRevision")
-            return seen and same and counts == {wanted}
+            return seen and same and counts == {wanted} and await self._all_ready(wanted)
 
         await until(complete, "all members are ready")
+
+    async def _all_ready(self, wanted: int) -> bool:
+        """Say whether the members themselves are there and ready: a status lags behind an eviction."""
+        pods = await self.pods("store")
+        ready = [
+            any(c["type"] == "Ready" and c["status"] == "True" for c in found)
+            for found in (pod["status"].get("conditions", []) for pod in pods)
+        ]
+        return len(pods) == wanted and ready == [True] * wanted
 
     async def settle(self, name: str = "orders") -> None:
         """Play the kubelet until the deployment's rollout is complete."""
