@@ -63,7 +63,7 @@ class Service:
                 env=self.environment,
             )
         assert self.process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):  # a start on a machine that is busy with other tests
             line = (await self.process.stdout.readline()).decode()
         match = re.search(r"http://\S+", line)
         assert match is not None, f"{line!r}\n{self.log()}"

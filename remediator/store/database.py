@@ -26,6 +26,7 @@ from remediator.store.audit.chain import Keys
 from remediator.store.engines import (
     HELD_FOR,
     MIGRATED_WITHIN,
+    MIGRATION_HELD_FOR,
     Pooling,
     engine_of,
     is_postgres,
@@ -128,12 +129,21 @@ class Database:
         try:
             with self._noticing():
                 async with engine.begin() as connection:
-                    await self._begin(connection, pooled=True, lock=MIGRATION_LOCK)
+                    await self._begin(
+                        connection, pooled=True, lock=MIGRATION_LOCK, held=MIGRATION_HELD_FOR
+                    )
                     return await operation(connection)
         finally:
             await engine.dispose()
 
-    async def _begin(self, connection: AsyncConnection, *, pooled: bool, lock: int | None) -> None:
+    async def _begin(
+        self,
+        connection: AsyncConnection,
+        *,
+        pooled: bool,
+        lock: int | None,
+        held: str = HELD_FOR,
+    ) -> None:
         """Set what a session of our own has from its start, and take the transaction's lock.
 
         First of all, so that no row lock is held while waiting for it.
@@ -142,7 +152,7 @@ class Database:
         given: dict[str, Any] = {}
         if pooled:
             wanted.append("set_config('idle_in_transaction_session_timeout', :held, true)")
-            given["held"] = HELD_FOR
+            given["held"] = held
         if lock is not None:
             wanted.append("pg_advisory_xact_lock(:key)")
             given["key"] = lock

@@ -23,6 +23,8 @@ HELD_FOR = "5s"
 """Time that a process which stands still in a transaction keeps its locks in PostgreSQL."""
 _LOOKS_FOR = "60s"
 """The same for a transaction that only reads: it keeps no lock that a write waits for."""
+MIGRATION_HELD_FOR = "60s"
+"""The same for a migration: it begins anew from nothing, and a machine may stand still for a while."""
 MIGRATED_WITHIN = 600.0
 """Seconds that a statement may take which changes the schema, or waits until somebody else has."""
 _CONNECTED_WITHIN = 5.0
