@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
-import httpx
 import typer
 
 from remediator.cli.output import REFUSED, USAGE, Failure, machine_readable, plain, show
 
 if TYPE_CHECKING:
+    import httpx
+
     from remediator.cli.client import Api
 
 
