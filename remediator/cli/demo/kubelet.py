@@ -152,7 +152,10 @@ class Kubelet:
         digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()[:8]
         number = len(self.cluster.replica_sets) + 1
         metadata = _metadata(f"{NAME}-{digest}", f"replicaset-{number}")
-        metadata["annotations"] = {"deployment.kubernetes.io/revision": str(number)}
+        revision = {"deployment.kubernetes.io/revision": str(number)}
+        metadata["annotations"] = revision
+        annotations = self.cluster.deployment["metadata"].setdefault("annotations", {})
+        annotations.update(revision)
         metadata["ownerReferences"] = [_owner(self.cluster.deployment, "Deployment")]
         spec = {"replicas": REPLICAS, "template": copy.deepcopy(template)}
         self.cluster.replica_sets.append({"metadata": metadata, "spec": spec, "status": {}})
