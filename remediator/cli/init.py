@@ -79,29 +79,32 @@ def _url(text: str | None) -> str | None:
 def _files(folder: Path, backends: Backends, database: str, app_role: str) -> Files:
     from secrets import token_urlsafe
 
-    from remediator.cli import init_files as scaffold
-    from remediator.cli import init_proposal as proposal
+    from remediator.cli import init_files, init_proposal
     from remediator.cli.discovery import discover
     from remediator.playbook.loader import load_playbooks
 
-    postgres = scaffold.Postgres.read(database)
-    passwords = scaffold.Passwords(token_urlsafe(24), token_urlsafe(24))
+    postgres = init_files.Postgres.read(database)
+    passwords = init_files.Passwords(token_urlsafe(24), token_urlsafe(24))
     found = discover(backends.prometheus, backends.alertmanager, backends.kubeconfig)
-    services, playbooks = proposal.propose(found) or proposal.example(), load_playbooks()
-    proposal.attach(services, playbooks, scaffold.DATABASE, app_role)
+    services, playbooks = init_proposal.propose(found) or init_proposal.example(), load_playbooks()
+    init_proposal.attach(services, playbooks, init_files.DATABASE, app_role)
     watched = "main" if backends.prometheus else None
-    systems = proposal.written(services, playbooks, watched)
-    text = scaffold.configuration(backends, systems, proposal.unplaced(found))
+    systems = init_proposal.written(services, playbooks, watched)
+    text = init_files.configuration(backends, systems, init_proposal.unplaced(found))
     secrets = {
-        f"secrets/{scaffold.DATABASE}-reader-dsn": postgres.dsn(scaffold.READER, passwords.reader),
-        f"secrets/{scaffold.DATABASE}-writer-dsn": postgres.dsn(scaffold.WRITER, passwords.writer),
-        "secrets/postgres-grants.sql": scaffold.grants(postgres, passwords),
+        f"secrets/{init_files.DATABASE}-reader-dsn": postgres.dsn(
+            init_files.READER, passwords.reader
+        ),
+        f"secrets/{init_files.DATABASE}-writer-dsn": postgres.dsn(
+            init_files.WRITER, passwords.writer
+        ),
+        "secrets/postgres-grants.sql": init_files.grants(postgres, passwords),
     }
     return {
         "remediator.yaml": (text, 0o644),
         **{name: (secret.rstrip("\n") + "\n", 0o600) for name, secret in secrets.items()},
-        "prometheus-rule.yml": (scaffold.RULE, 0o644),
-        "alertmanager.yml": (scaffold.receiver(folder / "state" / "token"), 0o644),
+        "prometheus-rule.yml": (init_files.RULE, 0o644),
+        "alertmanager.yml": (init_files.receiver(folder / "state" / "token"), 0o644),
     }
 
 

@@ -154,7 +154,7 @@ def replay(
 ) -> None:
     """Handle one alert again; a dry run that changes nothing, unless --for-real is given."""
     from remediator.cli.client import Api
-    from remediator.cli.incidents import follow
+    from remediator.cli.incident_list import follow
 
     params = {"dry_run": "false" if for_real else "true"}
     if playbook is not None:

@@ -34,7 +34,7 @@ def incidents(  # noqa: PLR0913 - each is an option of the command
     watch: Annotated[bool, typer.Option("--watch", help="Go on showing what changes.")] = False,
 ) -> None:
     """List the incidents, those that need you first, or show one as a timeline."""
-    from remediator.cli import incidents as listing
+    from remediator.cli import incident_list
     from remediator.cli.client import Api
     from remediator.cli.ids import incident_id
 
@@ -44,7 +44,9 @@ def incidents(  # noqa: PLR0913 - each is an option of the command
     given = {key: value for key, value in filters.items() if value is not None}
     if incident is not None and (given or since or limit or everything):
         raise Failure(USAGE, "with the ID of one incident, leave the filters out")
-    asked = listing.Asked(given, since_then(since) if since else None, limit, everything=everything)
+    asked = incident_list.Asked(
+        given, since_then(since) if since else None, limit, everything=everything
+    )
     with Api() as api:
         if incident is not None:
             incident = incident_id(api, incident)
@@ -53,11 +55,13 @@ def incidents(  # noqa: PLR0913 - each is an option of the command
             print_json(api.get(path, asked.params()))
         elif watch:
             with suppress(KeyboardInterrupt):  # the way to end it
-                listing.follow(api, [incident]) if incident else listing.watch(api, asked)
+                incident_list.follow(api, [incident]) if incident else incident_list.watch(
+                    api, asked
+                )
         elif incident is None:
-            listing.list_incidents(api, asked)
+            incident_list.list_incidents(api, asked)
         else:
-            listing.show_incident(api, incident)
+            incident_list.show_incident(api, incident)
 
 
 def report(incident: IncidentArgument) -> None:

@@ -55,7 +55,7 @@ def serve(*, config: Config = None) -> None:
     settings = settings_of(config)
     import asyncio
 
-    from remediator import service as app
+    from remediator import service
     from remediator.service.logging import configure_logging
 
     first = not (settings.state_dir / "operator-token").exists()
@@ -74,7 +74,7 @@ def serve(*, config: Config = None) -> None:
         return found
 
     configure_logging(settings.log.format, settings.log.level, sys.stderr)
-    asyncio.run(app.serve(settings, on_ready=on_ready, reread=reread))
+    asyncio.run(service.serve(settings, on_ready=on_ready, reread=reread))
 
 
 def _standing(settings: Settings) -> str:
@@ -82,7 +82,7 @@ def _standing(settings: Settings) -> str:
     from remediator.model.target import Mode, Risk
 
     services = settings.catalogue().services
-    if not any(service.playbooks for service in services):
+    if not any(one.playbooks for one in services):
         return NOTHING_YET if not services else NO_PLAYBOOK
     every = [e.modes.values() for s in services for e in s.playbooks.values()]
     acting = sum(bool({Mode.APPROVE, Mode.AUTO} & set(modes)) for modes in every)
@@ -145,10 +145,10 @@ def check(*, config: Config = None) -> None:
     settings = settings_of(config)
     import asyncio
 
-    from remediator import service as app
+    from remediator import service
 
     with _without_log():  # what it would say is in the report
-        report = asyncio.run(app.check(settings))
+        report = asyncio.run(service.check(settings))
     screen = console()
     for level, subject, message in report.lines:
         line = styled(level, LEVEL_STYLES.get(level, "")).append(f"  {plain(subject)}: ")
@@ -177,9 +177,9 @@ def migrate(*, config: Config = None) -> None:
     settings = settings_of(config)
     import asyncio
 
-    from remediator import service as app
+    from remediator import service
 
-    typer.echo(asyncio.run(app.migrate(settings)))
+    typer.echo(asyncio.run(service.migrate(settings)))
 
 
 def rbac(
@@ -207,11 +207,11 @@ def rbac(
     A writer's Role is there only where a playbook's mode is approve or auto.
     """
     settings = settings_of(config)
-    from remediator.service import rbac as needed
+    from remediator.service.rbac import Account, Wanted, chart_values, roles
 
-    accounts = (needed.Account.named(reader), needed.Account.named(writer))
-    wanted = needed.Wanted(*accounts, cluster=cluster, namespaces=namespace or ())
-    write = needed.chart_values if values else needed.roles
+    accounts = (Account.named(reader), Account.named(writer))
+    wanted = Wanted(*accounts, cluster=cluster, namespaces=namespace or ())
+    write = chart_values if values else roles
     typer.echo(write(settings, wanted), nl=False)
 
 

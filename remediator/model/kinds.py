@@ -50,11 +50,11 @@ class Kind(Value):
     limits: tuple[Limits, ...] = Field(min_length=1)
     """Bounds of this kind on one target. All of them hold."""
     raises: bool = False
-    """Whether it raises a figure; its lever says from what to what (``model.Figure``)."""
+    """Whether it raises a figure; its lever says from what to what (``model.mitigation.Figure``)."""
     factor: float = 10.0
     """Times that all changes of this kind together may raise a figure; `growth` may say less."""
     touches: bool = False
-    """Whether it ends running instances; its lever says how many (``model.Instances``)."""
+    """Whether it ends running instances; its lever says how many (``model.mitigation.Instances``)."""
     share: float = 1.0
     """Share of a workload's instances that may be ended in a short time; `spread` may say less."""
     replaces: frozenset[str] = frozenset()

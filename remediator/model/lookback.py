@@ -1,7 +1,7 @@
 """Bounds that look back: at what our own changes came to, over all playbooks together.
 
 The values of the configuration; ``kinds`` says which kinds of change each is about. What happened is
-read in the reservation's transaction; ``mitigation.safeguarding`` judges it.
+read in the reservation's transaction; ``remediation.limits`` judges it.
 """
 
 from __future__ import annotations

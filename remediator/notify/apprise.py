@@ -23,7 +23,7 @@ _TITLE = 200
 
 
 class AppriseChannel:
-    """Implements ``summons.Channel`` for one URL of apprise's."""
+    """Implements ``notification.Channel`` for one URL of apprise's."""
 
     def __init__(self, name: str, url: str, *, timeout: float = TIMEOUT) -> None:
         """Prepare the channel ``name``; the ``url`` is a secret. ``ConfigError`` for a bad one."""

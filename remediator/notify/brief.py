@@ -11,7 +11,7 @@ from remediator.model.finding import FindingStatus
 from remediator.model.incident import IncidentState
 from remediator.model.verdict import Assessment
 from remediator.model.views import Frame, IncidentView, MitigationView
-from remediator.notify import text as wording
+from remediator.notify import sentences
 from remediator.notify.actions import action
 from remediator.notify.approvals import waits
 
@@ -62,14 +62,14 @@ def _done(view: IncidentView, frame: Frame) -> Iterable[str]:
     last = max(view.mitigations, key=lambda m: m.created_at, default=None)
     if last is None:
         is_open = view.state is IncidentState.OPEN
-        yield from [] if is_open else [wording.nothing_done(view)]
+        yield from [] if is_open else [sentences.nothing_done(view)]
         return
     what = action(last)
     if waits(view, last):
         until = f" before {frame.local(last.expires_at, '%H:%M')}" if last.expires_at else ""
         yield f"Approval needed{until}: {what}"
         return
-    yield f"{wording.fate(last)}: {what}{_verdict(last)}"
+    yield f"{sentences.fate(last)}: {what}{_verdict(last)}"
     if view.state is IncidentState.CLOSED and view.reason:
         yield f"Why: {view.reason}"
 

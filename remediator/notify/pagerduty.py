@@ -29,7 +29,7 @@ _ACTIONS = {
 
 
 class PagerDutyEvents:
-    """Implements ``summons.Channel``. Use as an async context manager."""
+    """Implements ``notification.Channel``. Use as an async context manager."""
 
     def __init__(self, routing_key: str, url: str, *, timeout: float = TIMEOUT) -> None:
         """Keep the ``routing_key``, which is a secret; ``url`` is without ``/v2/enqueue``."""

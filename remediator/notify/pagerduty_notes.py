@@ -26,7 +26,7 @@ _TITLES = {Word.FOUND: "What was found", Word.DONE: "What was done"}
 
 
 class PagerDutyNotes:
-    """Implements ``summons.Channel``; a summons' subject is an incident's id of PagerDuty's."""
+    """Implements ``notification.Channel``; a summons' subject is an incident's id of PagerDuty's."""
 
     def __init__(self, token: str, from_email: str, url: str, *, timeout: float = TIMEOUT) -> None:
         """Write as the user ``from_email``; the ``token`` is a secret."""

@@ -25,7 +25,7 @@ from remediator.model.views import (
     Report,
     TimelineEvent,
 )
-from remediator.notify import text as wording
+from remediator.notify import sentences
 from remediator.notify.approvals import requests
 from remediator.notify.brief import brief
 from remediator.notify.links import links
@@ -54,7 +54,7 @@ def summarise(view: IncidentView, frame: Frame = Frame()) -> Report:  # noqa: B0
         found=tuple(_found(view)),
         done=(*done, *_reasons(view, frame, said=" ".join(done))),
         helped=_helped(view),
-        next_step=wording.next_step(view, frame),
+        next_step=sentences.next_step(view, frame),
         urgent=_urgent(view),
         final=view.state is IncidentState.CLOSED,
         brief=tuple(brief(view, frame)),
@@ -75,7 +75,7 @@ def _headline(view: IncidentView) -> str:
     place = "/".join(part for part in (view.system, view.service) if part)
     subject = place or (view.alerts[0].labels.get("alertname") if view.alerts else None)
     words = [
-        f"{wording.symbol(view, urgent=_urgent(view))} {wording.standing(view)}:",
+        f"{sentences.symbol(view, urgent=_urgent(view))} {sentences.standing(view)}:",
         f"{subject or 'unknown service'},",
         f"{view.playbook or 'no playbook'}" + (" (dry run)" if view.dry_run else ""),
     ]
@@ -165,11 +165,11 @@ def _of(findings: list[FindingView], status: FindingStatus) -> list[FindingView]
 def _done(view: IncidentView) -> tuple[str, ...]:
     lines: list[str] = []
     for mitigation in sorted(view.mitigations, key=lambda m: m.created_at):
-        lines += (wording.attempt(mitigation), *_items(mitigation))
+        lines += (sentences.attempt(mitigation), *_items(mitigation))
     if not lines:
-        lines.append(wording.nothing_done(view))
+        lines.append(sentences.nothing_done(view))
     elif view.reason and view.reason not in {m.evidence for m in view.mitigations}:
-        lines.append(f"Result: {wording.sentence(view.reason)}")
+        lines.append(f"Result: {sentences.sentence(view.reason)}")
     return tuple(lines)
 
 
@@ -178,7 +178,7 @@ def _items(mitigation: MitigationView) -> Iterable[str]:
     for item in mitigation.items:
         by_state[item.state].append(f"{item.key} ({item.detail})" if item.detail else item.key)
     for state, items in by_state.items():
-        yield f"{_count(len(items), 'item')} {wording.ITEM_STATES[state]}: {_listed(items)}."
+        yield f"{_count(len(items), 'item')} {sentences.ITEM_STATES[state]}: {_listed(items)}."
     if mitigation.planned and not mitigation.items:
         planned = [item.key for item in mitigation.planned]
         yield f"{_count(len(planned), 'item')} {_planned(mitigation.state)}: {_listed(planned)}."
@@ -200,8 +200,8 @@ def _cut(text: str) -> str:
 
 def _planned(state: MitigationState) -> str:
     """Say what is known of the items of a plan whose outcome does not name them."""
-    tried = {*wording.TOUCHED, MitigationState.NOT_APPLIED, MitigationState.UNKNOWN}
-    return "planned" if state in tried else wording.ITEM_STATES[state]
+    tried = {*sentences.TOUCHED, MitigationState.NOT_APPLIED, MitigationState.UNKNOWN}
+    return "planned" if state in tried else sentences.ITEM_STATES[state]
 
 
 def _listed(items: list[str]) -> str:
@@ -218,7 +218,7 @@ def _reasons(view: IncidentView, frame: Frame, said: str) -> list[str]:
         if event.reason and not told and not _is_routine(event):
             reasons[event.reason] = (
                 f"{frame.local(event.at, '%H:%M:%S')} {event.step}, {event.event}:"
-                f" {wording.sentence(event.reason)}"
+                f" {sentences.sentence(event.reason)}"
             )
     return list(reasons.values())[-_SHOWN_REASONS:]
 
@@ -234,10 +234,10 @@ def _is_routine(event: TimelineEvent) -> bool:
 def _helped(view: IncidentView) -> str:
     judged = [m for m in view.mitigations if m.verdict is not None]
     if judged:
-        return wording.verdict(max(judged, key=lambda m: m.created_at))
+        return sentences.verdict(max(judged, key=lambda m: m.created_at))
     if view.outcome is IncidentOutcome.RESOLVED_BY_ITSELF:
         return "The alert resolved without intervention; there was nothing to verify."
-    if any(m.state in wording.TOUCHED for m in view.mitigations):
+    if any(m.state in sentences.TOUCHED for m in view.mitigations):
         closed = view.state is IncidentState.CLOSED
         return "It was never verified whether it helped." if closed else "Not known yet."
     if any(m.state is MitigationState.UNKNOWN for m in view.mitigations):

@@ -103,7 +103,7 @@ def _requests(report: Report, mention: str, *, buttons: bool) -> Iterator[_Draft
 
 
 class SlackBot:
-    """Implements ``ports.Notifier`` with a bot token: one message an incident, edited in place.
+    """Implements ``notification.Notifier`` with a bot token: one message an incident, edited in place.
 
     Requests for an approval are new messages in its thread, shown in the channel as well and edited
     once they are decided. The whole report is in the thread too, and the detail once it is closed.
@@ -236,7 +236,7 @@ def _post_of(draft: _Draft, message: str) -> Post:
 
 
 class SlackWebhook:
-    """Implements ``ports.Notifier`` with an incoming webhook, whose messages cannot be edited.
+    """Implements ``notification.Notifier`` with an incoming webhook, whose messages cannot be edited.
 
     One message at the start, one at the end, and in between one for each request for an approval.
     """

@@ -34,7 +34,7 @@ CALL_TIMEOUT = 30.0
 SETTLE_TIME = timedelta(seconds=2)
 """Time past ``apply_before`` after which a call begun in time has reached its backend."""
 PULL_TIMEOUT = (LATEST - SETTLE_TIME).total_seconds()
-"""Seconds that making a change may take, all waiting and reading of its adapter included."""
+"""Seconds that making a change may take, all waiting and reading of its backend included."""
 TELLS_WITHIN = timedelta(minutes=1)
 """Time past ``apply_before`` in which what is seen may still come to tell: a half-open breaker closes
 or opens. What was removed in part, or has grown again, never will."""

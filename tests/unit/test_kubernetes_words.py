@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remediator.backends.kubernetes.client import SHOWN, KubernetesClient
-from remediator.backends.kubernetes.text import memory
+from remediator.backends.kubernetes.descriptions import memory
 from remediator.model.errors import BackendRefused
 from tests.kubernetes_fixtures import served
 

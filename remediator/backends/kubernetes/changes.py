@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from pydantic import JsonValue
 
-from remediator.backends.kubernetes import text as words
+from remediator.backends.kubernetes import descriptions
 from remediator.backends.kubernetes.client import Change
 from remediator.backends.kubernetes.headroom import (
     demand_of,
@@ -221,13 +221,13 @@ def _set_memory(mitigation: Mitigation, scene: Scene) -> Preparation:
         raise BackendRefused(f"container {name}: {what}")
     limit = found.memory_limit
     as_declared(scene, name, limit)
-    cap = f"{words.memory(wanted)} is beyond the cap of {words.memory(bounds.cap)}"
+    cap = f"{descriptions.memory(wanted)} is beyond the cap of {descriptions.memory(bounds.cap)}"
     forbid(
         (wanted > bounds.cap, cap),
-        (limit >= wanted, f"already so: the limit of {name} is {words.memory(limit)}"),
+        (limit >= wanted, f"already so: the limit of {name} is {descriptions.memory(limit)}"),
         (
             wanted > limit * STEP,
-            f"{words.memory(limit)} to {words.memory(wanted)} is more than twice",
+            f"{descriptions.memory(limit)} to {descriptions.memory(wanted)} is more than twice",
         ),
     )
     kind = "initContainers" if found.init else "containers"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Literal, NamedTuple
 
-from remediator.backends.kubernetes import text as words
+from remediator.backends.kubernetes import descriptions
 from remediator.backends.kubernetes.objects import Object, amount
 
 Amounts = Mapping[str, Decimal]
@@ -168,7 +168,7 @@ def _left(quota: Object, name: str, demand: Demand) -> QuotaRoom:
 
 
 def _free(quota: Object, name: str) -> tuple[Decimal, str]:
-    """Return what a quota leaves of one resource, and its figures in words."""
+    """Return what a quota leaves of one resource, and its figures in descriptions."""
     status, called = quota["status"], quota["metadata"]["name"]
     hard, used = status["hard"][name], (status.get("used") or {}).get(name, "0")
     figures = f"{_said(name, amount(used))} of {_said(name, amount(hard))} {name} are used"
@@ -204,7 +204,7 @@ def quota_short(
 
 
 def _said(name: str, needed: Decimal) -> str:
-    return words.memory(needed) if name.endswith("memory") else f"{needed.normalize():f}"
+    return descriptions.memory(needed) if name.endswith("memory") else f"{needed.normalize():f}"
 
 
 _BOUNDLESS = 1 << 31

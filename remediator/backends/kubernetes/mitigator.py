@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import structlog
 
-from remediator.backends.kubernetes import text as words
+from remediator.backends.kubernetes import descriptions
 from remediator.backends.kubernetes.changes import (
     CONSEQUENCES,
     PLANNERS,
@@ -107,7 +107,7 @@ class KubernetesMitigator(Cluster):
         except (BackendRefused, BackendUnavailable) as error:  # nothing has been sent
             outcome = Outcome(state=MitigationState.NOT_APPLIED, detail=str(error))
         else:
-            done = Outcome(state=MitigationState.APPLIED, detail=words.done(preparation))
+            done = Outcome(state=MitigationState.APPLIED, detail=descriptions.done(preparation))
             outcome = await self._send(change, done)
         _log.info("cluster_changed", effect_key=effect_key, state=outcome.state.value)
         return outcome
@@ -121,7 +121,7 @@ class KubernetesMitigator(Cluster):
         else:
             done = live is not None and stands(live, kind, effect_key)
         if done:
-            return Outcome(state=MitigationState.APPLIED, detail=words.done(preparation))
+            return Outcome(state=MitigationState.APPLIED, detail=descriptions.done(preparation))
         return Outcome(state=MitigationState.NOT_APPLIED, detail="the object is without the change")
 
     async def revert(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from pydantic import Field, JsonValue, ValidationError
 
-from remediator.backends.kubernetes import text as words
+from remediator.backends.kubernetes import descriptions
 from remediator.backends.kubernetes.field_managers import Wrote, last_other_writer
 from remediator.backends.kubernetes.objects import (
     Object,
@@ -176,9 +176,13 @@ def as_declared(scene: Scene, name: str, limit: int) -> None:
         for container in pod.containers if pod.stays else ():
             has = container.memory_limit
             if container.name == name and has != limit:
-                had = "no memory limit" if has is None else f"a memory limit of {words.memory(has)}"
+                had = (
+                    "no memory limit"
+                    if has is None
+                    else f"a memory limit of {descriptions.memory(has)}"
+                )
                 raise BackendRefused(
-                    f"{name} of {pod.name} has {had}, and the template says {words.memory(limit)}:"
+                    f"{name} of {pod.name} has {had}, and the template says {descriptions.memory(limit)}:"
                     " it was resized in place, or an autoscaler or a webhook sets it"
                 )
 
@@ -194,8 +198,8 @@ def keeps_resized(scene: Scene, pods: Sequence[Object]) -> None:
             limit, has = declared.get(container.name), container.memory_limit
             if limit is not None and has is not None and has > limit:
                 raise BackendRefused(
-                    f"{container.name} of {pod.name} was resized in place to {words.memory(has)},"
-                    f" and a new pod would have {words.memory(limit)} again"
+                    f"{container.name} of {pod.name} was resized in place to {descriptions.memory(has)},"
+                    f" and a new pod would have {descriptions.memory(limit)} again"
                 )
 
 

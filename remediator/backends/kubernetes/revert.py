@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pydantic import JsonValue
 
-from remediator.backends.kubernetes import text as words
+from remediator.backends.kubernetes import descriptions
 from remediator.backends.kubernetes.client import MANAGER, Change
 from remediator.backends.kubernetes.objects import Object, amount, read_workload
 from remediator.backends.kubernetes.preconditions import (
@@ -142,12 +142,12 @@ def _one_down(preparation: Preparation, effect: str, live: Object, way: _Descent
     # a mark of a time to come is of a clock that was ahead: nobody waits for that
     if -min(SKEW, bounds.step_pause) <= waited < bounds.step_pause:  # an answer was lost
         left = min(bounds.step_pause - waited, bounds.step_pause)
-        return _lowering(f"{words.lowered(preparation, present)} before", old, left)
+        return _lowering(f"{descriptions.lowered(preparation, present)} before", old, left)
     wanted = max(old, present - max(1, int(present * bounds.step_down)))
     if wanted == old:
         return _all(preparation, effect, live)
     change = _change(preparation, lowered(effect, wanted, way.at), live, {field: wanted})
-    said = words.lowered(preparation, wanted, present)
+    said = descriptions.lowered(preparation, wanted, present)
     return Step(change, _lowering(said, old, bounds.step_pause))
 
 
@@ -159,7 +159,7 @@ def _lowering(said: str, old: int, pause: timedelta) -> Outcome:
 def _all(preparation: Preparation, effect: str, live: Object) -> Step:
     spec = (preparation.undo or {})["change"]
     change = _change(preparation, undone(effect), live, spec)
-    detail = words.put_back(preparation, live)
+    detail = descriptions.put_back(preparation, live)
     return Step(change, Outcome(state=MitigationState.REVERTED, detail=detail))
 
 

@@ -1,4 +1,4 @@
-"""An emulated Kubernetes API with one deployment: what the remediator's adapter asks, no more.
+"""An emulated Kubernetes API with one deployment: what the remediator asks, no more.
 
 It answers over HTTP as an API server does: two accounts with their rights, versions that refuse a
 late change, dry runs, strategic merge patches. There is no cluster behind it; ``kubelet`` plays

@@ -183,7 +183,7 @@ OOM = Scenario(
     ),
     lever="set_memory",
     parts="The cluster was emulated: a small HTTP server that speaks the Kubernetes API, and pods"
-    " that are figures. The service, its Kubernetes adapter, the webhook, the API and the Slack"
+    " that are figures. The service, its Kubernetes client, the webhook, the API and the Slack"
     " client were real.",
     open=_open,
 )

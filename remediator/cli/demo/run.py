@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import httpx
 from rich.console import Console
 
-from remediator import service as app
 from remediator.cli.demo import ScenarioName
 from remediator.cli.demo.alerts import Route, Timing, play_alerts
 from remediator.cli.demo.breaker import BREAKER
@@ -32,6 +31,7 @@ from remediator.model.incident import IncidentOutcome, IncidentState
 from remediator.model.mitigation import MitigationState
 from remediator.model.verdict import Assessment
 from remediator.model.views import IncidentSummary, IncidentView, Page
+from remediator.service import Running, running
 from remediator.service.logging import configure_logging
 
 SCENARIOS = {
@@ -67,7 +67,7 @@ class Play:
     scenario: Scenario
     world: World
     slack: LocalSlack
-    service: app.Running
+    service: Running
     incident: IncidentView | None = None
     look: Look | None = None
 
@@ -182,7 +182,7 @@ async def _run(screen: Screen, scenario: Scenario) -> int:
     screen.title(scenario.title)
     with _interruptible(), screen.live():
         async with open_site(lambda step: setattr(screen, "status", step)) as site:
-            async with scenario.open(site) as world, app.running(world.settings) as service:
+            async with scenario.open(site) as world, running(world.settings) as service:
                 screen.fact(world.runs)
                 screen.fact(f"remediator listens on {service.url}")
                 performance = Play(screen, scenario, world, site.slack, service)

@@ -97,7 +97,7 @@ class _Question:
 
 
 class SharedRepeats:
-    """Knows repetitions as ``store.repeats.Repeats`` has it. Use ``shared_repeats``."""
+    """Knows repetitions as ``store.duplicates.Repeats`` has it. Use ``shared_repeats``."""
 
     def __init__(
         self, shared: SharedRedis, version: str, believed_for: float = BELIEVED_FOR

@@ -1,4 +1,4 @@
-"""Run by Alembic: migrates on the connection that ``store/schema.py`` holds."""
+"""Run by Alembic: migrates on the connection that ``store/migrate.py`` holds."""
 
 from alembic import context
 
