@@ -1,6 +1,6 @@
 """What the engine and the playbooks need of the outside, one Protocol a role.
 
-Readers are all that a playbook ever sees. A ``Mitigator`` is held by ``mitigation/act.py`` alone.
+Readers are all that a playbook ever sees. A ``Mitigator`` is held by ``remediation/call.py`` alone.
 Every method raises only ``BackendUnavailable`` (ask again later) or ``BackendRefused``.
 """
 
