@@ -24,6 +24,7 @@ class Replica(CrashingService):
             "environ": self.environment,
             "config": str(self.folder / "remediator.yaml"),
             "order": self.order,
+            "ahead": 0,
         }
         return zygote.serve, (task,)
 
