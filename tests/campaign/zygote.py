@@ -153,7 +153,8 @@ def serve(task: dict[str, Any]) -> None:
 def main() -> None:
     """Fork what is asked for until the input ends, then end every process that runs."""
     for name in PRELOADED:
-        importlib.import_module(name)
+        with contextlib.suppress(ModuleNotFoundError):  # a version before may have it elsewhere
+            importlib.import_module(name)
     running: set[int] = set()
     asked = sys.stdin.fileno()
     waiting, wake = os.pipe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.campaign.replicas import ROOT
 from tests.campaign.report import untried
 from tests.campaign.run import Result
 from tests.campaign.sender import Accepted
+from tests.campaign.zygote import PRELOADED
 from tests.campaign_fixtures import AT, ENTRY, INCIDENT, LINE, Row, changed, micros, some_facts
 
 
@@ -289,3 +291,8 @@ def test_upgrades_in_which_nothing_was_changed_are_called_untried(
 def test_every_mutant_has_the_promise_that_it_breaks() -> None:
     assert BREAKS.keys() == MUTANTS.keys()
     assert set().union(*BREAKS.values()) <= set(KINDS) - {"harness"}
+
+
+@pytest.mark.parametrize("name", PRELOADED)
+def test_what_the_campaigns_processes_load_beforehand_is_there(name: str) -> None:
+    assert importlib.import_module(name)
