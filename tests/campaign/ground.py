@@ -39,13 +39,22 @@ class Valkey:
         """Start it, and wait until it answers."""
         if self._process is not None:
             return
-        self.port = self.port or free_port()
+        known = self.port
+
+        async def answers() -> bool:
+            if self._process is None or self._process.poll() is not None:  # its port was taken
+                self.port = known or free_port()
+                self._process = self._run()
+            return await self._answers()
+
+        await until(answers, "Valkey answers")
+
+    def _run(self) -> subprocess.Popen[bytes]:
         options = ("--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir")
         with (self._folder / "valkey.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
+            return subprocess.Popen(
                 [str(get_binary_path()), *options, str(self._folder)], stdout=log, stderr=log
             )
-        await until(self._answers, "Valkey answers")
 
     async def _answers(self) -> bool:
         client = aioredis.Redis.from_url(self.url)
